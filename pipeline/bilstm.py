@@ -15,19 +15,6 @@ PRECISIONS = ("float32", "bfloat16")
 GATES = 4
 
 
-def best_precision():
-    """`"bfloat16"` where the processor multiplies bfloat16 matrices natively, else `"float32"`.
-
-    Reads `/proc/cpuinfo`; where there is none (not Linux), the answer is `"float32"`.
-    """
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line.split() for line in file if line.startswith("flags")), [])
-    except OSError:
-        return "float32"
-    return "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
-
-
 @keras.saving.register_keras_serializable("pipeline")
 class BiLSTM(keras.layers.Layer):
     """Bidirectional LSTM, with the readout as part of the layer.

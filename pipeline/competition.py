@@ -129,10 +129,14 @@ def write_digits(path, images, labels=None):
         table.to_csv(beside, index=False, lineterminator="\n")
 
 
-def write_labels(path, ids, labels):
-    """Write a file in the format of `sample_submission.csv`: CRLF line ends, as Kaggle's own."""
+def write_labels(path, ids, labels, limit=None):
+    """Write a file in the format of `sample_submission.csv`; it is checked before it appears.
+
+    Line ends are CRLF, as in Kaggle's own file. Raises as `read_labels`.
+    """
     with replacing(path) as beside:
         pd.DataFrame({ID: ids, LABEL: labels}).to_csv(beside, index=False, lineterminator="\r\n")
+        read_labels(beside, limit)
 
 
 def read_labels(path, limit=None):

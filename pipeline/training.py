@@ -6,23 +6,30 @@ and neither the number of workers nor their order changes one byte of the result
 stages `train` and `ensemble`.
 """
 
+import hashlib
 import json
+import multiprocessing
 import os
+import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass
+import zipfile
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
-from loky import get_reusable_executor
 
-from pipeline.files import replacing
+from pipeline.files import PipelineError, replacing
 
 # Rows of the validation part that are looked at after every epoch; after the last, all are.
 GLIMPSE = 2000
-PREDICTION_BATCH = 500
+PREDICTION_BATCH = 250
 AUGMENTATION_BATCH = 512
 # Where a random stream is used is part of its seed, so that no two uses share one.
 _SHUFFLE, _AUGMENT, _WEIGHTS = range(3)
+CLASSES = 10
 
 # One thread a worker: the cores are kept busy by several workers, and the order of additions in
 # a sum cannot depend on the number of cores. The allocator's settings stop glibc from returning
@@ -80,9 +87,10 @@ class Trainer:
 
     def __init__(self, recipe, digits):
         self.recipe, self.digits = recipe, digits
-        self.model = self.optimizer = None
+        self.model, self.optimizer = self._build(fold=0)
 
     def _steps(self, fold):
+        """Steps an epoch, and images a step; what does not fill a step waits for another epoch."""
         rows = len(self.digits.split(fold)[0])
         batch = min(self.recipe.batch_size, rows)
         return rows // batch, batch
@@ -100,64 +108,81 @@ class Trainer:
         steps = self._steps(fold)[0] * recipe.epochs
         warmup = round(recipe.warmup * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
-            recipe.learning_rate / 25, max(steps - warmup, 1), warmup_target=recipe.learning_rate,
-            warmup_steps=warmup)
+            0.0 if warmup else recipe.learning_rate, max(steps - warmup, 1),
+            warmup_target=recipe.learning_rate if warmup else None, warmup_steps=warmup)
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
         model.compile(
-            optimizer,
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-            metrics=["accuracy"], jit_compile=False)
+            optimizer, metrics=["accuracy"], jit_compile=False,
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing))
         optimizer.build(model.trainable_variables)
         return model, optimizer
 
     def _variables(self):
-        return [*self.model.variables, *self.optimizer.variables]
+        # The metrics' own variables start afresh every epoch; the dropout's random state does not.
+        metrics = {id(v) for v in self.model.metrics_variables}
+        return [v for v in (*self.model.variables, *self.optimizer.variables)
+                if id(v) not in metrics]
 
-    def start(self, fold):
-        """The state before the first epoch: a list of arrays."""
-        model, optimizer = self._build(fold)
-        state = [np.asarray(v) for v in (*model.variables, *optimizer.variables)]
-        if self.model is None:
-            self.model, self.optimizer = model, optimizer
-        return state
+    def _values(self):
+        return [np.array(v) for v in self._variables()]
 
-    def load(self, state):
-        for variable, value in zip(self._variables(), state, strict=True):
+    def _load(self, values):
+        for variable, value in zip(self._variables(), values, strict=True):
             variable.assign(value)
 
-    def train_epoch(self, fold, epoch, state):
-        """Train one epoch; returns the new state and a row of figures for the history."""
+    def initial_values(self, fold):
+        """The values of all variables before the fold's first epoch."""
+        self.model, self.optimizer = self._build(fold)
+        return self._values()
+
+    def train_epoch(self, fold, epoch, values):
+        """Train one epoch from the given values; returns the new ones and the epoch's figures."""
         import keras
 
         recipe, digits = self.recipe, self.digits
-        self.load(state)
+        self._load(values)
         rows, validation = digits.split(fold)
         steps, batch = self._steps(fold)
-        order = _stream(recipe.seed, fold, epoch, _SHUFFLE).permutation(rows)[:steps * batch]
         started = time.perf_counter()
+        order = _stream(recipe.seed, fold, epoch, _SHUFFLE).permutation(rows)[:steps * batch]
         images = digits.images[order]
         if recipe.augment:
             images = augment_all(images, (recipe.seed, fold, epoch, _AUGMENT))
+        images = images.astype("float32", copy=False)
+        targets = keras.utils.to_categorical(digits.labels[order], CLASSES)
         prepared = time.perf_counter()
-        result = self.model.fit(
-            images.astype("float32"), keras.utils.to_categorical(digits.labels[order], 10),
-            batch_size=batch, shuffle=False, verbose=0).history
-        seconds = time.perf_counter() - started
-        state = [np.asarray(v) for v in self._variables()]
+        # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
+        self.model.reset_metrics()
+        for start in range(0, len(order), batch):
+            step = slice(start, start + batch)
+            loss, accuracy = self.model.train_on_batch(images[step], targets[step])
+        finished = time.perf_counter()
         if epoch + 1 < recipe.epochs:
             validation = validation[:GLIMPSE]
-        probabilities = self.predict(digits.images[validation])
-        accuracy, loss = score(probabilities, digits.labels[validation])
-        return state, {
-            "fold": fold, "epoch": epoch + 1,
-            "loss": result["loss"][0], "accuracy": result["accuracy"][0],
-            "val_loss": loss, "val_accuracy": accuracy,
-            "images": len(order), "seconds": seconds, "input_seconds": prepared - started,
+        val_accuracy, val_loss = score(self.predict(digits.images[validation]),
+                                       digits.labels[validation])
+        return self._values(), {
+            "epoch": epoch + 1,
+            "loss": float(loss), "accuracy": float(accuracy),
+            "val_loss": val_loss, "val_accuracy": val_accuracy,
+            "images": len(order), "seconds": finished - started,
+            "input_seconds": prepared - started,
         }
 
     def predict(self, images):
         """Probabilities `(n, 10)` for images `(n, 28, 28)`."""
-        return self.model.predict(images.astype("float32"), batch_size=PREDICTION_BATCH, verbose=0)
+        return np.concatenate([self.model.predict_on_batch(images[start:start + PREDICTION_BATCH])
+                               for start in range(0, len(images), PREDICTION_BATCH)])
+
+    def export(self, fold, values, path):
+        """Save the fold's network; returns its probabilities for the fold's validation rows."""
+        self._load(values)
+        # Without the optimizer, which tripled the file.
+        network = self.model.__class__.from_config(self.model.get_config())
+        network.set_weights(self.model.get_weights())
+        with replacing(path) as beside:
+            network.save(beside)
+        return self.predict(self.digits.images[self.digits.split(fold)[1]])
 
 
 def augment_all(images, key):
@@ -178,3 +203,145 @@ def score(probabilities, labels):
     own = np.take_along_axis(np.asarray(probabilities, float), labels[:, None], axis=1)
     return (float(np.mean(np.argmax(probabilities, axis=1) == labels)),
             float(-np.mean(np.log(np.maximum(own, 1e-7)))))
+
+
+def best_precision():
+    """`"bfloat16"` where the processor multiplies bfloat16 matrices natively, else `"float32"`.
+
+    Reads `/proc/cpuinfo`; where there is none (not Linux), the answer is `"float32"`.
+    """
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return "float32"
+    return "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
+
+
+def fingerprint(recipe, digits):
+    """Short hash of all that training depends on: recipe, data, code, library versions."""
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    for array in (digits.images, digits.labels, digits.folds):
+        digest.update(np.ascontiguousarray(array))
+    for module in ("augment", "bilstm", "network", "training"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    for package in ("keras", "numpy", "tensorflow"):
+        digest.update(version(package).encode())
+    return digest.hexdigest()[:16]
+
+
+def train_folds(recipe, digits, folds, workers, state_folder, checkpoints, progress):
+    """Train all folds, `workers` at a time, going on where the state files leave off.
+
+    Args:
+        folds: number of folds; state_folder: where each fold's state is kept after every epoch.
+        checkpoints: path of each fold's network, written when the fold is done.
+        progress: is told `resumed(fold, epochs)` and `finished(fold, figures)`.
+
+    Returns:
+        For each fold its history and its probabilities for the fold's validation rows.
+
+    Raises:
+        PipelineError: a worker process died.
+    """
+    os.environ.update(WORKER_ENVIRONMENT)
+    states = [Path(state_folder, f"fold_{fold}.npz") for fold in range(folds)]
+    histories = [_read_state(state)[1] for state in states]
+    for fold, history in enumerate(histories):
+        if history:
+            progress.resumed(fold, len(history))
+    probabilities = [None] * folds
+    running, waiting = {}, list(range(folds))
+    # A fork of a process that has threads may hang; so workers start from scratch.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker,
+                               (recipe, digits, _cores_to_pin(workers, context)))
+    try:
+        while waiting or running:
+            # The fold that is furthest behind goes first, so that all end at about the same time.
+            waiting.sort(key=lambda fold: len(histories[fold]))
+            while waiting and len(running) < workers:
+                fold = waiting.pop(0)
+                if len(histories[fold]) < recipe.epochs:
+                    future = pool.submit(_run_epoch, fold, states[fold])
+                else:
+                    future = pool.submit(_export, fold, states[fold], checkpoints[fold])
+                running[future] = fold
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                fold = running.pop(future)
+                if len(histories[fold]) == recipe.epochs:
+                    probabilities[fold] = future.result()
+                    continue
+                histories[fold] = future.result()
+                progress.finished(fold, histories[fold][-1])
+                waiting.append(fold)
+    except BrokenProcessPool:
+        raise PipelineError("a training process died (out of memory?); run again to go on from the "
+                            "last finished epochs; fewer train.workers need less memory")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return histories, probabilities
+
+
+_trainer = None
+
+
+def _cores_to_pin(workers, context):
+    """A queue with a core for each worker to stay on, or None where workers do not fill them.
+
+    Left to itself, the scheduler of some virtual machines runs two workers on one core for
+    minutes, with the other one idle.
+    """
+    cores = available_cores()
+    if workers != len(cores):
+        return None
+    queue = context.SimpleQueue()
+    for core in cores:
+        queue.put(core)
+    return queue
+
+
+def available_cores():
+    """The numbers of the processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _start_worker(recipe, digits, cores):
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+    # Without this a worker would outlive a killed parent, waiting for work for ever.
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    global _trainer
+    _trainer = Trainer(recipe, digits)
+
+
+def _follow_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run_epoch(fold, state):
+    values, history = _read_state(state)
+    if not history:
+        values = _trainer.initial_values(fold)
+    values, figures = _trainer.train_epoch(fold, len(history), values)
+    history = [*history, figures]
+    with replacing(state) as beside:
+        np.savez(beside, *values, history=json.dumps(history))
+    return history
+
+
+def _export(fold, state, checkpoint):
+    return _trainer.export(fold, _read_state(state)[0], checkpoint)
+
+
+def _read_state(path):
+    """The variables' values and the history in a state file; both empty if there is none."""
+    try:
+        with np.load(path) as file:
+            history = json.loads(str(file["history"]))
+            return [file[f"arr_{number}"] for number in range(len(file.files) - 1)], history
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return [], []

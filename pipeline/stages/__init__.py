@@ -23,6 +23,10 @@ SUBMISSION = Path("submissions/submission.csv")
 METRICS = Path("metrics")
 
 
+def checkpoint(fold):
+    return CHECKPOINTS / f"fold_{fold}.keras"
+
+
 def run_stage(module, main):
     """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1."""
     name = module.__spec__.name.rpartition(".")[2]

@@ -1,0 +1,30 @@
+# Everything runs in .venv, made from requirements.lock; nothing is needed but python3, git, make.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup repro test benchmark lock
+
+help:
+	@echo "make repro      run the whole pipeline: ends in submissions/submission.csv"
+	@echo "make test       run the tests"
+	@echo "make setup      only make the environment, .venv"
+	@echo "make lock       renew requirements.lock from pyproject.toml"
+
+setup: .venv/complete
+
+.venv/complete: requirements.lock
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d; name another one: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+repro: setup
+	dvc repro
+
+test: setup
+	python -m pytest
+
+lock: setup
+	pip install --quiet uv
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --extra test --output-file requirements.lock pyproject.toml

@@ -1,0 +1,45 @@
+"""The pictures of the stages `check` and `report`."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from pipeline.accuracy import confusion
+
+MOST_MISTAKES = 60
+COLUMNS = 10
+
+
+def draw_confusion(path, labels, predicted):
+    """The confusion matrix as counts, right answers greyed out."""
+    counts = confusion(labels, predicted)
+    mistakes = counts - np.diag(np.diag(counts))
+    figure, axes = plt.subplots(figsize=(6, 5.6), layout="constrained")
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(mistakes.max(), 4))
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, count, ha="center", va="center", fontsize=9,
+                      color="0.6" if row == column else "black")
+    axes.set(xticks=range(10), yticks=range(10), xlabel="predicted digit", ylabel="true digit",
+             title=f"{mistakes.sum()} mistakes on {len(labels):,} MNIST test images")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_mistakes(path, images, labels, probabilities):
+    """The images that were misread, the surest mistakes first."""
+    predicted = np.argmax(probabilities, axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+    shown = wrong[:MOST_MISTAKES]
+    rows = max(1, -(-len(shown) // COLUMNS))
+    figure, grid = plt.subplots(rows, COLUMNS, figsize=(COLUMNS, 1.35 * rows + 0.5),
+                                squeeze=False, layout="constrained")
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, number in zip(grid.flat, shown):
+        axes.imshow(images[number], cmap="gray_r")
+        axes.set_title(f"{labels[number]} read as {predicted[number]}\n"
+                       f"{probabilities[number].max():.0%} sure", fontsize=7)
+    figure.suptitle(f"The {len(shown)} surest of {len(wrong)} mistakes", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

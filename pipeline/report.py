@@ -1,0 +1,102 @@
+"""The report: what a run is worth, as text for the terminal and as one self-contained page."""
+
+import base64
+import html
+import io
+
+import matplotlib.pyplot as plt
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Digit Recognizer: report</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .2rem .9rem .2rem 0; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }}
+tr {{ border-bottom: 1px solid #ddd; }}
+img {{ max-width: 100%; }}
+pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
+</style>
+<h1>Digit Recognizer: report</h1>
+<pre>{summary}</pre>
+<h2>Folds</h2>
+{folds}
+<h2>Training</h2>
+<img alt="Loss and validation accuracy by epoch" src="{history}">
+<h2>Confusion</h2>
+<img alt="Confusion matrix on the MNIST test split" src="{confusion}">
+<h2>Mistakes</h2>
+<img alt="MNIST test images that were misread" src="{mistakes}">
+</html>
+"""
+
+
+def summary(source, folds, ensemble, check_words, submission, submit_hint):
+    """The lines that close a run.
+
+    Args:
+        source: content of `data/raw/source.json`; folds, ensemble: of the metrics files.
+        check_words: what `metrics/check.json` says, as a sentence.
+    """
+    origin = (f"Kaggle's own files ({source['competition']})" if source["source"] == "kaggle"
+              else f"MNIST in the competition's place (shuffled with seed {source['seed']})")
+    accuracies = ", ".join(f"{fold['accuracy']:.4f}" for fold in _by_fold(folds))
+    score = ensemble["expected_public_score"]
+    low, high = score["interval_95"]
+    return "\n".join([
+        f"data            {origin}",
+        f"folds           {accuracies}",
+        f"out of fold     {folds['oof_accuracy']:.4f} on {folds['oof_images']:,} images, "
+        "single networks",
+        f"MNIST test      {check_words}",
+        f"public score    {score['score']:.4f} expected, {low:.4f} to {high:.4f}; "
+        "averaging should add to it",
+        f"submission      {submission}",
+        f"submit it       {submit_hint}",
+    ])
+
+
+def render_page(summary_text, folds, history, confusion_png, mistakes_png):
+    """The report as one HTML page with its pictures in it.
+
+    Args:
+        history: the table of `metrics/history.csv`; confusion_png, mistakes_png: bytes.
+    """
+    names = ("accuracy", "loss", "images", "epochs", "seconds", "images_per_second")
+    rows = [f"<tr><td>{number}</td>" + "".join(
+        f"<td>{value:.4f}</td>" if isinstance(value, float) and value < 1 else f"<td>{value:,}</td>"
+        for value in (fold[name] for name in names)) + "</tr>"
+        for number, fold in enumerate(_by_fold(folds))]
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("fold", *names))
+    return PAGE.format(
+        summary=html.escape(summary_text),
+        folds=f"<table><tr>{head}</tr>{''.join(rows)}</table>",
+        history=_inline(_history_png(history)), confusion=_inline(confusion_png),
+        mistakes=_inline(mistakes_png))
+
+
+def _by_fold(folds):
+    return [folds[f"fold_{number}"] for number in range(sum(key.startswith("fold_") for key in folds))]
+
+
+def _history_png(history):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot(history["epoch"], history["loss"], label="training (smoothed labels, augmented)")
+    left.plot(history["epoch"], history["val_loss"], label="validation")
+    left.set(xlabel="epoch", ylabel="loss", yscale="log")
+    left.legend()
+    for name in (column for column in history if column.startswith("val_accuracy_")):
+        right.plot(history["epoch"], 1 - history[name], label=f"fold {name.rpartition('_')[2]}")
+    right.set(xlabel="epoch", ylabel="validation error", yscale="log")
+    right.legend()
+    target = io.BytesIO()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+    return target.getvalue()
+
+
+def _inline(png):
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,63 @@
+"""Measure the ensemble on the MNIST test split, honestly: metrics/check.json and figures."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from pipeline.accuracy import measure
+from pipeline.ensemble import load_network, predict
+from pipeline.figures import draw_confusion, draw_mistakes
+from pipeline.files import replacing, write_json
+from pipeline.mnist import load_mnist
+from pipeline.stages import DIGITS, ENSEMBLE, METRICS, MNIST, run_stage
+
+# The article prints its accuracy on a batch of this size; this is its last figure.
+ARTICLE_BATCH, ARTICLE_ACCURACY = 1000, 0.992
+
+
+def main():
+    mnist = load_mnist(MNIST)
+    images, labels = mnist["test_images"], mnist["test_labels"]
+    probabilities = predict(load_network(ENSEMBLE), images)
+    predicted = np.argmax(probabilities, axis=1)
+    with np.load(DIGITS) as file:
+        trained_on = file["mnist_index"][(file["folds"] >= 0) & (file["mnist_index"] >= 0)]
+    clean = np.ones(len(labels), bool)
+    clean[trained_on] = False
+
+    result = {"contaminated": not clean.all(), **measure(probabilities[clean], labels[clean])}
+    if result["contaminated"]:
+        everything = measure(probabilities, labels)
+        result["contaminated_accuracy_on_all_images"] = everything["accuracy"]
+    result["article_test_batch"] = {
+        "images": ARTICLE_BATCH,
+        "article": ARTICLE_ACCURACY,
+        "ours": float(np.mean(predicted[:ARTICLE_BATCH] == labels[:ARTICLE_BATCH])),
+    }
+    matplotlib.use("Agg")
+    with replacing(METRICS / "confusion.csv") as beside:
+        pd.DataFrame({"actual": labels, "predicted": predicted})[clean].to_csv(beside, index=False)
+    with replacing(METRICS / "confusion.png") as beside:
+        draw_confusion(beside, labels[clean], predicted[clean])
+    with replacing(METRICS / "mistakes.png") as beside:
+        draw_mistakes(beside, images[clean], labels[clean], probabilities[clean])
+    write_json(METRICS / "check.json", result)
+    print(f"check: {in_words(result)}")
+
+
+def in_words(result):
+    """What `metrics/check.json` says, in a sentence."""
+    low, high = result["interval_95"]
+    figure = (f"{result['accuracy']:.4f} on {result['images']:,} MNIST test images "
+              f"(95 % interval {low:.4f} to {high:.4f})")
+    if not result["contaminated"]:
+        return f"accuracy {figure}; clean: no network was trained on any of them"
+    return (f"accuracy {figure} that no network was trained on. On all 10,000 it is "
+            f"{result['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the "
+            "others were trained on (prepare.hold_out_mnist_test is false)")
+
+
+if __name__ == "__main__":
+    run_stage(sys.modules[__name__], main)

@@ -1,0 +1,41 @@
+"""Average the folds' networks into one model and predict test.csv: data/ensemble.keras."""
+
+import sys
+import time
+
+import numpy as np
+
+from pipeline.accuracy import expected_public_score
+from pipeline.ensemble import build_ensemble, load_network, predict
+from pipeline.files import replacing, write_json
+from pipeline.params import load_params
+from pipeline.stages import (
+    DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, checkpoint, run_stage)
+
+
+def main():
+    folds = load_params().prepare.folds
+    model = build_ensemble([load_network(checkpoint(fold)) for fold in range(folds)])
+    with np.load(DIGITS) as file:
+        images = file["test_images"]
+    started = time.perf_counter()
+    probabilities = predict(model, images)
+    seconds = time.perf_counter() - started
+    with np.load(OOF) as file:
+        rows = file["folds"] >= 0
+        right = np.argmax(file["probabilities"][rows], axis=1) == file["labels"][rows]
+    with replacing(ENSEMBLE) as beside:
+        model.save(beside)
+    with replacing(PREDICTIONS) as beside:
+        np.savez_compressed(beside, probabilities=probabilities)
+    write_json(METRICS / "ensemble.json", {
+        "networks": folds,
+        "images": len(images),
+        "seconds": round(seconds, 1),
+        "expected_public_score": expected_public_score(int(right.sum()), len(right), len(images)),
+    })
+    print(f"ensemble: {folds} networks, {len(images)} images in {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    run_stage(sys.modules[__name__], main)

@@ -1,0 +1,33 @@
+"""Sum up the run: metrics/report.html, and a few lines at the end of `dvc repro`."""
+
+import json
+import sys
+
+import matplotlib
+import pandas as pd
+
+from pipeline.files import replacing
+from pipeline.report import render_page, summary
+from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
+from pipeline.stages.check import in_words
+
+
+def main():
+    matplotlib.use("Agg")
+    source, folds, ensemble, check = (
+        json.loads(path.read_text())
+        for path in (SOURCE, METRICS / "folds.json", METRICS / "ensemble.json",
+                     METRICS / "check.json"))
+    hint = ("make submit" if source["source"] == "kaggle"
+            else "not this one: give Kaggle credentials, run again, then: make submit")
+    text = summary(source, folds, ensemble, in_words(check), SUBMISSION, hint)
+    page = render_page(text, folds, pd.read_csv(METRICS / "history.csv"),
+                       (METRICS / "confusion.png").read_bytes(),
+                       (METRICS / "mistakes.png").read_bytes())
+    with replacing(METRICS / "report.html") as beside:
+        beside.write_text(page, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_stage(sys.modules[__name__], main)

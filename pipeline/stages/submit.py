@@ -1,0 +1,109 @@
+"""Send submissions/submission.csv to Kaggle, once, and wait for its score: submissions/score.json.
+
+MESSAGE="..." in the environment replaces the message, RESUBMIT=1 sends the same bytes again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline import kaggle_api
+from pipeline.competition import read_labels
+from pipeline.files import PipelineError, sha256, write_json
+from pipeline.params import load_params
+from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
+from pipeline.submissions import PENDING, Submission, find, read_history, record, references, with_hash
+
+HISTORY = Path("submissions/history.csv")
+SCORE = Path("submissions/score.json")
+# After an answer was lost, Kaggle is asked this often whether it took the file.
+LOOKS = 3
+
+
+def main():
+    competition = kaggle_api.slug(load_params().download.competition)
+    read_labels(SUBMISSION)
+    check_source(competition)
+    digest = sha256(SUBMISSION)
+    listed = list(kaggle_api.submissions(competition))
+    history = read_history(HISTORY)
+    submission = find(listed, digest, history)
+    if os.environ.get("RESUBMIT") == "1":
+        submission = None
+    elif submission:
+        print(f"submit: these bytes are with Kaggle as submission {submission.reference} of "
+              f"{submission.submitted}: not sent again (RESUBMIT=1 would)")
+    elif gone := references(history, digest):
+        raise PipelineError(f"{HISTORY}: these bytes were sent as submission {max(gone)}, which Kaggle "
+                            f"does not list for the account of {kaggle_api.find_credentials()}; "
+                            "RESUBMIT=1 sends them all the same")
+    if submission is None:
+        submission = send(competition, digest, listed)
+    record(HISTORY, submission, digest)
+    submission = wait_for_score(competition, submission)
+    record(HISTORY, submission, digest)
+    if submission.status != "COMPLETE":
+        raise PipelineError(f"Kaggle could not score submission {submission.reference}: "
+                            f"{submission.error or submission.status}; the same bytes are sent again "
+                            "only with RESUBMIT=1")
+    expected = metric("ensemble", "expected_public_score") or {}
+    write_json(SCORE, {
+        "reference": submission.reference,
+        "submitted": submission.submitted,
+        "status": submission.status,
+        "public_score": submission.public_score,
+        "expected_score": expected.get("score"),
+        "expected_interval_95": expected.get("interval_95"),
+        "sha256": digest,
+    })
+    print(f"submit: public score {submission.public_score:.5f}"
+          + (f", expected was {expected['score']:.5f}" if "score" in expected else ""))
+
+
+def check_source(competition):
+    """Refuse what was not made from this competition's own data."""
+    try:
+        origin = json.loads(SOURCE.read_text())
+        source, data_of = origin["source"], origin["competition"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{SOURCE}: does not tell where the data come from "
+                            f"({type(error).__name__}: {error}); run the stage 'download' again")
+    if source != "kaggle":
+        raise PipelineError("this submission was made from the MNIST stand-in, whose test.csv is not "
+                            "Kaggle's: give Kaggle credentials, `dvc repro --force --single-item download`")
+    if data_of != competition:
+        raise PipelineError(f"this submission was made from the data of {data_of!r}, but params.yaml "
+                            f"names {competition!r}: run `dvc repro`")
+
+
+def send(competition, digest, listed):
+    """Submit the file, if Kaggle allows one more.
+
+    Args:
+        listed: the submissions there were before.
+
+    Returns:
+        the new submission, not yet scored.
+    """
+    left = kaggle_api.submissions_left(competition)
+    print("submit: Kaggle counts no submission yet" if left is None
+          else f"submit: {left} submissions left today")
+    message = with_hash(os.environ.get("MESSAGE") or describe(), digest)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    try:
+        reference = kaggle_api.submit(competition, SUBMISSION, message)
+    except kaggle_api.Unclear as error:
+        print(f"submit: {error}\nsubmit: asking Kaggle whether it has the file", file=sys.stderr)
+    ...
+
+
+if __name__ == "__main__":
+    run_stage(sys.modules[__name__], main)
