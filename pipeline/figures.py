@@ -2,8 +2,9 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
-from pipeline.accuracy import confusion
+from pipeline.accuracy import CLASSES
 
 MOST_MISTAKES = 60
 COLUMNS = 10
@@ -11,7 +12,7 @@ COLUMNS = 10
 
 def draw_confusion(path, labels, predicted):
     """The confusion matrix as counts, right answers greyed out."""
-    counts = confusion(labels, predicted)
+    counts = confusion_matrix(labels, predicted, labels=range(CLASSES))
     mistakes = counts - np.diag(np.diag(counts))
     figure, axes = plt.subplots(figsize=(6, 5.6), layout="constrained")
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(mistakes.max(), 4))
@@ -19,7 +20,7 @@ def draw_confusion(path, labels, predicted):
         if count:
             axes.text(column, row, count, ha="center", va="center", fontsize=9,
                       color="0.6" if row == column else "black")
-    axes.set(xticks=range(10), yticks=range(10), xlabel="predicted digit", ylabel="true digit",
+    axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted digit", ylabel="true digit",
              title=f"{mistakes.sum()} mistakes on {len(labels):,} MNIST test images")
     figure.savefig(path, dpi=110)
     plt.close(figure)

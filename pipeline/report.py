@@ -34,15 +34,31 @@ pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
 """
 
 
-def summary(source, folds, ensemble, check_words, submission, submit_hint):
+def in_words(result):
+    """What `metrics/check.json` says, in a sentence."""
+    low, high = result["interval_95"]
+    figure = (f"{result['accuracy']:.4f} on {result['images']:,} MNIST test images "
+              f"(95 % interval {low:.4f} to {high:.4f})")
+    if not result["contaminated"]:
+        return f"accuracy {figure}; clean: no network was trained on any of them"
+    return (f"accuracy {figure} that no network was trained on. On all 10,000 it is "
+            f"{result['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the "
+            "others were trained on (prepare.hold_out_mnist_test is false)")
+
+
+def summary(source, folds, ensemble, check, submission):
     """The lines that close a run.
 
     Args:
-        source: content of `data/raw/source.json`; folds, ensemble: of the metrics files.
-        check_words: what `metrics/check.json` says, as a sentence.
+        source: content of `data/raw/source.json`; folds, ensemble, check: of the metrics files.
+        submission: path of the file to submit.
     """
-    origin = (f"Kaggle's own files ({source['competition']})" if source["source"] == "kaggle"
-              else f"MNIST in the competition's place (shuffled with seed {source['seed']})")
+    if source["source"] == "kaggle":
+        origin = f"Kaggle's own files ({source['competition']})"
+        submit = "make submit"
+    else:
+        origin = f"MNIST in the competition's place (shuffled with seed {source['seed']})"
+        submit = "not this one: give Kaggle credentials, run again, then: make submit"
     accuracies = ", ".join(f"{fold['accuracy']:.4f}" for fold in _by_fold(folds))
     score = ensemble["expected_public_score"]
     low, high = score["interval_95"]
@@ -51,11 +67,11 @@ def summary(source, folds, ensemble, check_words, submission, submit_hint):
         f"folds           {accuracies}",
         f"out of fold     {folds['oof_accuracy']:.4f} on {folds['oof_images']:,} images, "
         "single networks",
-        f"MNIST test      {check_words}",
+        f"MNIST test      {in_words(check)}",
         f"public score    {score['score']:.4f} expected, {low:.4f} to {high:.4f}; "
         "averaging should add to it",
         f"submission      {submission}",
-        f"submit it       {submit_hint}",
+        f"submit it       {submit}",
     ])
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.accuracy import CLASSES, score
 from pipeline.files import PipelineError, replacing
 
 # Rows of the validation part that are looked at after every epoch; after the last, all are.
@@ -29,7 +30,6 @@ PREDICTION_BATCH = 250
 AUGMENTATION_BATCH = 512
 # Where a random stream is used is part of its seed, so that no two uses share one.
 _SHUFFLE, _AUGMENT, _WEIGHTS = range(3)
-CLASSES = 10
 
 # One thread a worker: the cores are kept busy by several workers, and the order of additions in
 # a sum cannot depend on the number of cores. The allocator's settings stop glibc from returning
@@ -195,14 +195,6 @@ def augment_all(images, key):
         part = images[start:start + AUGMENTATION_BATCH]
         out[start:start + len(part)] = augment(part, seeds[number].astype("int32"))
     return out
-
-
-def score(probabilities, labels):
-    """Accuracy and log loss (natural logarithm, a probability counts as at least 1e-7)."""
-    labels = np.asarray(labels, int)
-    own = np.take_along_axis(np.asarray(probabilities, float), labels[:, None], axis=1)
-    return (float(np.mean(np.argmax(probabilities, axis=1) == labels)),
-            float(-np.mean(np.log(np.maximum(own, 1e-7)))))
 
 
 def best_precision():

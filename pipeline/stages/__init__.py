@@ -4,10 +4,14 @@ Only stages know where files lie; the paths below are those of `dvc.yaml`.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from pipeline.files import PipelineError
+
+# TensorFlow's start-up messages are about itself; its errors come as exceptions all the same.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MNIST = Path("data/mnist.npz")
 RAW = Path("data/raw")

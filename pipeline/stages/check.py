@@ -11,6 +11,7 @@ from pipeline.ensemble import load_network, predict
 from pipeline.figures import draw_confusion, draw_mistakes
 from pipeline.files import replacing, write_json
 from pipeline.mnist import load_mnist
+from pipeline.report import in_words
 from pipeline.stages import DIGITS, ENSEMBLE, METRICS, MNIST, run_stage
 
 # The article prints its accuracy on a batch of this size; this is its last figure.
@@ -45,18 +46,6 @@ def main():
         draw_mistakes(beside, images[clean], labels[clean], probabilities[clean])
     write_json(METRICS / "check.json", result)
     print(f"check: {in_words(result)}")
-
-
-def in_words(result):
-    """What `metrics/check.json` says, in a sentence."""
-    low, high = result["interval_95"]
-    figure = (f"{result['accuracy']:.4f} on {result['images']:,} MNIST test images "
-              f"(95 % interval {low:.4f} to {high:.4f})")
-    if not result["contaminated"]:
-        return f"accuracy {figure}; clean: no network was trained on any of them"
-    return (f"accuracy {figure} that no network was trained on. On all 10,000 it is "
-            f"{result['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the "
-            "others were trained on (prepare.hold_out_mnist_test is false)")
 
 
 if __name__ == "__main__":

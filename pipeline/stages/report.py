@@ -9,7 +9,6 @@ import pandas as pd
 from pipeline.files import replacing
 from pipeline.report import render_page, summary
 from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
-from pipeline.stages.check import in_words
 
 
 def main():
@@ -18,9 +17,7 @@ def main():
         json.loads(path.read_text())
         for path in (SOURCE, METRICS / "folds.json", METRICS / "ensemble.json",
                      METRICS / "check.json"))
-    hint = ("make submit" if source["source"] == "kaggle"
-            else "not this one: give Kaggle credentials, run again, then: make submit")
-    text = summary(source, folds, ensemble, in_words(check), SUBMISSION, hint)
+    text = summary(source, folds, ensemble, check, SUBMISSION)
     page = render_page(text, folds, pd.read_csv(METRICS / "history.csv"),
                        (METRICS / "confusion.png").read_bytes(),
                        (METRICS / "mistakes.png").read_bytes())

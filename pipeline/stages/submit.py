@@ -3,12 +3,12 @@
 MESSAGE="..." in the environment replaces the message, RESUBMIT=1 sends the same bytes again.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -78,7 +78,8 @@ def check_source(competition):
                             f"({type(error).__name__}: {error}); run the stage 'download' again")
     if source != "kaggle":
         raise PipelineError("this submission was made from the MNIST stand-in, whose test.csv is not "
-                            "Kaggle's: give Kaggle credentials, `dvc repro --force --single-item download`")
+                            "Kaggle's: give Kaggle credentials and set download.source to kaggle in "
+                            "params.yaml, then `make submit` makes one of Kaggle's data and sends it")
     if data_of != competition:
         raise PipelineError(f"this submission was made from the data of {data_of!r}, but params.yaml "
                             f"names {competition!r}: run `dvc repro`")
@@ -101,8 +102,69 @@ def send(competition, digest, listed):
     try:
         reference = kaggle_api.submit(competition, SUBMISSION, message)
     except kaggle_api.Unclear as error:
-        print(f"submit: {error}\nsubmit: asking Kaggle whether it has the file", file=sys.stderr)
-    ...
+        before = {one.reference for one in listed}
+        for _ in range(LOOKS):
+            time.sleep(kaggle_api.seconds("SCORE_POLL"))
+            with contextlib.suppress(PipelineError):
+                new = [one for one in kaggle_api.submissions(competition) if one.reference not in before]
+                if submission := find(new, digest, {}):
+                    return submission
+        raise PipelineError(f"{error}; whether Kaggle has the file is not settled: `make submissions` "
+                            "shows it, the next `make submit` asks before it sends")
+    print(f"submit: sent as submission {reference}: {message}")
+    return Submission(reference, now, message, PENDING, None, "")
+
+
+def describe():
+    """The message: which code it was, and how good, out of fold and on the clean MNIST images."""
+    commit = git("rev-parse", "--short", "HEAD") or "no commit"
+    if git("status", "--porcelain", "--", "pipeline", "params.yaml", "dvc.yaml"):
+        commit += "-dirty"
+    figures = {"oof": metric("folds", "oof_accuracy"), "clean MNIST": metric("check", "accuracy")}
+    return ", ".join([commit, *(f"{name} {value:.5f}" for name, value in figures.items() if value)])
+
+
+def git(*args):
+    try:
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def metric(name, key):
+    """A value of `metrics/<name>.json`; None, announced, where there is none."""
+    path = METRICS / f"{name}.json"
+    try:
+        return json.loads(path.read_text())[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"submit: {path} has no {key!r}, going on without it")
+        return None
+
+
+def wait_for_score(competition, submission):
+    """The submission with its score, or with Kaggle's reason why it has none."""
+    deadline, poll = kaggle_api.seconds("SCORE_DEADLINE"), kaggle_api.seconds("SCORE_POLL")
+    reference, started, elapsed = submission.reference, time.monotonic(), 0
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True,
+                  console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"waiting for the score of submission {reference}", total=deadline)
+        while submission.status == PENDING:
+            if elapsed >= deadline:
+                raise PipelineError(
+                    f"submission {reference} has no score after {deadline:g} s: look with `make "
+                    f"submissions` or at {kaggle_api.SITE}/competitions/{competition}/submissions; the "
+                    "next `make submit` picks it up without sending again")
+            time.sleep(min(poll, deadline - elapsed))
+            elapsed = time.monotonic() - started
+            progress.update(bar, completed=elapsed)
+            try:
+                submission = next((one for one in kaggle_api.submissions(competition)
+                                   if one.reference == reference), submission)
+            except PipelineError as error:
+                raise PipelineError(f"Kaggle has the file as submission {reference}, but its score could "
+                                    f"not be asked for: {error}; `make submit` does not send it again")
+    return submission
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pandas as pd
 
+from pipeline.accuracy import CLASSES, score
 from pipeline.files import replacing, write_json
 from pipeline.params import load_params
 from pipeline.progress import TrainingProgress
 from pipeline.stages import DIGITS, METRICS, OOF, TRAINING_STATE, checkpoint, run_stage
 from pipeline.training import (
-    Digits, Recipe, available_cores, best_precision, fingerprint, score, train_folds)
+    Digits, Recipe, available_cores, best_precision, fingerprint, train_folds)
 
 
 def main():
@@ -39,7 +40,7 @@ def main():
             recipe, digits, folds, workers, state, [checkpoint(fold) for fold in range(folds)],
             progress)
 
-    oof = np.full((len(digits.labels), 10), np.nan, np.float32)
+    oof = np.full((len(digits.labels), CLASSES), np.nan, np.float32)
     for fold in range(folds):
         oof[digits.split(fold)[1]] = probabilities[fold]
     with replacing(OOF) as beside:
