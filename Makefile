@@ -2,11 +2,13 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup repro test benchmark lock
+.PHONY: help setup repro test submit submissions benchmark lock
 
 help:
 	@echo "make repro      run the whole pipeline: ends in submissions/submission.csv"
 	@echo "make test       run the tests"
+	@echo "make submit     send the submission to Kaggle, once, and wait for its score"
+	@echo "make submissions  what was sent, beside what Kaggle lists"
 	@echo "make setup      only make the environment, .venv"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 
@@ -23,6 +25,13 @@ repro: setup
 
 test: setup
 	python -m pytest
+
+# Forced, it must be this stage alone: the pipeline before it would be run again, too.
+submit: setup
+	dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
+
+submissions: setup
+	@python -m pipeline.stages.submissions
 
 lock: setup
 	pip install --quiet uv

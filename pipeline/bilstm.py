@@ -111,15 +111,13 @@ class BiLSTM(keras.layers.Layer):
             h_forward, c_forward, h_backward, c_backward = initial_state
             h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
         output = _bilstm(
-            tf.transpose(inputs, (1, 0, 2)),
+            inputs,
             tf.concat(kernels, axis=1), tf.stack(recurrents), tf.concat(biases, axis=0),
             h0, c0,
             None if mask is None else tf.transpose(mask)[:, :, None],
             self.readout,
             tf.dtypes.as_dtype(self.precision),
         )
-        if self.readout == "sequence":
-            output = tf.transpose(output, (1, 0, 2))
         return output
 
     def _call_keras(self, inputs, initial_state, mask):
@@ -252,12 +250,12 @@ def _gates_backward(i, f, g, o, c_previous, c, d_output, d_h, d_c, mask):
     d_h_here, d_c_here = (d_h, d_c) if mask is None else (d_h * mask, d_c * mask)
     tanh_c = tf.tanh(c)
     d_c_here += d_h_here * o * (1 - tanh_c * tanh_c)
-    d_z = tf.concat([
+    d_z = tf.concat([tf.cast(part, dtype) for part in (
         d_c_here * g * i * (1 - i),
         d_c_here * c_previous * f * (1 - f),
         d_c_here * i * (1 - g * g),
         d_h_here * tanh_c * o * (1 - o),
-    ], axis=-1)
+    )], axis=-1)
     d_c_previous = d_c_here * f
     if mask is None:
         return tf.cast(d_z, dtype), d_c_previous
@@ -276,7 +274,7 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
         c = f * c_previous + i * g;  h = o * tanh(c)
 
     Args:
-        x: `(steps, batch, features)`.
+        x: `(batch, steps, features)`.
         kernel: `(features, 8 * units)`, forward then backward; `recurrent`: `(2, units, 4 * units)`;
             `bias`: `(8 * units,)`.
         h0, c0: `(2, batch, units)`.
@@ -284,12 +282,12 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
         dtype: of the matrix products' operands.
 
     Returns:
-        `(steps, batch, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
+        `(batch, steps, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
     """
     if readout == "mean" and mask is not None:
         sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype)
-        return tf.reduce_sum(sequence, axis=0) / _own_steps(mask[:, :, 0])
-    steps, units = x.shape[0], recurrent.shape[1]
+        return tf.reduce_sum(sequence, axis=1) / _own_steps(mask[:, :, 0])
+    steps, units = x.shape[1], recurrent.shape[1]
     # The step that each direction reads, in the order of computation. The forward direction may
     # have one step more than the backward one; it then runs its last step alone.
     forward_steps = range(steps // 2 + 1) if readout == "middle" else range(steps)
@@ -302,9 +300,9 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
 
     @tf.custom_gradient
     def run(x, kernel, recurrent, bias, h0, c0):
-        batch, features = tf.shape(x)[1], x.shape[2]
-        x_flat = tf.reshape(x, (steps * batch, features))
-        projected = tf.nn.bias_add(tf.matmul(x_flat, kernel), bias)
+        batch, features = tf.shape(x)[0], x.shape[2]
+        by_step = tf.reshape(tf.transpose(x, (1, 0, 2)), (steps * batch, features))
+        projected = tf.nn.bias_add(tf.matmul(by_step, kernel), bias)
         projected = tf.unstack(tf.reshape(projected, (steps, batch, 2 * GATES * units)))
 
         h, c = [tf.cast(h0, dtype)], [c0]
@@ -320,10 +318,14 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
             c.append(c_next)
             gates.append(step_gates)
 
+        def join(forward, backward):
+            """Two lists of `steps` arrays `(batch, n)`, as one `(batch, steps, 2 * n)`."""
+            interleaved = [array for both in zip(forward, backward) for array in both]
+            return tf.reshape(tf.stack(interleaved, axis=1),
+                              (batch, steps, 2 * interleaved[0].shape[-1]))
+
         if readout == "sequence":
-            backward_h = [step_h[1] for step_h in h[:0:-1]]
-            output = tf.stack([tf.concat([step_h[0], other], axis=-1)
-                               for step_h, other in zip(h[1:], backward_h)])
+            output = join([step_h[0] for step_h in h[1:]], [step_h[1] for step_h in h[:0:-1]])
         elif readout == "mean":
             total = tf.add_n([tf.cast(step_h, tf.float32) for step_h in h[1:]]) / steps
             output = tf.concat([total[0], total[1]], axis=-1)
@@ -335,7 +337,7 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
             d_h, d_c = tf.zeros_like(h[-1]), tf.zeros_like(c[-1])
             d_steps = None
             if readout == "sequence":
-                d_steps = tf.unstack(d_output)
+                d_steps = tf.unstack(d_output, axis=1)
             elif readout == "mean":
                 d_steps = [d_output / steps] * steps
             else:
@@ -372,12 +374,13 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
             d_forward = {t: d_z[s][0] for s, t in enumerate(forward_steps)}
             d_backward = {t: d_z[s][1] for s, t in enumerate(backward_steps)}
             d_projected = tf.reshape(
-                tf.stack([tf.concat([d_forward.get(t, nothing), d_backward.get(t, nothing)], -1)
-                          for t in range(steps)]), (steps * batch, 2 * GATES * units))
-            d_kernel = tf.matmul(x_flat, d_projected, transpose_a=True)
-            d_bias = tf.matmul(tf.ones((1, steps * batch), dtype), d_projected)[0]
-            d_x = tf.reshape(tf.matmul(d_projected, kernel, transpose_b=True),
-                             (steps, batch, features))
+                join([d_forward.get(t, nothing) for t in range(steps)],
+                     [d_backward.get(t, nothing) for t in range(steps)]),
+                (batch * steps, 2 * GATES * units))
+            d_kernel = tf.matmul(tf.reshape(x, (batch * steps, features)), d_projected,
+                                 transpose_a=True)
+            d_bias = tf.matmul(tf.ones((1, batch * steps), dtype), d_projected)[0]
+            d_x = tf.reshape(tf.matmul(d_projected, kernel, transpose_b=True), tf.shape(x))
             return d_x, d_kernel, d_recurrent, d_bias, tf.cast(d_h, tf.float32), d_c
 
         return tf.cast(output, tf.float32), gradient
@@ -387,7 +390,7 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
     if mask is None:
         return output
     if readout == "sequence":
-        return output * mask
+        return output * tf.transpose(mask, (1, 0, 2))
     if readout == "middle":
         return output * mask[steps // 2]
     return output

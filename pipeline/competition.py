@@ -172,8 +172,8 @@ def read_labels(path, limit=None):
     return ids, labels
 
 
-def unpack(archive, folder):
-    """Take the competition's files out of its zip archive into `folder`.
+def unpack(archive, folder, names=FILES):
+    """Take the competition's files, or those named, out of a zip archive into `folder`.
 
     Raises:
         PipelineError: the archive is not one, is damaged, lacks a file, or has a member that would
@@ -190,12 +190,12 @@ def unpack(archive, folder):
                 if member.file_size > LARGEST_MEMBER:
                     raise PipelineError(f"{archive}: member {member.filename!r} has "
                                         f"{member.file_size} bytes, allowed are {LARGEST_MEMBER}")
-            for name in FILES:
+            for name in names:
                 with opened.open(name) as source, replacing(folder / name) as beside:
                     with open(beside, "wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
     except KeyError:
-        raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(FILES)}")
+        raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(names)}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PipelineError(f"{archive}: is not a whole zip archive: {error}")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The pictures of the stages `check` and `report`."""
+"""The pictures of the stages `check` and `article`."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,6 +8,7 @@ from pipeline.accuracy import CLASSES
 
 MOST_MISTAKES = 60
 COLUMNS = 10
+ACCURACY_TICKS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
 def draw_confusion(path, labels, predicted):
@@ -42,5 +43,28 @@ def draw_mistakes(path, images, labels, probabilities):
         axes.set_title(f"{labels[number]} read as {predicted[number]}\n"
                        f"{probabilities[number].max():.0%} sure", fontsize=7)
     figure.suptitle(f"The {len(shown)} surest of {len(wrong)} mistakes", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_article(path, table, printed):
+    """Accuracy by step of the article's system, run again, and the article's own points.
+
+    Args:
+        table: of `metrics/article.csv`; printed: step -> the article's cost and accuracy.
+    """
+    printed = {step: accuracy for step, (_cost, accuracy) in printed.items()
+               if step <= table["step"].max()}
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(table["step"], table["accuracy_batch"], linewidth=1, label="run again: first 1,000 test images")
+    axes.plot(table["step"], table["accuracy"], label="run again: all 10,000 test images")
+    axes.plot(printed.keys(), printed.values(), "kx", label="printed in the article: 1,000 test images")
+    # Spreads out what lies close to 1.
+    axes.set_yscale("logit", nonpositive="clip")
+    axes.set_yticks(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    axes.set_yticks([], minor=True)
+    axes.set(xlabel="step", ylabel="accuracy", ylim=(0.08, 0.998))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 
 
@@ -17,8 +16,9 @@ def replacing(path):
     """Yields a path beside `path` to write to; it takes the name when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: some writers choose the format by it.
-    beside = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    # The suffix stays last: some writers choose the format by it. The name is always the same, so
+    # that what a killed run left is overwritten by the next.
+    beside = path.with_name(f".partial.{path.name}")
     try:
         yield beside
         os.replace(beside, path)

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import rewind_body
-from urllib3.exceptions import HTTPError as TransportError
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
@@ -52,7 +51,7 @@ PASSING = (429, 500, 502, 503, 504)
 
 
 class Unclear(PipelineError):
-    """No answer, or none that tells: what was asked for may have happened or not."""
+    """The submission was asked for, and no answer tells whether Kaggle has it."""
 
 
 def seconds(name):
@@ -234,15 +233,17 @@ def _client(competition, deadline="CALL_DEADLINE"):
     found = list(_credentials())
     if not found:
         raise PipelineError(NO_CREDENTIALS)
+    transport = _Transport(seconds(deadline))
     try:
-        with _Transport(seconds(deadline)) as transport, contextlib.redirect_stdout(io.StringIO()):
+        with transport, contextlib.redirect_stdout(io.StringIO()):
             yield _signed_in(found), transport
     except PipelineError:
         raise
     except SystemExit:  # how the client says that it could not sign in
-        raise _refused(found)
+        raise PipelineError(_refused(found))
     except Exception as error:  # it lets out whatever its parsing meets
-        raise _explained(error, competition, found)
+        text, refused = _explained(error, competition, found)
+        raise (Unclear if transport.submitting and not refused else PipelineError)(text)
 
 
 def _signed_in(found):
@@ -256,9 +257,9 @@ def _signed_in(found):
     from kaggle import api
     if api.CONFIG_NAME_AUTH_METHOD not in api.config_values:
         api.authenticate()  # the import has tried it, and kept to itself what went wrong
-    if api.config_values[api.CONFIG_NAME_AUTH_METHOD] != found[0][0]:
-        # It has passed over an invalid token, which it would yet send with every call.
-        raise _refused(found)
+    if found[0][0] == "ACCESS_TOKEN" != api.config_values[api.CONFIG_NAME_AUTH_METHOD]:
+        # It has passed over an invalid token, and yet would send it with every call.
+        raise PipelineError(_refused(found))
     return api
 
 
@@ -266,13 +267,15 @@ class _Transport:
     """All that the client sends passes here, through the adapter below its sessions.
 
     It adds what the client lacks: time-outs, retries where they are safe, a deadline over all, a
-    bound on what comes, and the reason of a failed upload (`problem`).
+    bound on what comes, and what it does not tell: why an upload failed (`problem`), and whether the
+    submission itself was asked for (`submitting`).
     """
 
     def __init__(self, deadline):
         self.deadline = deadline
         self.received = 0
         self.problem = None
+        self.submitting = False
 
     def __enter__(self):
         self.plain_send = HTTPAdapter.send
@@ -289,15 +292,16 @@ class _Transport:
 
     def _ring(self, *_):
         self.problem = f"not finished within {self.deadline:g} s"
-        raise Unclear(f"Kaggle: {self.problem}; run it again")
+        raise (Unclear if self.submitting else PipelineError)(f"Kaggle: {self.problem}; run it again")
 
     def send(self, adapter, request, *args, **options):
         # The upload's adapter would retry for six minutes, and log the address it was given.
         adapter.max_retries = Retry(0, read=False)
         options["timeout"] = seconds("NETWORK_TIMEOUT")
+        # Sent again, this call could make a second submission; all others are safe.
+        self.submitting = request.url.endswith("/CreateSubmission")
         for attempt in range(RETRIES + 1):
-            # Sent again, this call could make a second submission.
-            last = attempt == RETRIES or request.url.endswith("/CreateSubmission")
+            last = attempt == RETRIES or self.submitting
             wait = seconds("NETWORK_BACKOFF") * 2**attempt
             if attempt and hasattr(request.body, "seek"):
                 rewind_body(request)
@@ -345,19 +349,17 @@ def _host(message):
 
 
 def _problem(error):
-    request = getattr(error, "request", None)
-    host = _host(request) if request is not None else "Kaggle"
+    host = _host(error.request) if error.request is not None else "Kaggle"
     if isinstance(error, requests.Timeout):
         return f"no answer from {host} within {seconds('NETWORK_TIMEOUT'):g} s"
     return f"the connection to {host} failed"
 
 
 def _one_line(text, request=None):
-    """What Kaggle says, short, printable and without the credentials that it was asked with."""
-    scheme, _, secret = (request.headers.get("Authorization") or "" if request else "").partition(" ")
-    secrets = [secret]
-    if scheme == "Basic":
-        secrets.append(base64.b64decode(secret).decode(errors="replace").partition(":")[2])
+    """What Kaggle says, short, printable and without the credentials it was asked with."""
+    secrets = (request.headers.get("Authorization") or "" if request else "").split()[1:]
+    with contextlib.suppress(ValueError):
+        secrets += [base64.b64decode(secret).decode().partition(":")[2] for secret in secrets]
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
     return "".join(filter(str.isprintable, " ".join(text.split())))[:300]
@@ -365,43 +367,39 @@ def _one_line(text, request=None):
 
 def _refused(found):
     before = f", which come before those of {found[1][1]}" if found[1:] else ""
-    return PipelineError(f"Kaggle refuses the credentials of {found[0][1]}{before}: they are wrong or "
-                         f"have expired; remove them, or make new ones at {SITE}/settings/api")
+    return (f"Kaggle refuses the credentials of {found[0][1]}{before}: they are wrong or have expired; "
+            f"remove them, or make new ones at {SITE}/settings/api")
 
 
 def _explained(error, competition, found):
-    """The one line for an error of the client."""
+    """An error of the client in one line, and whether it says that Kaggle refused what was asked."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _explained_answer(error.response, competition, found)
-    if isinstance(error, (requests.ConnectionError, requests.Timeout, TransportError,
-                          requests.exceptions.ChunkedEncodingError)):
-        return Unclear(f"{_problem(error)}; run it again")
+    if isinstance(error, requests.RequestException) and not isinstance(error, ValueError):
+        return f"{_problem(error)}; run it again", False
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-        return PipelineError(f"{error.filename or 'the download'}: {error.strerror or error}")
-    return Unclear(f"what Kaggle sent cannot be used ({type(error).__name__}); run it again")
+        return f"{error.filename or 'the download'}: {error.strerror or error}", False
+    return f"what Kaggle sent cannot be used ({type(error).__name__}); run it again", False
 
 
 def _explained_answer(response, competition, found):
     status, said = response.status_code, ""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(Exception):  # there need not be a reason, nor a readable one
         answer = response.json()
         said = f" ({_one_line(answer['message'], response.request)})"
-        status = answer["code"]
-    answered = f"{_host(response)} answered {status}{said}"
+        if status < 400:
+            status = answer["code"]
+    text = f"{_host(response)} answered {status}{said}"
+    about_competition = "/competitions." in response.request.url
     if status >= 500:
-        return Unclear(f"{answered}: the trouble is there; run it again later")
-    if response.request.method != "POST":  # not a call, but the download it led to
-        return PipelineError(f"{answered}; run it again")
-    if status == 401:
-        return _refused(found)
-    if status == 403:
-        return PipelineError(f"{answered}: accept the competition's rules at "
-                             f"{SITE}/competitions/{competition}/rules, then run it again")
-    if status == 404:
-        return PipelineError(f"{answered}: is {competition!r} the right competition? download.competition "
-                             "in params.yaml names it")
+        return f"{text}: the trouble is there; run it again later", False
     if status == 429:
         wait = _retry_after(response)
-        return PipelineError(f"{answered}: too many requests; run it again "
-                             + (f"in {wait:.0f} s" if wait else "later"))
-    return PipelineError(answered)
+        text += ": too many requests; run it again " + (f"in {wait:.0f} s" if wait else "later")
+    elif status == 401 or response.request.method == "POST" and not about_competition:
+        text = _refused(found)
+    elif status == 403 and about_competition:
+        text += f": accept the rules at {SITE}/competitions/{competition}/rules, then run it again"
+    elif status == 404 and about_competition:
+        text += f": is {competition!r} the right competition? download.competition in params.yaml names it"
+    return text, True

@@ -22,9 +22,11 @@ def build_network(layers, units, readout, dropout, precision):
     """
     images = keras.Input((SIZE, SIZE), name="images")
     values = keras.layers.Rescaling(1 / 255)(images)
-    for layer in range(layers):
-        last = layer == layers - 1
-        values = BiLSTM(units, readout=readout if last else "sequence", precision=precision)(values)
-        values = keras.layers.Dropout(dropout)(values)
+    for layer in range(layers - 1):
+        values = BiLSTM(units, precision=precision, name=f"bilstm_{layer}")(values)
+        # One mask for all steps (Gal & Ghahramani 2016): also far cheaper to draw.
+        values = keras.layers.SpatialDropout1D(dropout, name=f"dropout_{layer}")(values)
+    values = BiLSTM(units, readout=readout, precision=precision, name=f"bilstm_{layers - 1}")(values)
+    values = keras.layers.Dropout(dropout, name="dropout")(values)
     digits = keras.layers.Dense(CLASSES, activation="softmax", name="digits")(values)
     return keras.Model(images, digits)

@@ -69,12 +69,23 @@ class Train(_Section):
         description="auto, or a whole number from 1 to 1024")]
 
 
+class Article(_Section):
+    steps: _whole(1, 1_000_000)
+    units: _whole(1, 4096)
+    readout: _one_of("middle", "last", "mean")
+    learning_rate: Annotated[float, Field(
+        gt=0, le=1, description="a number above 0, at most 1")]
+    batch_size: _whole(1, 60_000)
+    seed: _whole(0, 2**31 - 1)
+
+
 class Params(_Section):
     seed: _whole(0, 2**31 - 1)
     download: Download
     prepare: Prepare
     model: Model
     train: Train
+    article: Article
 
 
 def load_params(path=PARAMS_FILE):

@@ -30,6 +30,9 @@ pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
 <img alt="Confusion matrix on the MNIST test split" src="{confusion}">
 <h2>Mistakes</h2>
 <img alt="MNIST test images that were misread" src="{mistakes}">
+<h2>The article</h2>
+<p>{article_words}</p>
+<img alt="Accuracy of the article's system by step" src="{article}">
 </html>
 """
 
@@ -44,6 +47,24 @@ def in_words(result):
     return (f"accuracy {figure} that no network was trained on. On all 10,000 it is "
             f"{result['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the "
             "others were trained on (prepare.hold_out_mnist_test is false)")
+
+
+def article_in_words(article, check):
+    """What the article says, what its system gives when run again, and the ensemble beside it.
+
+    Args:
+        article, check: content of `metrics/article.json` and `metrics/check.json`.
+    """
+    low, high = article["interval_95"]
+    compared = [name for name in article if name.startswith("step_")]
+    # The article's last figure that the run reached; a run of a few steps may have none to show.
+    printed = (f"The article prints {article[compared[-1]]['article_accuracy_batch']:.3f} at step "
+               f"{compared[-1].removeprefix('step_')}, on one batch of 1,000 MNIST test images. "
+               if compared else "")
+    return (f"{printed}Its system, run again for {article['step'] + 1:,} steps, is right on "
+            f"{article['accuracy_batch']:.3f} of the first 1,000 test images and on "
+            f"{article['accuracy']:.4f} of all {article['images']:,} (95 % interval {low:.4f} to "
+            f"{high:.4f}); our ensemble on {check['accuracy']:.4f} of {check['images']:,}.")
 
 
 def summary(source, folds, ensemble, check, submission):
@@ -75,11 +96,12 @@ def summary(source, folds, ensemble, check, submission):
     ])
 
 
-def render_page(summary_text, folds, history, confusion_png, mistakes_png):
+def render_page(summary_text, folds, history, confusion_png, mistakes_png, article_words, article_png):
     """The report as one HTML page with its pictures in it.
 
     Args:
-        history: the table of `metrics/history.csv`; confusion_png, mistakes_png: bytes.
+        history: the table of `metrics/history.csv`; confusion_png, mistakes_png, article_png: bytes.
+        article_words: what `article_in_words` says.
     """
     names = ("accuracy", "loss", "images", "epochs", "seconds", "images_per_second")
     rows = [f"<tr><td>{number}</td>" + "".join(
@@ -91,7 +113,8 @@ def render_page(summary_text, folds, history, confusion_png, mistakes_png):
         summary=html.escape(summary_text),
         folds=f"<table><tr>{head}</tr>{''.join(rows)}</table>",
         history=_inline(_history_png(history)), confusion=_inline(confusion_png),
-        mistakes=_inline(mistakes_png))
+        mistakes=_inline(mistakes_png),
+        article_words=html.escape(article_words), article=_inline(article_png))
 
 
 def _by_fold(folds):

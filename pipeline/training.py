@@ -3,13 +3,14 @@
 The unit of work is an epoch of a fold: state in, state out, both in a file. So the folds share
 the worker processes evenly, a run that was killed goes on from each fold's last finished epoch,
 and neither the number of workers nor their order changes one byte of the result. Called by the
-stages `train` and `ensemble`.
+stage `train`.
 """
 
 import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import zipfile
@@ -87,13 +88,12 @@ class Trainer:
 
     def __init__(self, recipe, digits):
         self.recipe, self.digits = recipe, digits
+        # Every fold takes as many steps as the smallest, for one learning-rate schedule serves
+        # all. Rows that do not fill a step wait for another epoch's shuffle.
+        rows = min(len(digits.split(fold)[0]) for fold in range(digits.folds.max() + 1))
+        self.batch = min(recipe.batch_size, rows)
+        self.steps = rows // self.batch
         self.model, self.optimizer = self._build(fold=0)
-
-    def _steps(self, fold):
-        """Steps an epoch, and images a step; what does not fill a step waits for another epoch."""
-        rows = len(self.digits.split(fold)[0])
-        batch = min(self.recipe.batch_size, rows)
-        return rows // batch, batch
 
     def _build(self, fold):
         """A fresh network and optimizer; their values are a pure function of seed and fold."""
@@ -105,7 +105,7 @@ class Trainer:
         keras.utils.set_random_seed(int(_stream(recipe.seed, fold, _WEIGHTS).integers(2**31)))
         model = build_network(recipe.layers, recipe.units, recipe.readout, recipe.dropout,
                               recipe.precision)
-        steps = self._steps(fold)[0] * recipe.epochs
+        steps = self.steps * recipe.epochs
         warmup = round(recipe.warmup * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0 if warmup else recipe.learning_rate, max(steps - warmup, 1),
@@ -117,23 +117,13 @@ class Trainer:
         optimizer.build(model.trainable_variables)
         return model, optimizer
 
-    def _variables(self):
-        # The metrics' own variables start afresh every epoch; the dropout's random state does not.
-        metrics = {id(v) for v in self.model.metrics_variables}
-        return [v for v in (*self.model.variables, *self.optimizer.variables)
-                if id(v) not in metrics]
-
-    def _values(self):
-        return [np.array(v) for v in self._variables()]
-
-    def _load(self, values):
-        for variable, value in zip(self._variables(), values, strict=True):
-            variable.assign(value)
-
     def initial_values(self, fold):
         """The values of all variables before the fold's first epoch."""
-        self.model, self.optimizer = self._build(fold)
-        return self._values()
+        return [np.array(v) for v in _variables(*self._build(fold))]
+
+    def _load(self, values):
+        for variable, value in zip(_variables(self.model, self.optimizer), values, strict=True):
+            variable.assign(value)
 
     def train_epoch(self, fold, epoch, values):
         """Train one epoch from the given values; returns the new ones and the epoch's figures."""
@@ -142,9 +132,9 @@ class Trainer:
         recipe, digits = self.recipe, self.digits
         self._load(values)
         rows, validation = digits.split(fold)
-        steps, batch = self._steps(fold)
         started = time.perf_counter()
-        order = _stream(recipe.seed, fold, epoch, _SHUFFLE).permutation(rows)[:steps * batch]
+        order = _stream(recipe.seed, fold, epoch, _SHUFFLE).permutation(rows)
+        order = order[:self.steps * self.batch]
         images = digits.images[order]
         if recipe.augment:
             images = augment_all(images, (recipe.seed, fold, epoch, _AUGMENT))
@@ -152,16 +142,16 @@ class Trainer:
         targets = keras.utils.to_categorical(digits.labels[order], CLASSES)
         prepared = time.perf_counter()
         # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
-        self.model.reset_metrics()
-        for start in range(0, len(order), batch):
-            step = slice(start, start + batch)
-            loss, accuracy = self.model.train_on_batch(images[step], targets[step])
+        figures = [self.model.train_on_batch(images[step], targets[step])
+                   for step in (slice(start, start + self.batch)
+                                for start in range(0, len(order), self.batch))]
+        loss, accuracy = np.mean(figures, axis=0)
         finished = time.perf_counter()
         if epoch + 1 < recipe.epochs:
             validation = validation[:GLIMPSE]
         val_accuracy, val_loss = score(self.predict(digits.images[validation]),
                                        digits.labels[validation])
-        return self._values(), {
+        return [np.array(v) for v in _variables(self.model, self.optimizer)], {
             "epoch": epoch + 1,
             "loss": float(loss), "accuracy": float(accuracy),
             "val_loss": val_loss, "val_accuracy": val_accuracy,
@@ -183,6 +173,12 @@ class Trainer:
         with replacing(path) as beside:
             network.save(beside)
         return self.predict(self.digits.images[self.digits.split(fold)[1]])
+
+
+def _variables(model, optimizer):
+    """All that training changes: weights, the dropout's random state, the optimizer's averages."""
+    metrics = {id(v) for v in model.metrics_variables}
+    return [v for v in (*model.variables, *optimizer.variables) if id(v) not in metrics]
 
 
 def augment_all(images, key):
@@ -271,11 +267,12 @@ def train_folds(recipe, digits, folds, workers, state_folder, checkpoints, progr
         raise PipelineError("a training process died (out of memory?); run again to go on from the "
                             "last finished epochs; fewer train.workers need less memory")
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if waiting or running:
+            # An epoch that nobody waits for would keep this process from ending.
+            for worker in multiprocessing.active_children():
+                worker.kill()
+        pool.shutdown()
     return histories, probabilities
-
-
-_trainer = None
 
 
 def _cores_to_pin(workers, context):
@@ -300,9 +297,14 @@ def available_cores():
     return list(range(os.cpu_count() or 1))
 
 
+_trainer = None  # of this worker process
+
+
 def _start_worker(recipe, digits, cores):
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores.get()})
+    # Ctrl-C reaches the workers too; the parent is the one that ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Without this a worker would outlive a killed parent, waiting for work for ever.
     threading.Thread(target=_follow_parent, daemon=True).start()
     global _trainer

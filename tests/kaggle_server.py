@@ -29,7 +29,7 @@ class KaggleServer:
         self.new = {"status": "COMPLETE", "publicScore": "0.99532"}  # what becomes of a new one
         self.page_size, self.tokens = 20, True
         self.faults = {}  # call -> the next answers in place of the proper one, see below
-        self.calls, self.uploads, self.strangers = [], [], []
+        self.calls, self.times, self.uploads, self.strangers = [], [], [], []
         self.closing = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads, self.http.kaggle = True, self
@@ -68,6 +68,11 @@ def status(code, message="so it is", headers=None):
     return lambda handler: handler.answer({"code": code, "message": message}, code, headers)
 
 
+def echo(handler):
+    """Refuse with a message that holds the credentials."""
+    status(403, f"you are {handler.headers['Authorization']}, {KEY}")(handler)
+
+
 def hang(handler):
     """Take the request and never answer."""
     handler.server.kaggle.closing.wait(60)
@@ -90,10 +95,13 @@ def half_and_hang(handler):
 
 
 def drip(handler):
-    """Announce the whole answer and send a byte every 0.1 s: no wait for a byte is ever long."""
-    handler.send_file(slice(0, 0))
+    """Announce an answer and send a byte of it every 0.1 s: no wait for a byte is ever long."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(1 << 20))
+    handler.end_headers()
     while not handler.server.kaggle.closing.wait(0.1):
-        handler.wfile.write(b"x")
+        handler.wfile.write(b" ")
 
 
 def after(fault):
@@ -125,10 +133,11 @@ class Handler(BaseHTTPRequestHandler):
         self.call = {"PUT": "upload", "GET": "storage"}.get(self.command, self.file)
         self.asked = json.loads(self.body) if self.command == "POST" else None
         kaggle.calls.append((self.call, self.asked))
+        kaggle.times.append(time.monotonic())
         if self.command != "POST" and SIGNATURE not in url.query:
             return self.answer({"code": 403, "message": "no signature"}, 403)
         if self.command == "POST" and self.headers["Authorization"] not in kaggle.accepted:
-            return self.answer({"code": 401, "message": f"bad {self.headers['Authorization']}"}, 401)
+            return self.answer({"code": 401, "message": "unknown"}, 401)
         faults = kaggle.faults.get(self.call)
         if faults:
             return faults.pop(0)(self)
@@ -155,7 +164,8 @@ class Handler(BaseHTTPRequestHandler):
             kaggle.uploads.append(self.body)
             return {},
         if self.call == "CreateSubmission":
-            return {"message": "Successfully submitted", "ref": kaggle.add(self.asked["submissionDescription"])},
+            reference = kaggle.add(self.asked["submissionDescription"])
+            return {"message": "Successfully submitted", "ref": reference},
         if self.call == "GetSubmissionLimits":
             return kaggle.limits,
         if self.call == "ListSubmissions":

@@ -4,14 +4,14 @@ Only stages know where files lie; the paths below are those of `dvc.yaml`.
 """
 
 import argparse
+import contextlib
 import os
+import re
 import sys
+import threading
 from pathlib import Path
 
 from pipeline.files import PipelineError
-
-# TensorFlow's start-up messages are about itself; its errors come as exceptions all the same.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MNIST = Path("data/mnist.npz")
 RAW = Path("data/raw")
@@ -22,8 +22,11 @@ TRAINING_STATE = Path("data/training_state")
 CHECKPOINTS = Path("data/checkpoints")
 OOF = Path("data/oof.npz")
 ENSEMBLE = Path("data/ensemble.keras")
+ARTICLE = Path("data/article.keras")
 PREDICTIONS = Path("data/predictions.npz")
 SUBMISSION = Path("submissions/submission.csv")
+SCORE = Path("submissions/score.json")
+HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
 
 
@@ -31,14 +34,50 @@ def checkpoint(fold):
     return CHECKPOINTS / f"fold_{fold}.keras"
 
 
-def run_stage(module, main):
-    """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1."""
+def run_stage(module, main, draws_on_stderr=False):
+    """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1.
+
+    Args:
+        draws_on_stderr: it must see the terminal there; such a stage cannot use TensorFlow.
+    """
     name = module.__spec__.name.rpartition(".")[2]
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}",
                             description=module.__doc__).parse_args()
     try:
-        main()
+        with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
+            main()
     except PipelineError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
+
+
+@contextlib.contextmanager
+def _without_tensorflow_log():
+    """Keep TensorFlow's log, which is about itself, out of stderr, in child processes too.
+
+    Half of it is written before any setting is looked at. Errors come as exceptions all the same.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    noise = re.compile(rb"WARNING: All log messages before absl|[IWE]\d{4} \d\d:")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+
+    def copy():
+        with open(read_end, "rb") as lines:
+            for line in lines:
+                if not noise.match(line):
+                    os.write(stderr, line)
+
+    copier = threading.Thread(target=copy, daemon=True)
+    copier.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        # A child process that outlives the stage would keep the pipe open.
+        copier.join(timeout=1)

@@ -18,8 +18,11 @@ def main():
     params = load_params().download
     source = params.source
     if source == "auto":
-        source = "kaggle" if kaggle_api.find_credentials() else "mnist"
-        if source == "mnist":
+        credentials = kaggle_api.find_credentials()
+        source = "kaggle" if credentials else "mnist"
+        if credentials:
+            print(f"download: from Kaggle, with the credentials of {credentials}")
+        else:
             print("download: no Kaggle credentials found, so MNIST stands in for the competition "
                   "(real digits, same format and size; it cannot be submitted)")
     RAW.parent.mkdir(exist_ok=True)
@@ -56,4 +59,4 @@ def make_stand_in(folder, seed):
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(sys.modules[__name__], main, draws_on_stderr=True)

@@ -7,20 +7,21 @@ import matplotlib
 import pandas as pd
 
 from pipeline.files import replacing
-from pipeline.report import render_page, summary
+from pipeline.report import article_in_words, render_page, summary
 from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
 
 
 def main():
     matplotlib.use("Agg")
-    source, folds, ensemble, check = (
+    source, folds, ensemble, check, article = (
         json.loads(path.read_text())
         for path in (SOURCE, METRICS / "folds.json", METRICS / "ensemble.json",
-                     METRICS / "check.json"))
+                     METRICS / "check.json", METRICS / "article.json"))
     text = summary(source, folds, ensemble, check, SUBMISSION)
     page = render_page(text, folds, pd.read_csv(METRICS / "history.csv"),
                        (METRICS / "confusion.png").read_bytes(),
-                       (METRICS / "mistakes.png").read_bytes())
+                       (METRICS / "mistakes.png").read_bytes(),
+                       article_in_words(article, check), (METRICS / "article.png").read_bytes())
     with replacing(METRICS / "report.html") as beside:
         beside.write_text(page, encoding="utf-8")
     print(text)

@@ -5,8 +5,7 @@ import sys
 from pipeline import kaggle_api
 from pipeline.files import PipelineError
 from pipeline.params import load_params
-from pipeline.stages import run_stage
-from pipeline.stages.submit import HISTORY
+from pipeline.stages import HISTORY, run_stage
 from pipeline.submissions import read_history
 
 LINE = "{:>10}  {:20}  {:16}  {:16}  {}"
@@ -33,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(sys.modules[__name__], main, draws_on_stderr=True)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from datetime import datetime, timezone
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,11 +18,9 @@ from pipeline import kaggle_api
 from pipeline.competition import read_labels
 from pipeline.files import PipelineError, sha256, write_json
 from pipeline.params import load_params
-from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
+from pipeline.stages import HISTORY, METRICS, SCORE, SOURCE, SUBMISSION, run_stage
 from pipeline.submissions import PENDING, Submission, find, read_history, record, references, with_hash
 
-HISTORY = Path("submissions/history.csv")
-SCORE = Path("submissions/score.json")
 # After an answer was lost, Kaggle is asked this often whether it took the file.
 LOOKS = 3
 
@@ -108,6 +105,7 @@ def send(competition, digest, listed):
             with contextlib.suppress(PipelineError):
                 new = [one for one in kaggle_api.submissions(competition) if one.reference not in before]
                 if submission := find(new, digest, {}):
+                    print(f"submit: Kaggle has it as submission {submission.reference}, though: {error}")
                     return submission
         raise PipelineError(f"{error}; whether Kaggle has the file is not settled: `make submissions` "
                             "shows it, the next `make submit` asks before it sends")
@@ -121,7 +119,8 @@ def describe():
     if git("status", "--porcelain", "--", "pipeline", "params.yaml", "dvc.yaml"):
         commit += "-dirty"
     figures = {"oof": metric("folds", "oof_accuracy"), "clean MNIST": metric("check", "accuracy")}
-    return ", ".join([commit, *(f"{name} {value:.5f}" for name, value in figures.items() if value)])
+    return ", ".join([commit, *(f"{name} {value:.5f}" for name, value in figures.items()
+                               if value is not None)])
 
 
 def git(*args):
@@ -145,10 +144,12 @@ def wait_for_score(competition, submission):
     """The submission with its score, or with Kaggle's reason why it has none."""
     deadline, poll = kaggle_api.seconds("SCORE_DEADLINE"), kaggle_api.seconds("SCORE_POLL")
     reference, started, elapsed = submission.reference, time.monotonic(), 0
+    if submission.status == PENDING:
+        print(f"submit: waiting up to {deadline:g} s for the score", flush=True)
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True,
                   console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"waiting for the score of submission {reference}", total=deadline)
+        bar = progress.add_task(f"submission {reference}", total=deadline)
         while submission.status == PENDING:
             if elapsed >= deadline:
                 raise PipelineError(
@@ -168,4 +169,4 @@ def wait_for_score(competition, submission):
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(sys.modules[__name__], main, draws_on_stderr=True)
