@@ -9,6 +9,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make submit     send the submission to Kaggle, once, and wait for its score"
 	@echo "make submissions  what was sent, beside what Kaggle lists"
+	@echo "make benchmark  training speed beside Keras, PyTorch, TensorFlow 1 (half an hour)"
 	@echo "make setup      only make the environment, .venv"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 
@@ -32,6 +33,15 @@ submit: setup
 
 submissions: setup
 	@python -m pipeline.stages.submissions
+
+benchmark: setup .venv/benchmark
+	python -m benchmarks.training_speed
+
+# Adds the extra "benchmark" of pyproject.toml, PyTorch, and changes none of the locked packages.
+.venv/benchmark: .venv/complete pyproject.toml
+	pip install --quiet --disable-pip-version-check $$(python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["benchmark"])')
+	touch $@
 
 lock: setup
 	pip install --quiet uv

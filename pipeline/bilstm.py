@@ -68,10 +68,11 @@ class BiLSTM(keras.layers.Layer):
         self.units, self.readout, self.precision = units, readout, precision
         # The matrix products cannot reach oneDNN's kernels from inside XLA.
         self.supports_jit = False
-        self.bidirectional = keras.layers.Bidirectional(
-            keras.layers.LSTM(units, return_sequences=True, zero_output_for_mask=True),
-            name="bidirectional",
-        )
+        lstm = keras.layers.LSTM(units, return_sequences=True, zero_output_for_mask=True)
+        self.bidirectional = keras.layers.Bidirectional(lstm, name="bidirectional")
+        # While a model is being loaded, Keras knows what it has made by the address of its origin.
+        # Freed, that address could be another layer's, which would then get this one's parts.
+        self._keep_alive = lambda: lstm
 
     def build(self, input_shape):
         if input_shape[1] is None:
@@ -150,11 +151,11 @@ class BiLSTM(keras.layers.Layer):
         if bidirectional.merge_mode != "concat":
             raise ValueError(f"BiLSTM: merge_mode {bidirectional.merge_mode!r} is not supported, "
                              "only 'concat'")
-        for lstm in (forward, backward):
+        for lstm, go_backwards in ((forward, False), (backward, True)):
             if not isinstance(lstm, keras.layers.LSTM):
                 raise ValueError(f"BiLSTM: {type(lstm).__name__} is not supported, only LSTM")
             config = lstm.get_config()
-            for name, supported in _STOCK_ARGUMENTS.items():
+            for name, supported in {**_STOCK_ARGUMENTS, "go_backwards": go_backwards}.items():
                 if config[name] != supported:
                     raise ValueError(f"BiLSTM: {name}={config[name]!r} is not supported, "
                                      f"only {supported!r}")
@@ -194,6 +195,8 @@ _STOCK_ARGUMENTS = {
     "recurrent_dropout": 0.0,
     "stateful": False,
     "return_state": False,
+    **{f"{what}_regularizer": None for what in ("kernel", "recurrent", "bias", "activity")},
+    **{f"{what}_constraint": None for what in ("kernel", "recurrent", "bias")},
 }
 
 

@@ -1,8 +1,13 @@
 """The ensemble: one Keras model that averages the probabilities of the folds' networks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
+import numpy as np
+import tensorflow as tf
 
 from pipeline.files import PipelineError
+from pipeline.training import available_cores
 
 # Prediction is fastest while a batch's activations stay in the processor's cache.
 BATCH = 250
@@ -26,6 +31,21 @@ def build_ensemble(networks):
     return keras.Model(images, keras.layers.Average(name="digits")(outputs), name="ensemble")
 
 
+def use_one_thread_an_operation():
+    """To be called before TensorFlow computes: `predict` keeps the cores busy in its own way.
+
+    The matrix products of one step are too small to share.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(len(available_cores()))
+
+
 def predict(model, images):
-    """Probabilities `(n, 10)` float32 for images `(n, 28, 28)`, pixels 0..255."""
-    return model.predict(images.astype("float32"), batch_size=BATCH, verbose=0)
+    """Probabilities `(n, 10)` float32 for images `(n, 28, 28)`, pixels 0..255; a batch a core."""
+    run = tf.function(lambda batch: model(batch, training=False))
+
+    def predict_batch(start):
+        return run(tf.constant(images[start:start + BATCH].astype("float32"))).numpy()
+
+    with ThreadPoolExecutor(len(available_cores())) as pool:
+        return np.concatenate(list(pool.map(predict_batch, range(0, len(images), BATCH))))

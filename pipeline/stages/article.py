@@ -7,8 +7,6 @@ import matplotlib
 import pandas as pd
 
 from pipeline.accuracy import wilson_interval
-from pipeline.article import PRINTED, TEST_BATCH, beside_printed, measure, run
-from pipeline.ensemble import load_network
 from pipeline.figures import draw_article
 from pipeline.files import PipelineError, replacing, write_json
 from pipeline.mnist import load_mnist
@@ -20,6 +18,10 @@ SHOWN = 100  # steps from one line on the terminal to the next
 
 
 def main():
+    # TensorFlow comes with them, and must come when its log is out of the way (see run_stage).
+    from pipeline.article import PRINTED, beside_printed, measure, run
+    from pipeline.ensemble import load_network
+
     settings, precision = load_params().article, best_precision()
     mnist = load_mnist(MNIST)
     images, labels = mnist["test_images"], mnist["test_labels"]
@@ -59,7 +61,7 @@ def main():
 def show(row):
     if row["step"] % SHOWN == 0:
         print(f"article: step {row['step']}, cost {row['cost']:.6f}, accuracy "
-              f"{row['accuracy_batch']:.3f} on {TEST_BATCH}, {row['accuracy']:.4f} on all", flush=True)
+              f"{row['accuracy_batch']:.3f} on the batch, {row['accuracy']:.4f} on all", flush=True)
 
 
 if __name__ == "__main__":

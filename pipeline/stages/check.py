@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 
 from pipeline.accuracy import measure
-from pipeline.article import PRINTED, TEST_BATCH
-from pipeline.ensemble import load_network, predict
 from pipeline.figures import draw_confusion, draw_mistakes
 from pipeline.files import replacing, write_json
 from pipeline.mnist import load_mnist
@@ -17,6 +15,11 @@ from pipeline.stages import DIGITS, ENSEMBLE, METRICS, MNIST, run_stage
 
 
 def main():
+    # TensorFlow comes with them, and must come when its log is out of the way (see run_stage).
+    from pipeline.article import PRINTED, TEST_BATCH
+    from pipeline.ensemble import load_network, predict, use_one_thread_an_operation
+
+    use_one_thread_an_operation()
     mnist = load_mnist(MNIST)
     images, labels = mnist["test_images"], mnist["test_labels"]
     probabilities = predict(load_network(ENSEMBLE), images)

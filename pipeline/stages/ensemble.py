@@ -6,7 +6,6 @@ import time
 import numpy as np
 
 from pipeline.accuracy import expected_public_score
-from pipeline.ensemble import build_ensemble, load_network, predict
 from pipeline.files import replacing, write_json
 from pipeline.params import load_params
 from pipeline.stages import (
@@ -14,6 +13,10 @@ from pipeline.stages import (
 
 
 def main():
+    # TensorFlow comes with it, and must come when its log is out of the way (see run_stage).
+    from pipeline.ensemble import build_ensemble, load_network, predict, use_one_thread_an_operation
+
+    use_one_thread_an_operation()
     folds = load_params().prepare.folds
     model = build_ensemble([load_network(checkpoint(fold)) for fold in range(folds)])
     with np.load(DIGITS) as file:

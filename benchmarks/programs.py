@@ -1,0 +1,171 @@
+"""The programs that training_speed.py compares: each builds a network and trains it step by step.
+
+A program is a function of a `Shape` that returns `step(images, labels)`, which trains on one batch:
+images `(batch, 28, 28)` float32 with values 0..255, labels `(batch,)` int32. Libraries are imported
+inside of the functions, so that a process loads only the one that it measures. Everything is trained
+with cross-entropy and Adam.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+SIZE = 28
+CLASSES = 10
+GATES = 4
+LEARNING_RATE = 0.001
+
+# The operands of the matrix product that stands for the machine's limit.
+ROWS, INNER, COLUMNS = 3584, 256, 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A stack of BiLSTM layers as `pipeline.network.build_network` makes it."""
+
+    layers: int
+    units: int
+    readout: str
+    dropout: float = 0.0
+
+    def flop(self):
+        """Floating-point operations that training on one image needs, matrix products only.
+
+        A cell step multiplies its input and its state by 4 * units columns; the backward pass
+        costs twice the forward one. For `middle`, the last layer needs only the steps up to the
+        middle one, in each direction.
+        """
+        total, features = 0, SIZE
+        for layer in range(self.layers):
+            pruned = self.readout == "middle" and layer == self.layers - 1
+            cell_steps = SIZE + 1 if pruned else 2 * SIZE
+            total += 3 * 2 * cell_steps * (features + self.units) * GATES * self.units
+            features = 2 * self.units
+        return total
+
+
+def bilstm(shape, precision):
+    """This project's layer."""
+    from pipeline.network import build_network
+
+    return _keras_step(build_network(shape.layers, shape.units, shape.readout, shape.dropout, precision),
+                       jit_compile=False)
+
+
+def keras_stock(shape, unroll=False, jit_compile="auto"):
+    """The same network with every BiLSTM replaced by Keras's own `Bidirectional(LSTM)`."""
+    import keras
+
+    from pipeline.bilstm import BiLSTM
+    from pipeline.network import build_network
+
+    readouts = {
+        "sequence": [],
+        "middle": [keras.layers.Lambda(lambda sequence: sequence[:, SIZE // 2])],
+        "mean": [keras.layers.GlobalAveragePooling1D()],
+        "last": [],
+    }
+
+    def replace(layer):
+        if not isinstance(layer, BiLSTM):
+            return layer.__class__.from_config(layer.get_config())
+        lstm = keras.layers.LSTM(layer.units, return_sequences=layer.readout != "last", unroll=unroll)
+        return keras.Sequential([keras.layers.Bidirectional(lstm), *readouts[layer.readout]])
+
+    network = build_network(shape.layers, shape.units, shape.readout, shape.dropout, "float32")
+    return _keras_step(keras.models.clone_model(network, clone_function=replace), jit_compile)
+
+
+def _keras_step(model, jit_compile):
+    import keras
+
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), keras.losses.SparseCategoricalCrossentropy(),
+                  jit_compile=jit_compile)
+    # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
+    return model.train_on_batch
+
+
+def pytorch(shape, bfloat16, pruned=False):
+    """`torch.nn.LSTM(bidirectional=True)`, or two LSTMs of only the steps that `middle` needs."""
+    import torch
+
+    # As TensorFlow does.
+    torch.set_flush_denormal(True)
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            lstm = partial(torch.nn.LSTM, SIZE, shape.units, batch_first=True)
+            if pruned:
+                self.forward_lstm, self.backward_lstm = lstm(), lstm()
+            else:
+                self.lstm = lstm(num_layers=shape.layers, bidirectional=True, dropout=shape.dropout)
+            self.dropout = torch.nn.Dropout(shape.dropout)
+            self.digits = torch.nn.Linear(2 * shape.units, CLASSES)
+
+        def read(self, rows):
+            middle = SIZE // 2
+            if pruned:
+                forward = self.forward_lstm(rows[:, :middle + 1])[0]
+                backward = self.backward_lstm(rows[:, middle:].flip(1))[0]
+                return torch.cat([forward[:, -1], backward[:, -1]], dim=-1)
+            outputs = self.lstm(rows)[0]
+            if shape.readout == "mean":
+                return outputs.mean(1)
+            if shape.readout == "middle":
+                return outputs[:, middle]
+            return torch.cat([outputs[:, -1, :shape.units], outputs[:, 0, shape.units:]], dim=-1)
+
+        def forward(self, images):
+            return self.digits(self.dropout(self.read(images / 255)))
+
+    network = Network()
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
+    cross_entropy = torch.nn.CrossEntropyLoss()
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = cross_entropy(network(torch.from_numpy(images)), torch.from_numpy(labels).long())
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def tensorflow1(shape):
+    """The TensorFlow 1 way: a static graph of `BasicLSTMCell`s, middle readout, one layer."""
+    import tensorflow.compat.v1 as tf
+
+    tf.disable_eager_execution()
+    images = tf.placeholder(tf.float32, (None, SIZE, SIZE))
+    labels = tf.placeholder(tf.int32, (None,))
+    cells = [tf.nn.rnn_cell.BasicLSTMCell(shape.units, forget_bias=1.0) for _ in range(2)]
+    outputs, _, _ = tf.nn.static_bidirectional_rnn(
+        *cells, tf.unstack(images / 255, axis=1), dtype=tf.float32)
+    weights = tf.Variable(tf.random_normal((2 * shape.units, CLASSES)))
+    biases = tf.Variable(tf.fill((CLASSES,), 0.1))
+    logits = tf.matmul(outputs[SIZE // 2], weights) + biases
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+    train = tf.train.AdamOptimizer(LEARNING_RATE).minimize(loss)
+    session = tf.Session()
+    session.run(tf.global_variables_initializer())
+    return lambda x, y: session.run([train, loss], {images: x, labels: y})
+
+
+def product_tensorflow(shape, dtype):
+    """The matrix product alone, in TensorFlow; ignores its arguments."""
+    import tensorflow as tf
+
+    a = tf.cast(tf.random.normal((ROWS, INNER)), dtype)
+    b = tf.cast(tf.random.normal((INNER, COLUMNS)), dtype)
+    return lambda images, labels: tf.matmul(a, b)
+
+
+def product_pytorch(shape, dtype):
+    """The matrix product alone, in PyTorch; ignores its arguments."""
+    import torch
+
+    a = torch.randn(ROWS, INNER).to(getattr(torch, dtype))
+    b = torch.randn(INNER, COLUMNS).to(a.dtype)
+    product = torch.empty(ROWS, COLUMNS, dtype=a.dtype)
+    return lambda images, labels: torch.mm(a, b, out=product)

@@ -1,0 +1,100 @@
+"""Promises about the article's system: it is the article's, and the stage measures it as it says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, run_python
+
+from pipeline import article
+from pipeline.ensemble import load_network
+
+STEPS, BATCH = 15, 100
+
+
+def as_basic_lstm_cells(weights):
+    """Our network's weights as TensorFlow 1 held them.
+
+    Its gates stand in the order i, j (the candidate), f, o, Keras's in i, f, candidate, o; it has
+    one matrix for input and state, and adds the forget bias of 1.0 itself.
+    """
+    cells = []
+    for kernel, recurrent, bias in (weights[:3], weights[3:6]):
+        i, f, candidate, o = np.split(np.concatenate([kernel, recurrent]), 4, axis=1)
+        cells.append(np.concatenate([i, candidate, f, o], axis=1))
+        i, f, candidate, o = np.split(bias, 4)
+        cells.append(np.concatenate([i, candidate, f - 1.0, o]))
+    return [*cells, *weights[6:]]
+
+
+def test_training_is_that_of_tensorflow_1(mnist, tmp_path):
+    network = article.build_network(128, "middle", "float32", seed=1)
+    batches = list(article.draw_batches(mnist["train_images"], mnist["train_labels"],
+                                        batch_size=1000, steps=10, seed=1))
+    np.savez(tmp_path / "job.npz", learning_rate=0.002,
+             images=[images for images, _ in batches], labels=[labels for _, labels in batches],
+             **{f"weights_{number}": array
+                for number, array in enumerate(as_basic_lstm_cells(network.get_weights()))})
+    ours = list(article.train(network, batches, learning_rate=0.002))
+
+    program = run_python(Path(__file__).with_name("article_in_tensorflow1.py"), tmp_path / "job.npz",
+                         TF_USE_LEGACY_KERAS="1")
+    assert program.returncode == 0, program.stderr
+    theirs = json.loads(program.stdout)
+    assert len(ours) == 10 and ours[-1] < ours[0] / 2
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_batches_go_through_all_images_in_an_order_of_the_seed(mnist):
+    images, labels = mnist["test_images"][:250], np.arange(250)
+
+    def epochs(seed):
+        drawn = [part for _, part in article.draw_batches(images, labels, 100, steps=4, seed=seed)]
+        return np.concatenate(drawn[:2]), np.concatenate(drawn[2:])
+
+    first, second = epochs(seed=1)
+    assert len(set(first)) == len(set(second)) == 200
+    assert (first != second).any() and (first != epochs(seed=2)[0]).any()
+    np.testing.assert_array_equal(epochs(seed=1), (first, second))
+
+
+def test_the_stage_measures_as_it_goes_and_its_checkpoint_again(mnist, tmp_path):
+    params = (ROOT / "params.yaml").read_text()
+    for default, short in (("steps: 1001", f"steps: {STEPS}"),
+                           ("batch_size: 1000", f"batch_size: {BATCH}")):
+        assert params.count(default) == 1
+        params = params.replace(default, short)
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data/mnist.npz", **mnist)
+
+    def run():
+        stage = run_python("-m", "pipeline.stages.article", cwd=tmp_path)
+        assert stage.returncode == 0, stage.stderr
+        return (tmp_path / "metrics/article.csv").read_bytes()
+
+    first = run()
+    curve = pd.read_csv(tmp_path / "metrics/article.csv")
+    assert list(curve) == ["step", "cost", "accuracy_batch", "accuracy"]
+    assert list(curve["step"]) == [0, 10, STEPS - 1]
+    assert curve["cost"].iloc[-1] < curve["cost"].iloc[0]
+    assert (tmp_path / "metrics/article.png").read_bytes().startswith(b"\x89PNG")
+
+    result = json.loads((tmp_path / "metrics/article.json").read_text())
+    last = curve.iloc[-1]
+    assert result["step"] == last["step"]
+    assert result["accuracy"] == result["restored_accuracy"] == last["accuracy"]
+    assert result["accuracy_batch"] == last["accuracy_batch"]
+    low, high = result["interval_95"]
+    assert low < result["accuracy"] < high
+    assert [name for name in result if name.startswith("step_")] == ["step_0", "step_10"]
+    assert result["step_10"]["article_accuracy_batch"] == 0.699
+    assert result["step_10"]["accuracy_batch"] == curve["accuracy_batch"][1]
+
+    network = load_network(tmp_path / "data/article.keras")
+    again = article.measure(network, mnist["test_images"], mnist["test_labels"])
+    assert again == pytest.approx({name: last[name] for name in again}, rel=1e-5)
+
+    assert run() == first

@@ -1,0 +1,191 @@
+"""Training: a pure function of data and recipe, whatever the workers and whoever kills it."""
+
+import dataclasses
+import glob
+import os
+import subprocess
+import sys
+import time
+from unittest.mock import Mock
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, run_python, small_recipe
+from ruamel.yaml import YAML
+
+import pipeline  # noqa: F401  registers the layer
+from pipeline.training import (
+    WORKER_ENVIRONMENT, Trainer, augment_all, best_precision, fingerprint, train_folds)
+
+FOLDS = 2
+
+
+def test_augmentation_is_a_function_of_its_key(digits):
+    # More images than are augmented at once.
+    images = np.tile(digits.images, (2, 1, 1))
+    once, again, other = (augment_all(images, key) for key in ((1, 0, 0), (1, 0, 0), (1, 0, 1)))
+    assert once.shape == images.shape and once.dtype == np.float32
+    assert once.tobytes() == again.tobytes()
+    assert np.all(np.any(once != other, axis=(1, 2)))
+
+
+def test_augmentation_distorts_every_image_in_its_own_way_within_the_range_of_pixels(digits):
+    images = np.repeat(digits.images[:1], 600, axis=0)
+    distorted = augment_all(images, (1,))
+    assert distorted.min() >= 0 and distorted.max() <= 255
+    assert len({image.tobytes() for image in distorted} | {images[0].astype("float32").tobytes()}) == 601
+    # Still the same digits: twenty times as often as by chance nearest to their own originals.
+    everyone = augment_all(digits.images, (1,)).reshape(len(digits.images), -1)
+    correlation = np.corrcoef(everyone, digits.images.reshape(len(digits.images), -1))[:400, 400:]
+    assert np.mean(correlation.argmax(axis=1) == np.arange(400)) > 0.05
+
+
+def test_initial_weights_are_a_function_of_seed_and_fold(digits):
+    def start(trainer, fold):
+        return [value.tobytes() for value in trainer.initial_values(fold)]
+
+    trainer = Trainer(small_recipe(), digits)
+    first, second = start(trainer, 0), start(trainer, 1)
+    assert first != second
+    assert start(trainer, 0) == first
+    assert start(Trainer(small_recipe(), digits), 1) == second
+    assert start(Trainer(small_recipe(seed=1), digits), 0) != first
+
+
+def test_the_rows_of_a_fold(digits):
+    parts = [digits.split(fold) for fold in range(FOLDS)]
+    held_out = np.flatnonzero(digits.folds < 0)
+    assert len(held_out) == 40
+    for train, validation in parts:
+        assert sorted([*train, *validation, *held_out]) == list(range(400))
+    assert sorted([*parts[0][1], *parts[1][1], *held_out]) == list(range(400))
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """Trains with a number of workers: `(folder, histories, probabilities, progress)`."""
+    def train(workers, **changes):
+        folder, progress = tmp_path_factory.mktemp("train"), Mock()
+        histories, probabilities = train_folds(
+            small_recipe(**changes), digits, FOLDS, workers, folder / "state",
+            [folder / f"fold_{fold}.keras" for fold in range(FOLDS)], progress)
+        return folder, histories, probabilities, progress
+
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    yield {workers: train(workers) for workers in (1, 2)}
+    for name, value in before.items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+
+
+def states(folder):
+    """What is left of each fold, without the seconds."""
+    for fold in range(FOLDS):
+        with np.load(folder / "state" / f"fold_{fold}.npz") as file:
+            yield {name: file[name].tobytes() for name in file.files if name != "history"}
+
+
+def weights(path):
+    return [value.tobytes() for value in keras.models.load_model(path).get_weights()]
+
+
+def test_the_number_of_workers_changes_no_byte(trained):
+    (one, _, one_probabilities, _), (two, _, two_probabilities, _) = trained[1], trained[2]
+    for fold, (state, same) in enumerate(zip(states(one), states(two), strict=True)):
+        assert len(state) > 10 and state == same
+        assert weights(one / f"fold_{fold}.keras") == weights(two / f"fold_{fold}.keras")
+        assert one_probabilities[fold].tobytes() == two_probabilities[fold].tobytes()
+
+
+def test_training_learns(trained):
+    for history in trained[1][1]:
+        assert history[-1]["loss"] < history[0]["loss"]
+        assert history[-1]["val_loss"] < history[0]["val_loss"]
+        assert history[-1]["accuracy"] > 0.15
+        assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+
+
+def test_a_checkpoint_is_the_network_that_made_the_probabilities(digits, trained):
+    folder, _, probabilities, _ = trained[1]
+    for fold in range(FOLDS):
+        validation = digits.split(fold)[1]
+        network = keras.models.load_model(folder / f"fold_{fold}.keras")
+        images = digits.images[validation].astype("float32")
+        np.testing.assert_allclose(network.predict(images, verbose=0), probabilities[fold], atol=1e-5)
+        np.testing.assert_allclose(probabilities[fold].sum(axis=1), 1, atol=1e-5)
+
+
+def test_progress_is_told_of_every_epoch(trained):
+    progress = trained[2][3]
+    progress.resumed.assert_not_called()
+    told = sorted((call.args[0], call.args[1]["epoch"]) for call in progress.finished.call_args_list)
+    assert told == [(fold, epoch) for fold in range(FOLDS) for epoch in (1, 2, 3)]
+
+
+def test_the_fingerprint_knows_recipe_and_data(digits):
+    def of(recipe=small_recipe(), **changes):
+        return fingerprint(recipe, dataclasses.replace(digits, **changes))
+
+    assert of() == of()
+    changed = digits.images.copy()
+    changed[0, 0, 0] ^= 1
+    assert len({of(), of(small_recipe(seed=1)), of(small_recipe(epochs=4)), of(images=changed),
+                of(folds=1 - digits.folds)}) == 5
+
+
+def test_auto_precision_is_one_of_the_two():
+    assert best_precision() in ("float32", "bfloat16")
+
+
+# The stage
+
+
+@pytest.fixture
+def folder(digits, tmp_path):
+    """A project folder in which `python -m pipeline.stages.train` can run."""
+    def make(name):
+        folder = tmp_path / name
+        (folder / "data").mkdir(parents=True)
+        np.savez(folder / "data/digits.npz", **dataclasses.asdict(digits))
+        params = YAML(typ="safe").load(ROOT / "params.yaml")
+        params["prepare"]["folds"] = FOLDS
+        params["model"].update(layers=1, units=16)
+        params["train"].update(epochs=12, batch_size=32, precision="float32", workers=FOLDS)
+        YAML(typ="safe").dump(params, folder / "params.yaml")
+        return folder
+
+    return make
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder):
+    whole, killed = folder("whole"), folder("killed")
+    done = run_python("-m", "pipeline.stages.train", cwd=whole)
+    assert done.returncode == 0, done.stderr
+
+    with subprocess.Popen([sys.executable, "-m", "pipeline.stages.train"], cwd=killed, text=True,
+                          stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        while not glob.glob(str(killed / "data/training_state/*/fold_*.npz")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        # The pipe ends when the workers, who share it, have followed.
+        process.communicate()
+    assert not (killed / "data/oof.npz").exists()
+    assert not (killed / "metrics").exists()
+
+    done = run_python("-m", "pipeline.stages.train", cwd=killed)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch" in done.stdout
+    assert not (killed / "data/training_state").exists()
+    ours, theirs = (np.load(path / "data/oof.npz") for path in (killed, whole))
+    assert all(ours[name].tobytes() == theirs[name].tobytes()
+               for name in ("probabilities", "labels", "folds"))
+    for fold in range(FOLDS):
+        name = f"data/checkpoints/fold_{fold}.keras"
+        assert weights(killed / name) == weights(whole / name)
+    assert (killed / "metrics/history.csv").read_bytes() == (whole / "metrics/history.csv").read_bytes()
+    assert not [path for path in killed.rglob(".*")]
+    assert len(pd.read_csv(killed / "metrics/history.csv")) == 12
