@@ -18,7 +18,7 @@ th, td {{ padding: .2rem .9rem .2rem 0; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; }}
 tr {{ border-bottom: 1px solid #ddd; }}
 img {{ max-width: 100%; }}
-pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
+pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap; }}
 </style>
 <h1>Digit Recognizer: report</h1>
 <pre>{summary}</pre>
@@ -129,7 +129,8 @@ def _history_png(history):
     left.legend()
     for name in (column for column in history if column.startswith("val_accuracy_")):
         right.plot(history["epoch"], 1 - history[name], label=f"fold {name.rpartition('_')[2]}")
-    right.set(xlabel="epoch", ylabel="validation error", yscale="log")
+    right.set(xlabel="epoch", ylabel="validation error", yscale="log",
+              title="2,000 images of each fold, all after the last epoch")
     right.legend()
     target = io.BytesIO()
     figure.savefig(target, dpi=110)
