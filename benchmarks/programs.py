@@ -136,19 +136,20 @@ def tensorflow1(shape):
     """The TensorFlow 1 way: a static graph of `BasicLSTMCell`s, middle readout, one layer."""
     import tensorflow.compat.v1 as tf
 
-    tf.disable_eager_execution()
-    images = tf.placeholder(tf.float32, (None, SIZE, SIZE))
-    labels = tf.placeholder(tf.int32, (None,))
-    cells = [tf.nn.rnn_cell.BasicLSTMCell(shape.units, forget_bias=1.0) for _ in range(2)]
-    outputs, _, _ = tf.nn.static_bidirectional_rnn(
-        *cells, tf.unstack(images / 255, axis=1), dtype=tf.float32)
-    weights = tf.Variable(tf.random_normal((2 * shape.units, CLASSES)))
-    biases = tf.Variable(tf.fill((CLASSES,), 0.1))
-    logits = tf.matmul(outputs[SIZE // 2], weights) + biases
-    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
-    train = tf.train.AdamOptimizer(LEARNING_RATE).minimize(loss)
-    session = tf.Session()
-    session.run(tf.global_variables_initializer())
+    with tf.Graph().as_default():
+        images = tf.placeholder(tf.float32, (None, SIZE, SIZE))
+        labels = tf.placeholder(tf.int32, (None,))
+        cells = [tf.nn.rnn_cell.BasicLSTMCell(shape.units, forget_bias=1.0) for _ in range(2)]
+        outputs, _, _ = tf.nn.static_bidirectional_rnn(
+            *cells, tf.unstack(images / 255, axis=1), dtype=tf.float32)
+        weights = tf.Variable(tf.random_normal((2 * shape.units, CLASSES)))
+        biases = tf.Variable(tf.fill((CLASSES,), 0.1))
+        logits = tf.matmul(outputs[SIZE // 2], weights) + biases
+        loss = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+        train = tf.train.AdamOptimizer(LEARNING_RATE).minimize(loss)
+        session = tf.Session()
+        session.run(tf.global_variables_initializer())
     return lambda x, y: session.run([train, loss], {images: x, labels: y})
 
 

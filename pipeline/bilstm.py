@@ -56,7 +56,7 @@ class BiLSTM(keras.layers.Layer):
 
     def __init__(self, units, readout="sequence", precision="float32", **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(units, int) or units < 1:
+        if not isinstance(units, int) or isinstance(units, bool) or units < 1:
             raise ValueError(f"BiLSTM: units must be a positive integer, not {units!r}")
         if readout not in READOUTS:
             raise ValueError(f"BiLSTM: readout must be one of {READOUTS}, not {readout!r}")

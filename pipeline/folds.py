@@ -7,6 +7,7 @@ images of the MNIST test split. Who trains on them cannot measure accuracy on th
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from pipeline.competition import CLASSES
 from pipeline.files import PipelineError
 
 HELD_OUT = -1
@@ -36,11 +37,10 @@ def make_folds(labels, folds, seed, held_out):
     """
     fold_of = np.full(len(labels), HELD_OUT, np.int8)
     rows = np.flatnonzero(~held_out)
-    digits, counts = np.unique(labels[rows], return_counts=True)
-    if not len(rows) or counts.min() < folds:
-        rarest = f"digit {digits[counts.argmin()]} has {counts.min()}" if len(rows) else "there are 0"
-        raise PipelineError(f"train.csv: {rarest} rows to train on, fewer than "
-                            f"prepare.folds = {folds}")
+    counts = np.bincount(labels[rows], minlength=CLASSES)
+    if counts.min() < folds:
+        raise PipelineError(f"train.csv: digit {counts.argmin()} has {counts.min()} rows to train on, "
+                            f"fewer than prepare.folds = {folds}")
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, validation) in enumerate(splitter.split(rows, labels[rows])):
         fold_of[rows[validation]] = fold

@@ -216,7 +216,8 @@ def test_what_changes_no_result_runs_nothing(project):
     for name in ("README.md", "params.yaml"):
         with open(project.folder / name, "a") as file:
             file.write("\n# A remark.\n")
-    assert project.run_json("dvc status --json") == {}
+    # The stage that sends the submission to Kaggle is never run here.
+    assert not [stage for stage in project.run_json("dvc status --json") if "submit" not in stage]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -241,7 +242,9 @@ def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):
     dag = project.run("dvc dag --mermaid")
     assert all(f'"{stage}"' in dag for stage in STAGES)
     metrics = project.run_json("dvc metrics show --json")[""]["data"]
-    assert metrics["metrics/check.json"]["data"] == project.json("metrics/check.json")
+    # DVC leaves out lists.
+    check = {name: value for name, value in project.json("metrics/check.json").items() if name != "interval_95"}
+    assert metrics["metrics/check.json"]["data"] == check
     assert {"metrics/folds.json", "metrics/ensemble.json"} <= set(metrics)
     project.run(f"dvc plots show -o {tmp_path / 'plots'}")
     page = (tmp_path / "plots/index.html").read_text()
