@@ -19,7 +19,7 @@ GATES = 4
 class BiLSTM(keras.layers.Layer):
     """Bidirectional LSTM, with the readout as part of the layer.
 
-    Same results and gradients as `Bidirectional(LSTM(units))` of Keras, several times faster:
+    Same results and gradients as `Bidirectional(LSTM(units))` of Keras, sooner:
 
     - both directions run in one batched matrix product a step, all input projections in one;
     - only the steps that the readout can see are run (`middle`: 29 of 56 for 28 steps);
