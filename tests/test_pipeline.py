@@ -50,8 +50,8 @@ class Project:
         return json.loads(done.stdout)
 
     def stale(self):
-        """The stages that `dvc repro` would run."""
-        return {stage for stage in self.run_json("dvc status --json") if stage != "submissions/dvc.yaml:submit"}
+        """The stages that `dvc repro` would run; the one that sends to Kaggle is never among them."""
+        return {stage for stage in self.run_json("dvc status --json") if "submit" not in stage}
 
     def set(self, **sections):
         yaml, path = YAML(), self.folder / "params.yaml"
@@ -220,16 +220,14 @@ def test_what_changes_no_result_runs_nothing(project):
     for name in ("README.md", "params.yaml"):
         with open(project.folder / name, "a") as file:
             file.write("\n# A remark.\n")
-    # The stage that sends the submission to Kaggle is never run here.
-    assert not [stage for stage in project.run_json("dvc status --json") if "submit" not in stage]
+    assert project.stale() == set()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_no_byte(project, workers):
+def test_the_number_of_workers_changes_no_byte(project):
     before = project.results()
-    project.set(train={"workers": workers})
+    project.set(train={"workers": 1})
     output = project.run("dvc repro -sf train ensemble submission")
-    assert f"{FOLDS} folds, {workers} at a time" in output
+    assert f"{FOLDS} folds, 1 at a time" in output
     assert project.results() == before
 
 
@@ -246,8 +244,8 @@ def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):
     dag = project.run("dvc dag --mermaid")
     assert all(f'"{stage}"' in dag for stage in STAGES)
     metrics = project.run_json("dvc metrics show --json")[""]["data"]
-    # DVC leaves out lists.
-    check = {name: value for name, value in project.json("metrics/check.json").items() if name != "interval_95"}
+    check = project.json("metrics/check.json")
+    del check["interval_95"]  # DVC leaves out lists
     assert metrics["metrics/check.json"]["data"] == check
     assert {"metrics/folds.json", "metrics/ensemble.json"} <= set(metrics)
     project.run(f"dvc plots show -o {tmp_path / 'plots'}")
