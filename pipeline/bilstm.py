@@ -8,11 +8,12 @@ layer holds; only the way of computing with them differs (on a GPU not even that
 import keras
 import tensorflow as tf
 
+from pipeline.kernels import operation, product
+from pipeline.lstm_step import END, GATES, MEAN, SEQUENCE
+
 READOUTS = ("sequence", "middle", "last", "mean")
 PRECISIONS = ("float32", "bfloat16")
 
-# Keras's LSTM orders its gates: input, forget, candidate, output.
-GATES = 4
 
 
 @keras.saving.register_keras_serializable("pipeline")
@@ -24,7 +25,9 @@ class BiLSTM(keras.layers.Layer):
     - both directions run in one batched matrix product a step, all input projections in one;
     - only the steps that the readout can see are run (`middle`: 29 of 56 for 28 steps);
     - the backward pass is written by hand, its weight gradients are one product over all steps;
-    - the elementwise work of a step is one compiled function.
+    - the elementwise work of a step is one compiled TensorFlow operation (`kernels.py`).
+
+    Not differentiable twice, and not for SavedModel: `to_keras` gives a layer that is both.
 
     Args:
         units: size of each direction's state.
@@ -111,15 +114,9 @@ class BiLSTM(keras.layers.Layer):
         else:
             h_forward, c_forward, h_backward, c_backward = initial_state
             h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
-        output = _bilstm(
-            inputs,
-            tf.concat(kernels, axis=1), tf.stack(recurrents), tf.concat(biases, axis=0),
-            h0, c0,
-            None if mask is None else tf.transpose(mask)[:, :, None],
-            self.readout,
-            tf.dtypes.as_dtype(self.precision),
-        )
-        return output
+        run = _bilstm_in_a_graph if tf.executing_eagerly() else _bilstm
+        return run(inputs, tf.stack(kernels), tf.stack(recurrents), tf.stack(biases), h0, c0, mask,
+                   self.readout, tf.dtypes.as_dtype(self.precision))
 
     def _call_keras(self, inputs, initial_state, mask):
         """The same through the stock layer, which has a cuDNN path on a GPU."""
@@ -130,7 +127,7 @@ class BiLSTM(keras.layers.Layer):
             return sequence[:, steps // 2]
         if self.readout == "mean":
             total = tf.reduce_sum(sequence, axis=1)
-            return total / (steps if mask is None else _own_steps(tf.transpose(mask)))
+            return total / (steps if mask is None else _own_steps(mask))
         if self.readout == "last":
             last = steps - 1 if mask is None else tf.reduce_sum(tf.cast(mask, tf.int32), 1) - 1
             at_end = tf.gather(sequence, tf.broadcast_to(last, tf.shape(inputs)[:1]), batch_dims=1)
@@ -201,199 +198,93 @@ _STOCK_ARGUMENTS = {
 
 
 def _own_steps(mask):
-    """Number of true steps of each sample, at least 1: mask `(steps, batch)` -> `(batch, 1)`."""
-    return tf.maximum(tf.reduce_sum(mask, axis=0), 1.0)[:, None]
-
-
-@tf.function(jit_compile=True)
-def _gates_forward(projected, recurrent, h_previous, c_previous, mask):
-    """One step's elementwise work, for one or both directions.
-
-    Args:
-        projected: for each direction its step's `(batch, 8 * units)` of input projections.
-        recurrent: `(directions, batch, 4 * units)`.
-        mask: None or `(directions, batch, 1)`; where it is 0 the states pass through.
-
-    Returns:
-        h, c, and the four gates, each `(directions, batch, units)`; all but c in h's type.
-    """
-    width, dtype = recurrent.shape[-1], recurrent.dtype
-    halves = [step[:, d * width:(d + 1) * width] for d, step in enumerate(projected)]
-    z = tf.cast(tf.stack(halves), tf.float32) + tf.cast(recurrent, tf.float32)
-    # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: so one tanh, which XLA vectorizes, serves all gates.
-    z_i, z_f, z_g, z_o = tf.split(z, GATES, axis=-1)
-    i, f, o = (tf.tanh(z / 2) / 2 + 0.5 for z in (z_i, z_f, z_o))
-    g = tf.tanh(z_g)
-    c = f * c_previous + i * g
-    h = tf.cast(o * tf.tanh(c), dtype)
-    if mask is not None:
-        c = tf.where(mask > 0, c, c_previous)
-        h = tf.where(mask > 0, h, h_previous)
-    return h, c, *(tf.cast(gate, dtype) for gate in (i, f, g, o))
-
-
-@tf.function(jit_compile=True)
-def _gates_backward(i, f, g, o, c_previous, c, d_output, d_h, d_c, mask):
-    """The gradient of `_gates_forward`.
-
-    Args:
-        d_output: None, or for each direction the gradient `(batch, 2 * units)` of the output of
-            its step; d_h, d_c: of the states after the step.
-
-    Returns:
-        The gradients of z `(directions, batch, 4 * units)` and of c_previous; with a mask also
-        what passes to h_previous beside z.
-    """
-    dtype, units = d_h.dtype, d_h.shape[-1]
-    i, f, g, o = (tf.cast(gate, tf.float32) for gate in (i, f, g, o))
-    d_h = tf.cast(d_h, tf.float32)
-    if d_output is not None:
-        halves = [step[:, d * units:(d + 1) * units] for d, step in enumerate(d_output)]
-        d_h += tf.cast(tf.stack(halves), tf.float32)
-    d_h_here, d_c_here = (d_h, d_c) if mask is None else (d_h * mask, d_c * mask)
-    tanh_c = tf.tanh(c)
-    d_c_here += d_h_here * o * (1 - tanh_c * tanh_c)
-    d_z = tf.concat([tf.cast(part, dtype) for part in (
-        d_c_here * g * i * (1 - i),
-        d_c_here * c_previous * f * (1 - f),
-        d_c_here * i * (1 - g * g),
-        d_h_here * tanh_c * o * (1 - o),
-    )], axis=-1)
-    d_c_previous = d_c_here * f
-    if mask is None:
-        return tf.cast(d_z, dtype), d_c_previous
-    return (tf.cast(d_z, dtype), d_c_previous + d_c * (1 - mask),
-            tf.cast(d_h * (1 - mask), dtype))
+    """Number of true steps of each sample, at least 1: mask `(batch, steps)` -> `(batch, 1)`."""
+    return tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
 
 
 def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
-    """Both directions of the recurrence, and the readout.
-
-    The equations are Keras's (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al.
-    2000), the gradient is their chain rule, step by step:
-
-        i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g)
-        z = x @ kernel + bias + h_previous @ recurrent
-        c = f * c_previous + i * g;  h = o * tanh(c)
+    """Both directions of the recurrence, and the readout: see `lstm_step.py` for the equations.
 
     Args:
-        x: `(batch, steps, features)`.
-        kernel: `(features, 8 * units)`, forward then backward; `recurrent`: `(2, units, 4 * units)`;
-            `bias`: `(8 * units,)`.
+        x: `(batch, time, features)`.
+        kernel: `(2, features, 4 * units)`, forward then backward; `recurrent`: `(2, units, 4 * units)`;
+            `bias`: `(2, 4 * units)`.
         h0, c0: `(2, batch, units)`.
-        mask: None, or `(steps, batch, 1)`, 1 within a sample and 0 past its end.
+        mask: None, or `(batch, time)`, 1 within a sample and 0 past its end.
         dtype: of the matrix products' operands.
 
     Returns:
-        `(batch, steps, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
+        `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
     """
     if readout == "mean" and mask is not None:
         sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype)
-        return tf.reduce_sum(sequence, axis=1) / _own_steps(mask[:, :, 0])
-    steps, units = x.shape[1], recurrent.shape[1]
-    # The step that each direction reads, in the order of computation. The forward direction may
-    # have one step more than the backward one; it then runs its last step alone.
-    forward_steps = range(steps // 2 + 1) if readout == "middle" else range(steps)
-    backward_steps = range(steps - 1, steps // 2 - 1 if readout == "middle" else -1, -1)
-    pairs = [(t, backward_steps[s]) if s < len(backward_steps) else (t,)
-             for s, t in enumerate(forward_steps)]
+        return tf.reduce_sum(sequence, axis=1) / _own_steps(mask)
+    time, features, units = x.shape[1], x.shape[2], recurrent.shape[1]
+    # For "middle" the forward direction runs from the start to the middle, the backward one from the
+    # end: for an even number of steps one step less.
+    steps, backward_steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
+    returns = {"sequence": SEQUENCE, "mean": MEAN}.get(readout, END)
+    mask_or_empty = tf.zeros((0, time)) if mask is None else mask
 
-    def step_mask(pair):
-        return None if mask is None else tf.stack([mask[t] for t in pair])
+    def numbers(step):
+        return tf.constant([step, steps, backward_steps, returns])
+
+    def directions(step):
+        return 2 if step < backward_steps else 1
 
     @tf.custom_gradient
     def run(x, kernel, recurrent, bias, h0, c0):
-        batch, features = tf.shape(x)[0], x.shape[2]
-        by_step = tf.reshape(tf.transpose(x, (1, 0, 2)), (steps * batch, features))
-        projected = tf.nn.bias_add(tf.matmul(by_step, kernel), bias)
-        projected = tf.unstack(tf.reshape(projected, (steps, batch, 2 * GATES * units)))
+        batch = tf.shape(x)[0]
+        # What each direction reads of x, as a matrix: the same unless both leave out some steps.
+        rows = x[None] if steps == time else tf.stack([x[:, :steps], x[:, time - steps:]])
+        rows = tf.reshape(rows, (-1, batch * steps, features))
+        projected = product(rows, kernel)
+        gates = tf.reshape(projected, (2, batch, steps, GATES * units))
+        h, y, before, states = h0, tf.zeros((0, 0, 0)), tf.zeros((0, 0, 0, 0), dtype), tf.zeros((0, 0, 0, 0))
+        for step in range(steps):
+            z = product(h[:directions(step)], recurrent[:directions(step)])
+            h, gates, y, before, states = operation(
+                "BilstmForward", dtype, numbers(step), gates, z, bias, h, c0, mask_or_empty, y, before, states)
+            h.set_shape(h0.shape)
+        y.set_shape((x.shape[0], time if readout == "sequence" else 1, 2 * units))
 
-        h, c = [tf.cast(h0, dtype)], [c0]
-        gates = []
-        for pair in pairs:
-            alone = len(pair) == 1
-            h_previous, c_previous = (h[-1][:1], c[-1][:1]) if alone else (h[-1], c[-1])
-            weights = recurrent[:1] if alone else recurrent
-            h_next, c_next, *step_gates = _gates_forward(
-                [projected[t] for t in pair], tf.matmul(h_previous, weights),
-                h_previous, c_previous, step_mask(pair))
-            h.append(h_next)
-            c.append(c_next)
-            gates.append(step_gates)
+        def gradient(d_y):
+            d_gates, d_h, nothing = gates, tf.zeros((0, 0, 0), dtype), tf.zeros((0, 0, 0))
+            d_c, passed, d_bias = nothing, nothing, tf.zeros((0, 0))
+            recurrent_transposed = tf.transpose(recurrent, (0, 2, 1))
+            for step in reversed(range(steps)):
+                d_z, d_gates, d_c, passed, d_bias = operation(
+                    "BilstmBackward", dtype, numbers(step), d_gates, states, mask_or_empty, d_y, d_h,
+                    d_c, passed, d_bias)
+                d_z.set_shape((directions(step), None, GATES * units))
+                d_h = product(d_z, recurrent_transposed[:directions(step)])
+            d_h0 = tf.cast(d_h, tf.float32)
+            if mask is not None:
+                d_h0 += passed
+            d_bias.set_shape(bias.shape)
+            d_c.set_shape(c0.shape)
 
-        def join(forward, backward):
-            """Two lists of `steps` arrays `(batch, n)`, as one `(batch, steps, 2 * n)`."""
-            interleaved = [array for both in zip(forward, backward) for array in both]
-            return tf.reshape(tf.stack(interleaved, axis=1),
-                              (batch, steps, 2 * interleaved[0].shape[-1]))
+            d_rows = tf.reshape(d_gates, (2, batch * steps, GATES * units))
+            d_kernel = product(rows, d_rows, transpose_a=True)
+            d_recurrent = product(tf.reshape(before, (2, batch * steps, units)), d_rows, transpose_a=True)
+            d_x = tf.unstack(tf.reshape(product(d_rows, kernel, transpose_b=True), (2, batch, steps, features)))
+            if steps < time:
+                left_out = time - steps
+                d_x = [tf.pad(d_x[0], ((0, 0), (0, left_out), (0, 0))),
+                       tf.pad(d_x[1], ((0, 0), (left_out, 0), (0, 0)))]
+            return d_x[0] + d_x[1], d_kernel, d_recurrent, d_bias, tf.cast(d_h0, h0.dtype), d_c
 
-        if readout == "sequence":
-            output = join([step_h[0] for step_h in h[1:]], [step_h[1] for step_h in h[:0:-1]])
-        elif readout == "mean":
-            total = tf.add_n([tf.cast(step_h, tf.float32) for step_h in h[1:]]) / steps
-            output = tf.concat([total[0], total[1]], axis=-1)
-        else:
-            output = tf.concat([h[len(forward_steps)][0], h[len(backward_steps)][1]], axis=-1)
+        return y, gradient
 
-        def gradient(d_output):
-            d_output = tf.cast(d_output, dtype)
-            d_h, d_c = tf.zeros_like(h[-1]), tf.zeros_like(c[-1])
-            d_steps = None
-            if readout == "sequence":
-                d_steps = tf.unstack(d_output, axis=1)
-            elif readout == "mean":
-                d_steps = [d_output / steps] * steps
-            else:
-                # The readout is the last state of each direction.
-                d_last = tf.stack(tf.split(d_output, 2, axis=-1))
-                d_h = d_last[:h[-1].shape[0]]
-
-            d_z = [None] * len(pairs)
-            for s in reversed(range(len(pairs))):
-                pair = pairs[s]
-                directions = len(pair)
-                if d_h.shape[0] < directions:
-                    # The backward direction joins: its readout is the state that it ends with.
-                    d_h = tf.concat([d_h, d_last[1:]], axis=0)
-                    d_c = tf.concat([d_c, tf.zeros_like(d_c)], axis=0)
-                d_z[s], d_c, *passed = _gates_backward(
-                    *gates[s], c[s][:directions], c[s + 1],
-                    None if d_steps is None else [d_steps[t] for t in pair],
-                    d_h, d_c, step_mask(pair))
-                d_h = tf.matmul(d_z[s], recurrent[:directions], transpose_b=True)
-                for term in passed:
-                    d_h += term
-
-            both = len(backward_steps)
-            d_z_all = tf.reshape(tf.stack(d_z[:both], axis=1), (2, both * batch, GATES * units))
-            h_all = tf.reshape(tf.stack(h[:both], axis=1), (2, both * batch, units))
-            d_recurrent = tf.matmul(h_all, d_z_all, transpose_a=True)
-            if len(pairs) > both:
-                alone = tf.matmul(h[both][0], d_z[both][0], transpose_a=True)
-                d_recurrent = tf.stack([d_recurrent[0] + alone, d_recurrent[1]])
-
-            # Back in the order of the input's steps, zero where a direction did not read a step.
-            nothing = tf.zeros((batch, GATES * units), dtype)
-            d_forward = {t: d_z[s][0] for s, t in enumerate(forward_steps)}
-            d_backward = {t: d_z[s][1] for s, t in enumerate(backward_steps)}
-            d_projected = tf.reshape(
-                join([d_forward.get(t, nothing) for t in range(steps)],
-                     [d_backward.get(t, nothing) for t in range(steps)]),
-                (batch * steps, 2 * GATES * units))
-            d_kernel = tf.matmul(tf.reshape(x, (batch * steps, features)), d_projected,
-                                 transpose_a=True)
-            d_bias = tf.matmul(tf.ones((1, batch * steps), dtype), d_projected)[0]
-            d_x = tf.reshape(tf.matmul(d_projected, kernel, transpose_b=True), tf.shape(x))
-            return d_x, d_kernel, d_recurrent, d_bias, tf.cast(d_h, tf.float32), d_c
-
-        return tf.cast(output, tf.float32), gradient
-
-    output = run(tf.cast(x, dtype), tf.cast(kernel, dtype), tf.cast(recurrent, dtype),
-                 tf.cast(bias, dtype), h0, c0)
-    if mask is None:
-        return output
+    output = run(tf.cast(x, dtype), tf.cast(kernel, dtype), tf.cast(recurrent, dtype), bias,
+                 tf.cast(h0, dtype), c0)
     if readout == "sequence":
-        return output * tf.transpose(mask, (1, 0, 2))
-    if readout == "middle":
-        return output * mask[steps // 2]
+        return output
+    output = output[:, 0]
+    if mask is not None and readout == "middle":
+        return output * mask[:, time // 2, None]
     return output
+
+
+# The operations of `kernels.py` are for graphs only.
+_bilstm_in_a_graph = tf.function(_bilstm)

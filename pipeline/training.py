@@ -211,7 +211,7 @@ def fingerprint(recipe, digits):
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for array in (digits.images, digits.labels, digits.folds):
         digest.update(np.ascontiguousarray(array))
-    for module in ("augment", "bilstm", "network", "training"):
+    for module in ("augment", "bilstm", "kernels", "lstm_step", "network", "training"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     for package in ("keras", "numpy", "tensorflow"):
         digest.update(version(package).encode())

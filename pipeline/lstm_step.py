@@ -1,0 +1,231 @@
+"""One step of a bidirectional LSTM, all but its matrix products, compiled by Numba: one pass over memory.
+
+The equations are those of Keras's LSTM (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et
+al. 2000), the gradient is their chain rule:
+
+    z = x @ kernel + bias + h_before @ recurrent
+    i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g)
+    c = f * c_before + i * g;  h = o * tanh(c)
+
+`kernels.py` makes TensorFlow operations of the two functions, `bilstm.py` strings them together.
+"""
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+# Keras's LSTM orders its gates: input, forget, candidate, output.
+GATES = 4
+# What a layer returns of the states h: each, their mean, or the one that each direction ends with.
+SEQUENCE, MEAN, END = range(3)
+
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+_inlined = numba.njit(inline="always")
+
+
+def _bitcast(to):
+    @intrinsic
+    def cast(typing_context, value):
+        def generate(context, builder, signature, arguments):
+            return builder.bitcast(arguments[0], context.get_value_type(to))
+        return to(value), generate
+    return cast
+
+
+_float_of_bits, _bits_of_float = _bitcast(types.float32), _bitcast(types.uint32)
+
+
+def _load(value):
+    """As float32. Numba has no bfloat16: such arrays come as their bits, uint16."""
+
+
+@overload(_load, inline="always")
+def _load_any(value):
+    if value == types.uint16:
+        return lambda value: _float_of_bits(np.uint32(np.uint32(value) << np.uint32(16)))
+    return lambda value: value
+
+
+def _store(array, k, value):
+    """A float32, in the array's type; to bfloat16 rounded to nearest, ties to even."""
+
+
+@overload(_store, inline="always")
+def _store_any(array, k, value):
+    if array.dtype == types.uint16:
+        def store(array, k, value):
+            bits = _bits_of_float(value)
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            array[k] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    else:
+        def store(array, k, value):
+            array[k] = value
+    return store
+
+
+# 2**f for f in [-1/2, 1/2], to 1e-7.
+_P0, _P1, _P2, _P3, _P4, _P5, _P6 = np.polynomial.Polynomial.cast(
+    np.polynomial.Chebyshev.interpolate(lambda f: 2.0**f, 6, (-0.5, 0.5))).coef.astype(np.float32)
+_LOG2_E = np.float32(np.log2(np.e))
+_LARGEST = np.float32(126)  # exponent of a normal float32
+# Adding it leaves no bits for a fraction: the sum's lowest bits are the rounded integer.
+_ROUNDER = np.float32(1.5 * 2**23)
+_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
+
+
+@_inlined
+def _sigmoid(x):
+    """1 / (1 + exp(-x)), of operations that the processor does for many values at once."""
+    y = min(max(-x * _LOG2_E, -_LARGEST), _LARGEST)
+    rounded = y + _ROUNDER
+    f = y - (rounded - _ROUNDER)
+    power = _P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * (_P5 + f * _P6)))))
+    scale = _float_of_bits(np.uint32((_bits_of_float(rounded) << np.uint32(23)) + np.uint32(127 << 23)))
+    return _ONE / (_ONE + scale * power)
+
+
+@_inlined
+def _tanh(x):
+    return _TWO * _sigmoid(_TWO * x) - _ONE
+
+
+# The inner loops are many and small so that each has few arrays: with more, the compiler gives up
+# proving that they do not overlap, and does one value at a time.
+
+
+@compiled
+def forward_step(step, returns, gates, z, bias, c_before, c, h, before, mask, y):
+    """A step of the forward direction, or of both.
+
+    Args:
+        step: number of the step, in the order of computation.
+        returns: `SEQUENCE`, `MEAN` or `END`: what of h to write into y.
+        gates: `(2, batch, steps, 4 * units)`, forward then backward, steps in the input's order: the
+            input's projections, which this step replaces by its gates.
+        z: the state's projections `(directions, batch, 4 * units)`; bias: `(2, 4 * units)`.
+        c_before, c: cell states `(2, batch, units)`; c is written.
+        h: `(2, batch, units)`, states before the step, replaced by those after it.
+        before: `(2, batch, steps, units)`: gets h as it was before the step.
+        mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
+        y: `(batch, time, 2 * units)` for `SEQUENCE`, else `(batch, 1, 2 * units)`; before the first
+            step all zero.
+    """
+    directions, batch, _ = z.shape
+    time, steps, units = mask.shape[1], gates.shape[2], c.shape[2]
+    gate = np.empty(GATES * units, np.float32)
+    i, f, g, o = gate[:units], gate[units:2 * units], gate[2 * units:3 * units], gate[3 * units:]
+    out = np.empty(units, np.float32)
+    share = _ONE / np.float32(steps)
+    for d in range(directions):
+        slot, t = (step, step) if d == 0 else (steps - 1 - step, time - 1 - step)
+        bias_d = bias[d]
+        for b in range(batch):
+            gates_b, before_b, z_b, h_b = gates[d, b, slot], before[d, b, slot], z[d, b], h[d, b]
+            c_before_b, c_b = c_before[d, b], c[d, b]
+            y_b = y[b, t if returns == SEQUENCE else 0, d * units:(d + 1) * units]
+            for k in range(units):
+                before_b[k] = h_b[k]
+            if len(mask) > 0 and mask[b, t] == 0:
+                for k in range(units):
+                    c_b[k] = c_before_b[k]
+                if returns == END:
+                    for k in range(units):
+                        y_b[k] = _load(h_b[k])
+                continue
+            for k in range(GATES * units):
+                gate[k] = _load(gates_b[k]) + _load(z_b[k]) + bias_d[k]
+            for k in range(2 * units):
+                gate[k] = _sigmoid(gate[k])
+            for k in range(units):
+                g[k] = _tanh(g[k])
+            for k in range(units):
+                o[k] = _sigmoid(o[k])
+            for k in range(GATES * units):
+                _store(gates_b, k, gate[k])
+            for k in range(units):
+                c_b[k] = f[k] * c_before_b[k] + i[k] * g[k]
+            for k in range(units):
+                out[k] = o[k] * _tanh(c_b[k])
+            for k in range(units):
+                _store(h_b, k, out[k])
+            if returns == MEAN:
+                for k in range(units):
+                    y_b[k] += out[k] * share
+            else:
+                for k in range(units):
+                    y_b[k] = out[k]
+
+
+@compiled
+def backward_step(step, last, returns, gates, c_before, c, mask, d_y, d_h, d_c, passed, d_bias, d_z):
+    """The gradient of `forward_step`; "d_" is the loss's derivative.
+
+    Args:
+        last: for each direction whether this is its last step, the one that `END` returns.
+        gates: this step's are replaced by d_z.
+        d_y: of y; d_h: `(0, 1 or 2, batch, units)`, what came through the next step's matrix product.
+        d_c: `(2, batch, units)`, of the cell states after the step, replaced by of those before it.
+        passed: `(2, len(mask), units)`: what of d_h came past a sample's end, around the products.
+        d_bias: `(2, 4 * units)`, this step's is added.
+        d_z: `(directions, batch, 4 * units)`, written.
+    """
+    directions, batch, _ = d_z.shape
+    time, steps, units = mask.shape[1], gates.shape[2], c.shape[2]
+    gate = np.empty(GATES * units, np.float32)
+    i, f, g, o = gate[:units], gate[units:2 * units], gate[2 * units:3 * units], gate[3 * units:]
+    tanh_c, d_out = np.empty(units, np.float32), np.empty(units, np.float32)
+    share = _ONE / np.float32(steps)
+    for d in range(directions):
+        slot, t = (step, step) if d == 0 else (steps - 1 - step, time - 1 - step)
+        d_bias_d = d_bias[d]
+        for b in range(batch):
+            gates_b, d_z_b = gates[d, b, slot], d_z[d, b]
+            c_before_b, c_b, d_c_b = c_before[d, b], c[d, b], d_c[d, b]
+            d_y_b = d_y[b, t if returns == SEQUENCE else 0, d * units:(d + 1) * units]
+            beyond = len(mask) > 0 and mask[b, t] == 0
+            if d < len(d_h):
+                d_h_b = d_h[d, b]
+                for k in range(units):
+                    d_out[k] = _load(d_h_b[k])
+            else:
+                for k in range(units):
+                    d_out[k] = _ZERO
+            if returns == MEAN:
+                for k in range(units):
+                    d_out[k] += d_y_b[k] * share
+            elif last[d] if returns == END else not beyond:
+                for k in range(units):
+                    d_out[k] += d_y_b[k]
+            if len(mask) > 0:
+                passed_b = passed[d, b]
+                for k in range(units):
+                    d_out[k] += passed_b[k]
+                    passed_b[k] = d_out[k] if beyond else _ZERO
+            if beyond:
+                for k in range(GATES * units):
+                    _store(d_z_b, k, _ZERO)
+                    _store(gates_b, k, _ZERO)
+                continue
+            for k in range(GATES * units):
+                gate[k] = _load(gates_b[k])
+            for k in range(units):
+                tanh_c[k] = _tanh(c_b[k])
+            for k in range(units):
+                d_c_b[k] += d_out[k] * o[k] * (_ONE - tanh_c[k] * tanh_c[k])
+            for k in range(units):
+                o[k] = d_out[k] * tanh_c[k] * o[k] * (_ONE - o[k])
+            for k in range(units):
+                d_i = d_c_b[k] * g[k] * i[k] * (_ONE - i[k])
+                g[k] = d_c_b[k] * i[k] * (_ONE - g[k] * g[k])
+                i[k] = d_i
+            for k in range(units):
+                d_f = d_c_b[k] * c_before_b[k] * f[k] * (_ONE - f[k])
+                d_c_b[k] *= f[k]
+                f[k] = d_f
+            for k in range(GATES * units):
+                d_bias_d[k] += gate[k]
+            for k in range(GATES * units):
+                _store(d_z_b, k, gate[k])
+            for k in range(GATES * units):
+                gates_b[k] = d_z_b[k]
