@@ -48,7 +48,7 @@ def prediction_seconds():
     params = load_params()
     recipe = _recipe(params)
     ensemble = build_ensemble([
-        build_network(recipe.layers, recipe.units, recipe.readout, recipe.dropout, recipe.precision)
+        build_network(**params.model.model_dump(), precision=recipe.precision)
         for _ in range(params.prepare.folds)])
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.

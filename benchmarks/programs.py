@@ -6,7 +6,7 @@ inside of the functions, so that a process loads only the one that it measures. 
 with cross-entropy and Adam.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 SIZE = 28
@@ -25,6 +25,7 @@ class Shape:
     layers: int
     units: int
     readout: str
+    normalize: bool = False
     dropout: float = 0.0
 
     def flop(self):
@@ -47,8 +48,7 @@ def bilstm(shape, precision):
     """This project's layer."""
     from pipeline.network import build_network
 
-    return _keras_step(build_network(shape.layers, shape.units, shape.readout, shape.dropout, precision),
-                       jit_compile=False)
+    return _keras_step(build_network(**asdict(shape), precision=precision), jit_compile=False)
 
 
 def keras_stock(shape, unroll=False, jit_compile="auto"):
@@ -71,7 +71,7 @@ def keras_stock(shape, unroll=False, jit_compile="auto"):
         lstm = keras.layers.LSTM(layer.units, return_sequences=layer.readout != "last", unroll=unroll)
         return keras.Sequential([keras.layers.Bidirectional(lstm), *readouts[layer.readout]])
 
-    network = build_network(shape.layers, shape.units, shape.readout, shape.dropout, "float32")
+    network = build_network(**asdict(shape), precision="float32")
     return _keras_step(keras.models.clone_model(network, clone_function=replace), jit_compile)
 
 
@@ -85,7 +85,10 @@ def _keras_step(model, jit_compile):
 
 
 def pytorch(shape, bfloat16, pruned=False):
-    """`torch.nn.LSTM(bidirectional=True)`, or two LSTMs of only the steps that `middle` needs."""
+    """`torch.nn.LSTM(bidirectional=True)`, or two LSTMs of only the steps that `middle` needs.
+
+    It does not normalize between its layers, and drops single values there, not those of all steps.
+    """
     import torch
 
     # As TensorFlow does.

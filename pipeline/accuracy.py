@@ -43,16 +43,41 @@ def measure(probabilities, labels):
     }
 
 
-def expected_public_score(correct, images, rows):
-    """What the public leaderboard should show, from how often held-out rows were right.
-
-    The number of right answers among the scored rows is beta-binomial: the unknown accuracy has
-    Jeffreys's prior, updated by the out-of-fold result, and the rows scored are a sample.
+def averaging_gains(each, labels):
+    """For each row: is the mean of the networks right (1 or 0), less the share of them that are.
 
     Args:
-        correct, images: the out-of-fold result; rows: rows of `test.csv`.
+        each: the networks' probabilities `(networks, n, 10)`, or empty; labels: `(n,)`.
+    """
+    if not len(each):
+        return np.zeros(0)
+    averaged = np.argmax(np.mean(each, axis=0), axis=1) == labels
+    return averaged - np.mean(np.argmax(each, axis=2) == labels, axis=0)
+
+
+def expected_public_score(correct, images, rows, gains=()):
+    """What the public leaderboard should show, from rows of `train.csv` that a network did not train on.
+
+    The number of right answers of single networks among the scored rows is beta-binomial: the unknown
+    accuracy has Jeffreys's prior, updated by the out-of-fold result, and the rows scored are a sample.
+    Averaging the networks adds its mean gain on rows that none of them trained on; the gain's own
+    uncertainty (1.96 standard errors) is added to the interval in quadrature.
+
+    Args:
+        correct, images: the out-of-fold result of single networks; rows: rows of `test.csv`.
+        gains: for each row that no network trained on, 1 or 0 for the ensemble's answer being right,
+            less the share of the networks that are; none where there are no such rows.
     """
     scored = max(1, round(rows * PUBLIC_SHARE))
     distribution = betabinom(scored, correct + 0.5, images - correct + 0.5)
-    low, high = distribution.ppf([0.025, 0.975])
-    return {"score": correct / images, "interval_95": [float(low / scored), float(high / scored)]}
+    single, (low, high) = correct / images, distribution.ppf([0.025, 0.975]) / scored
+    gain, error = (np.mean(gains), np.std(gains) / np.sqrt(len(gains))) if len(gains) else (0, 0)
+    score = single + gain
+    return {
+        "score": float(min(score, 1)),
+        "interval_95": [float(max(score - np.hypot(single - low, 1.96 * error), 0)),
+                        float(min(score + np.hypot(high - single, 1.96 * error), 1))],
+        "single_networks": single,
+        "gain_of_averaging": float(gain),
+        "gain_images": len(gains),
+    }

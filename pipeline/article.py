@@ -3,13 +3,14 @@
 The stage `article` runs it; `check` sets the article's last figure beside the ensemble's.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.special import log_softmax
 
-from pipeline.bilstm import GATES, BiLSTM
+from pipeline.bilstm import BiLSTM
+from pipeline.ensemble import predict
+from pipeline.lstm_step import GATES
 from pipeline.network import CLASSES, SIZE
 
 # The article's table: step -> cost and accuracy on one batch of so many MNIST test images.
@@ -21,8 +22,8 @@ PRINTED = {
 TEST_BATCH = 1000
 # Steps from one measurement to the next.
 DISPLAY = 10
-# Prediction is fastest while a batch's activations stay in the processor's cache.
-PREDICTION_BATCH = 250
+# Parts of a batch that TensorFlow may compute side by side; a fixed number, for the sums' order.
+PARTS = 2
 
 
 def build_network(units, readout, precision, seed):
@@ -73,19 +74,27 @@ def draw_batches(images, labels, batch_size, steps, seed):
 def train(network, batches, learning_rate):
     """Train one step of Adam a batch; yields each batch's cost, the mean cross-entropy before it."""
     # TensorFlow 1's epsilon; Keras's own is ten times as large.
-    network.compile(keras.optimizers.Adam(learning_rate, epsilon=1e-8), jit_compile=False,
-                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    optimizer = keras.optimizers.Adam(learning_rate, epsilon=1e-8)
+    optimizer.build(network.trainable_variables)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function
+    def step(images, labels):
+        bounds = [part * len(images) // PARTS for part in range(PARTS + 1)]
+        with tf.GradientTape() as tape:
+            logits = tf.concat([network(images[start:end], training=True)
+                                for start, end in zip(bounds, bounds[1:])], axis=0)
+            cost = cross_entropy(labels, logits)
+        optimizer.apply(tape.gradient(cost, network.trainable_variables), network.trainable_variables)
+        return cost
+
     for images, labels in batches:
-        # Keras would go on averaging over the steps.
-        network.reset_metrics()
-        yield float(network.train_on_batch(images, labels))
+        yield float(step(images, labels))
 
 
 def measure(network, images, labels):
     """Cost and accuracy on the first TEST_BATCH images, and the accuracy on all."""
-    logits = np.concatenate([
-        network.predict_on_batch(images[start:start + PREDICTION_BATCH].astype("float32"))
-        for start in range(0, len(images), PREDICTION_BATCH)])
+    logits = predict(network, images)
     right = np.argmax(logits, axis=1) == labels
     first = np.arange(min(TEST_BATCH, len(labels)))
     return {
@@ -107,21 +116,14 @@ def run(mnist, steps, units, readout, learning_rate, batch_size, precision, seed
         The trained network, and the rows: what `measure` says, with the step's number.
     """
     images, labels = mnist["test_images"], mnist["test_labels"]
-    network, observed = (build_network(units, readout, precision, seed) for _ in range(2))
-
-    def observe(step, weights):
-        observed.set_weights(weights)
-        row = {"step": step, **measure(observed, images, labels)}
-        progress(row)
-        return row
-
+    network = build_network(units, readout, precision, seed)
     batches = draw_batches(mnist["train_images"], mnist["train_labels"], batch_size, steps, seed)
-    # Measured beside the training, on a copy: TensorFlow's threads alone leave cores idle in both.
-    with ThreadPoolExecutor(1) as observer:
-        rows = [observer.submit(observe, step, network.get_weights())
-                for step, _cost in enumerate(train(network, batches, learning_rate))
-                if step % DISPLAY == 0 or step == steps - 1]
-    return network, [row.result() for row in rows]
+    rows = []
+    for step, _cost in enumerate(train(network, batches, learning_rate)):
+        if step % DISPLAY == 0 or step == steps - 1:
+            rows.append({"step": step, **measure(network, images, labels)})
+            progress(rows[-1])
+    return network, rows
 
 
 def beside_printed(rows):

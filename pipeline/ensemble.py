@@ -4,7 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
+import scipy.linalg  # noqa: F401: see use_one_thread_an_operation
 import tensorflow as tf
+from threadpoolctl import threadpool_limits
 
 from pipeline.files import PipelineError
 from pipeline.training import available_cores
@@ -36,16 +38,19 @@ def use_one_thread_an_operation():
 
     The matrix products of one step are too small to share.
     """
+    # BLAS comes with SciPy, and must be there to be told.
+    threadpool_limits(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(len(available_cores()))
 
 
 def predict(model, images):
     """Probabilities `(n, 10)` float32 for images `(n, 28, 28)`, pixels 0..255; a batch a core."""
-    run = tf.function(lambda batch: model(batch, training=False))
+    # Before the threads start, lest each makes one.
+    model.make_predict_function()
 
     def predict_batch(start):
-        return run(tf.constant(images[start:start + BATCH].astype("float32"))).numpy()
+        return model.predict_on_batch(images[start:start + BATCH].astype("float32"))
 
     with ThreadPoolExecutor(len(available_cores())) as pool:
         return np.concatenate(list(pool.map(predict_batch, range(0, len(images), BATCH))))

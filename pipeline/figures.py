@@ -42,7 +42,8 @@ def draw_mistakes(path, images, labels, probabilities):
         axes.imshow(images[number], cmap="gray_r")
         axes.set_title(f"{labels[number]} read as {predicted[number]}\n"
                        f"{probabilities[number].max():.0%} sure", fontsize=7)
-    figure.suptitle(f"The {len(shown)} surest of {len(wrong)} mistakes", fontsize=10)
+    which = f"The {len(shown)} surest of" if len(shown) < len(wrong) else "All"
+    figure.suptitle(f"{which} {len(wrong)} mistakes, the surest first", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -51,6 +51,7 @@ class Model(_Section):
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     readout: _one_of("middle", "last", "mean")
+    normalize: YesNo
     dropout: _number(0, 0.9)
 
 

@@ -90,7 +90,8 @@ def summary(source, folds, ensemble, check, submission):
         "single networks",
         f"MNIST test      {in_words(check)}",
         f"public score    {score['score']:.4f} expected, {low:.4f} to {high:.4f}; "
-        "averaging should add to it",
+        + ("averaging should add to it" if not score["gain_images"] else
+           f"single networks, and {score['gain_of_averaging']:+.4f} for averaging them"),
         f"submission      {submission}",
         f"submit it       {submit}",
     ])

@@ -53,6 +53,7 @@ class Recipe:
     layers: int
     units: int
     readout: str
+    normalize: bool
     dropout: float
     epochs: int
     batch_size: int
@@ -103,8 +104,8 @@ class Trainer:
 
         recipe = self.recipe
         keras.utils.set_random_seed(int(_stream(recipe.seed, fold, _WEIGHTS).integers(2**31)))
-        model = build_network(recipe.layers, recipe.units, recipe.readout, recipe.dropout,
-                              recipe.precision)
+        model = build_network(recipe.layers, recipe.units, recipe.readout, recipe.normalize,
+                              recipe.dropout, recipe.precision)
         steps = self.steps * recipe.epochs
         warmup = round(recipe.warmup * steps)
         schedule = keras.optimizers.schedules.CosineDecay(

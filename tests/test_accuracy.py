@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.accuracy import expected_public_score, measure, wilson_interval
+from pipeline.accuracy import averaging_gains, expected_public_score, measure, wilson_interval
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
@@ -25,6 +25,30 @@ def test_expected_public_score_is_surer_of_more_rows():
 
     assert width(36_000, 28_000) < width(36_000, 2_800) < width(36_000, 280)
     assert width(36_000, 28_000) < width(400, 28_000)
+
+
+def test_averaging_moves_the_expected_score_by_what_it_gained_elsewhere():
+    # Three networks, each with its own mistake in 100 rows; the average makes none.
+    labels = np.arange(100) % 10
+    each = np.repeat(np.eye(10)[labels][None], 3, axis=0)
+    for network in range(3):
+        each[network, network] = np.eye(10)[9]
+    gains = averaging_gains(each, labels)
+    assert gains.mean() == pytest.approx(0.01)
+
+    single = expected_public_score(990, 1000, 28_000)
+    averaged = expected_public_score(990, 1000, 28_000, gains)
+    assert averaged["single_networks"] == single["score"] == 0.99
+    assert averaged["score"] == pytest.approx(1.0) and averaged["gain_images"] == 100
+    assert averaged["interval_95"][1] == 1
+    # 100 rows say less than the 1000 did: the interval is wider for them.
+    assert averaged["score"] - averaged["interval_95"][0] > single["score"] - single["interval_95"][0]
+
+
+def test_without_rows_that_no_network_saw_the_expected_score_is_that_of_single_networks():
+    gains = averaging_gains([], np.zeros(0, int))
+    expected = expected_public_score(990, 1000, 28_000, gains)
+    assert expected["score"] == 0.99 and expected["gain_images"] == 0 == expected["gain_of_averaging"]
 
 
 def test_measure():

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from pipeline.accuracy import expected_public_score
+from pipeline.accuracy import averaging_gains, expected_public_score
 from pipeline.files import replacing, write_json
 from pipeline.params import load_params
 from pipeline.stages import (
@@ -18,12 +18,16 @@ def main():
 
     use_one_thread_an_operation()
     folds = load_params().prepare.folds
-    model = build_ensemble([load_network(checkpoint(fold)) for fold in range(folds)])
+    networks = [load_network(checkpoint(fold)) for fold in range(folds)]
+    model = build_ensemble(networks)
     with np.load(DIGITS) as file:
         images = file["test_images"]
+        held_out = file["folds"] < 0
+        held_out_images, held_out_labels = file["images"][held_out], file["labels"][held_out]
     started = time.perf_counter()
     probabilities = predict(model, images)
     seconds = time.perf_counter() - started
+    each = [predict(network, held_out_images) for network in networks] if held_out.any() else []
     with np.load(OOF) as file:
         rows = file["folds"] >= 0
         right = np.argmax(file["probabilities"][rows], axis=1) == file["labels"][rows]
@@ -35,7 +39,8 @@ def main():
         "networks": folds,
         "images": len(images),
         "seconds": round(seconds, 1),
-        "expected_public_score": expected_public_score(int(right.sum()), len(right), len(images)),
+        "expected_public_score": expected_public_score(
+            int(right.sum()), len(right), len(images), averaging_gains(each, held_out_labels)),
     })
     print(f"ensemble: {folds} networks, {len(images)} images in {seconds:.1f} s")
 
