@@ -30,8 +30,8 @@ CORES = available_cores()
 # Batches that are fed in turn, and steps before the clock starts.
 FEED, WARM_UP_STEPS = 8, 3
 SEARCH_SECONDS, SECONDS = 1.0, 3.0
-# After the search, a program's best settings, those within CLOSE of its best one, are measured again.
-FINALISTS, CLOSE, ROUNDS = 2, 0.9, 2
+# After the search, a program's best setting is measured again, so often.
+ROUNDS = 2
 # No process may keep the others waiting for longer, in seconds.
 PATIENCE = 600
 LIMIT = "limit"
@@ -62,6 +62,8 @@ class Setting:
 def cases():
     """Title, shape and programs of each case."""
     model = load_params().model
+    # Where the processor has no bfloat16 products, libraries emulate them, many times slower.
+    precisions = sorted({best_precision(), "float32"})
     shapes = {
         "a": ("one layer of 128, middle readout", Shape(1, 128, "middle")),
         "b": ("two layers of 128, mean over the steps", Shape(2, 128, "mean")),
@@ -71,11 +73,11 @@ def cases():
         Program(f"{family}, {dtype}", partial(build, dtype=dtype), dtype, batches=(programs.ROWS,))
         for family, build in (("TensorFlow", programs.product_tensorflow),
                               ("PyTorch", programs.product_pytorch))
-        for dtype in ("float32", "bfloat16")])}
+        for dtype in precisions])}
     for case, (title, shape) in shapes.items():
         rows = [Program(f"this layer, {precision}", partial(programs.bilstm, precision=precision),
                         precision, "ours")
-                for precision in sorted({best_precision(), "float32"})]
+                for precision in precisions]
         rows.append(Program("Keras, stock", programs.keras_stock, family="keras"))
         if case != "c":
             rows.append(Program("Keras, unrolled", partial(programs.keras_stock, unroll=True)))
@@ -88,7 +90,7 @@ def cases():
         for name, pruned in (("nn.LSTM", False), ("two LSTMs, 15 and 14 steps", True)):
             if pruned and case != "a":
                 continue
-            for precision in ("float32", "bfloat16"):
+            for precision in precisions:
                 build = partial(programs.pytorch, bfloat16=precision == "bfloat16", pruned=pruned)
                 rows.append(Program(f"PyTorch, {name}, {precision}", build, precision, "pytorch"))
         found[case] = (title, shape, rows)
@@ -177,19 +179,16 @@ def compare(selected, quick):
         found[case, program] = settings
         tell(case, program, settings)
     if not quick:
-        finalists = {
-            key: [setting for setting in sorted(settings, key=settings.get)[-FINALISTS:]
-                  if settings[setting] > CLOSE * max(settings.values())]
-            for key, settings in found.items()}
+        chosen = {key: max(settings, key=settings.get) for key, settings in found.items() if settings}
         found = {key: {} for key in found}
         # Round by round, so that a slow minute of the machine hits everybody.
         for _ in range(ROUNDS):
             for case, shape, program in rows:
-                for setting in finalists[case, program]:
+                if setting := chosen.get((case, program)):
                     again = run(program, shape, setting.processes, (setting.batch,), SECONDS)
                     tell(case, program, again)
+                    best = found[case, program]
                     for setting, speed in again.items():
-                        best = found[case, program]
                         best[setting] = max(speed, best.get(setting, 0))
     return {key: max(settings.items(), key=lambda item: item[1])
             for key, settings in found.items() if settings}
@@ -223,7 +222,7 @@ def report(selected, best):
     limits = {precision: max(
         (speed * 2 * programs.INNER * programs.COLUMNS for (case, program), (_, speed) in best.items()
          if case == LIMIT and program.precision == precision), default=float("nan"))
-        for precision in ("float32", "bfloat16")}
+        for precision in sorted({program.precision for _, program in best})}
     yield "# Training speed"
     yield ""
     yield (f"{len(CORES)} cores, {processor()}; " + ", ".join(

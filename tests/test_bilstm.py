@@ -344,6 +344,22 @@ def test_custom_loop_in_and_out_of_a_graph(digits):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
+def test_a_gradient_can_be_taken_again(readout):
+    """The backward pass works in the forward one's memory, unless somebody still needs that."""
+    layer = BiLSTM(UNITS, readout=readout)
+    x = tf.constant(values(3, 6, FEATURES))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        output = layer(x)
+        first, second = output[0], output[1]
+    kept = output.numpy()
+    once = tape.gradient(first, [x, *layer.trainable_variables])
+    tape.gradient(second, x)
+    assert_close(tape.gradient(first, [x, *layer.trainable_variables]), once)
+    np.testing.assert_array_equal(output.numpy(), kept)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
 def test_a_sample_does_not_depend_on_its_batch(readout):
     layer = BiLSTM(UNITS, readout=readout)
     x = values(9, 6, FEATURES)
