@@ -20,7 +20,7 @@ ROWS, INNER, COLUMNS = 3584, 256, 1024
 
 @dataclass(frozen=True)
 class Shape:
-    """A stack of BiLSTM layers as `pipeline.network.build_network` makes it."""
+    """A stack of BiLSTM layers as `pipeline.network.read_rows` makes it."""
 
     layers: int
     units: int
@@ -48,7 +48,7 @@ def bilstm(shape, precision):
     """This project's layer."""
     from pipeline.network import build_network
 
-    return _keras_step(build_network(**asdict(shape), precision=precision), jit_compile=False)
+    return _keras_step(build_network("rows", **asdict(shape), precision=precision), jit_compile=False)
 
 
 def keras_stock(shape, unroll=False, jit_compile="auto"):
@@ -71,7 +71,7 @@ def keras_stock(shape, unroll=False, jit_compile="auto"):
         lstm = keras.layers.LSTM(layer.units, return_sequences=layer.readout != "last", unroll=unroll)
         return keras.Sequential([keras.layers.Bidirectional(lstm), *readouts[layer.readout]])
 
-    network = build_network(**asdict(shape), precision="float32")
+    network = build_network("rows", **asdict(shape), precision="float32")
     return _keras_step(keras.models.clone_model(network, clone_function=replace), jit_compile)
 
 

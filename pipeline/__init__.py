@@ -9,8 +9,10 @@ import importlib
 from wrapt import register_post_import_hook
 
 
-def _register_layers(_keras):
-    importlib.import_module("pipeline.bilstm")
+def _then_import(module, after):
+    register_post_import_hook(lambda _: importlib.import_module(module), after)
 
 
-register_post_import_hook(_register_layers, "keras")
+_then_import("pipeline.bilstm", after="keras")
+# Not at once: it needs the whole of bilstm.py, which may be what has imported Keras.
+_then_import("pipeline.network", after="pipeline.bilstm")

@@ -15,7 +15,6 @@ READOUTS = ("sequence", "middle", "last", "mean")
 PRECISIONS = ("float32", "bfloat16")
 
 
-
 @keras.saving.register_keras_serializable("pipeline")
 class BiLSTM(keras.layers.Layer):
     """Bidirectional LSTM, with the readout as part of the layer.
@@ -267,6 +266,8 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
             d_rows = tf.reshape(d_gates, (2, batch * steps, GATES * units))
             d_kernel = product(rows, d_rows, transpose_a=True)
             d_recurrent = product(tf.reshape(before, (2, batch * steps, units)), d_rows, transpose_a=True)
+            d_kernel.set_shape(kernel.shape)
+            d_recurrent.set_shape(recurrent.shape)
             d_x = tf.unstack(tf.reshape(product(d_rows, kernel, transpose_b=True), (2, batch, steps, features)))
             if steps < time:
                 left_out = time - steps

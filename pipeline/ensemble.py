@@ -9,7 +9,7 @@ import tensorflow as tf
 from threadpoolctl import threadpool_limits
 
 from pipeline.files import PipelineError
-from pipeline.training import available_cores
+from pipeline.training import available_cores, average
 
 # Prediction is fastest while a batch's activations stay in the processor's cache.
 BATCH = 250
@@ -26,11 +26,7 @@ def load_network(path):
 
 def build_ensemble(networks):
     """A model from images `(batch, 28, 28)` to the mean of the networks' probabilities."""
-    for number, network in enumerate(networks):
-        network.name = f"fold_{number}"
-    images = keras.Input(networks[0].input_shape[1:], name="images")
-    outputs = [network(images) for network in networks]
-    return keras.Model(images, keras.layers.Average(name="digits")(outputs), name="ensemble")
+    return average(networks, [f"fold_{fold}" for fold in range(len(networks))], "ensemble")
 
 
 def use_one_thread_an_operation():

@@ -262,6 +262,21 @@ def _register_kernels(dtype):
         library.checked("TF_RegisterKernelBuilder", f"{name}_{dtype.name}".encode(), builder)
 
 
+def _refuse(op, *gradients):
+    """The operations' own gradient, which only a second derivative of the layer needs.
+
+    A persistent tape outside of any graph asks for it all the same, with zeros to pass on.
+    """
+    unused = [tf.reduce_all(tf.equal(value, 0)) for value in gradients if value is not None]
+    message = "BiLSTM cannot be differentiated twice; what its to_keras() returns can"
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(unused), [message])]):
+        return [None if value.dtype.is_integer else tf.zeros_like(value) for value in op.inputs]
+
+
+for _name in OPERATIONS:
+    tf.RegisterGradient(_name)(_refuse)
+
+
 def operation(name, dtype, *inputs):
     """The outputs of one of `OPERATIONS` in the graph that is being built; T is float32 or bfloat16."""
     _register_kernels(dtype)

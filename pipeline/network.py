@@ -1,21 +1,25 @@
 """The networks that the pipeline trains: BiLSTM layers, and a softmax, on raw 28x28 images."""
 
 import keras
+from keras import ops
 
 from pipeline.bilstm import BiLSTM
 
 SIZE = 28
 CLASSES = 10
+# The grid's patches are so many pixels apart, and reach one further to each side.
+PATCH_HEIGHT, PATCH_WIDTH = 2, 4
+OVERLAP = 1
 
 
-def build_network(layers, units, readout, normalize, dropout, precision):
-    """A stack of BiLSTM layers that reads the image row by row.
+def build_network(reader, *, layers, units, readout, normalize, dropout, precision):
+    """A network of one of two kinds: `"rows"`, see `read_rows`, or `"grid"`, see `read_grid`.
 
     Args:
-        layers: number of BiLSTM layers; all but the last return sequences.
-        units, readout, precision: see `BiLSTM`.
+        layers: number of BiLSTM layers; units, readout, precision: see `BiLSTM`.
         normalize: batch normalization after each BiLSTM layer.
-        dropout: share of values dropped between layers and before the softmax, in training.
+        dropout: share of values dropped before the softmax and between layers, in training;
+            of a grid's between layers only half as many.
 
     Returns:
         A Keras model from images `(batch, 28, 28)`, pixels 0..255, to the probabilities of the
@@ -23,15 +27,72 @@ def build_network(layers, units, readout, normalize, dropout, precision):
     """
     images = keras.Input((SIZE, SIZE), name="images")
     values = keras.layers.Rescaling(1 / 255)(images)
-    for layer in range(layers - 1):
-        values = BiLSTM(units, precision=precision, name=f"bilstm_{layer}")(values)
-        if normalize:
-            values = keras.layers.BatchNormalization(name=f"normalization_{layer}")(values)
-        # One mask for all steps (Gal & Ghahramani 2016): also far cheaper to draw.
-        values = keras.layers.SpatialDropout1D(dropout, name=f"dropout_{layer}")(values)
-    values = BiLSTM(units, readout=readout, precision=precision, name=f"bilstm_{layers - 1}")(values)
-    if normalize:
-        values = keras.layers.BatchNormalization(name="normalization")(values)
+    readers = {"rows": read_rows, "grid": read_grid}
+
+    def bilstm(layer, values):
+        last = layer == layers - 1
+        return BiLSTM(units, readout=readout if last else "sequence", precision=precision,
+                      name=f"bilstm_{layer}")(values)
+
+    def normalized(layer, values):
+        return keras.layers.BatchNormalization(name=f"normalization_{layer}")(values) if normalize else values
+
+    values = readers[reader](values, layers, bilstm, normalized, dropout)
     values = keras.layers.Dropout(dropout, name="dropout")(values)
     digits = keras.layers.Dense(CLASSES, activation="softmax", name="digits")(values)
     return keras.Model(images, digits)
+
+
+def read_rows(images, layers, bilstm, normalized, dropout):
+    """A stack of layers that read the image row by row: `(batch, 28, 28)` -> `(batch, 2 * units)`."""
+    values = images
+    for layer in range(layers):
+        values = normalized(layer, bilstm(layer, values))
+        if layer < layers - 1:
+            # One mask for all steps (Gal & Ghahramani 2016): also far cheaper to draw.
+            values = keras.layers.SpatialDropout1D(dropout, name=f"dropout_{layer}")(values)
+    return values
+
+
+def read_grid(images, layers, bilstm, normalized, dropout):
+    """Layers that read a grid of patches along its rows and down its columns in turn.
+
+    A row (or column) is a sequence of its own, all are read by the same layer, as in ReNet (Visin et
+    al. 2015). After the first two of more layers, the maximum of each two patches that lie one above
+    the other makes the grid square. The last layer's readouts are averaged.
+
+    Args:
+        images: `(batch, 28, 28)`.
+        bilstm, normalized: functions of a layer's number and values, see `build_network`.
+
+    Returns:
+        `(batch, 2 * units)`.
+    """
+    grid = Patches(name="patches")(images)
+    for layer in range(layers):
+        down, last = layer % 2 == 1, layer == layers - 1
+        if down:
+            grid = ops.transpose(grid, (0, 2, 1, 3))
+        _, lines, steps, features = grid.shape
+        read = bilstm(layer, ops.reshape(grid, (-1, steps, features)))
+        if last:
+            read = ops.mean(ops.reshape(read, (-1, lines, read.shape[-1])), axis=1)
+            return normalized(layer, read)
+        grid = ops.reshape(read, (-1, lines, steps, read.shape[-1]))
+        if down:
+            grid = ops.transpose(grid, (0, 2, 1, 3))
+        if layer == 1:
+            grid = keras.layers.MaxPooling2D((PATCH_WIDTH // PATCH_HEIGHT, 1), name="maximum")(grid)
+        grid = keras.layers.SpatialDropout2D(dropout / 2, name=f"dropout_{layer}")(normalized(layer, grid))
+
+
+@keras.saving.register_keras_serializable("pipeline")
+class Patches(keras.layers.Layer):
+    """Overlapping patches of images: `(batch, 28, 28)` -> `(batch, 14, 7, 24)`."""
+
+    def call(self, images):
+        padded = ops.pad(images, ((0, 0), (OVERLAP, OVERLAP), (OVERLAP, OVERLAP)))
+        return ops.stack([
+            padded[:, top:top + SIZE:PATCH_HEIGHT, left:left + SIZE:PATCH_WIDTH]
+            for top in range(PATCH_HEIGHT + 2 * OVERLAP) for left in range(PATCH_WIDTH + 2 * OVERLAP)
+        ], axis=-1)

@@ -48,8 +48,11 @@ class Prepare(_Section):
 
 
 class Model(_Section):
+    reader: _one_of("rows", "grid", "turns", "both")
     layers: _whole(1, 16)
     units: _whole(1, 4096)
+    grid_layers: _whole(1, 16)
+    grid_units: _whole(1, 4096)
     readout: _one_of("middle", "last", "mean")
     normalize: YesNo
     dropout: _number(0, 0.9)

@@ -87,11 +87,11 @@ def summary(source, folds, ensemble, check, submission):
         f"data            {origin}",
         f"folds           {accuracies}",
         f"out of fold     {folds['oof_accuracy']:.4f} on {folds['oof_images']:,} images, "
-        "single networks",
+        "each fold alone",
         f"MNIST test      {in_words(check)}",
         f"public score    {score['score']:.4f} expected, {low:.4f} to {high:.4f}; "
         + ("averaging should add to it" if not score["gain_images"] else
-           f"single networks, and {score['gain_of_averaging']:+.4f} for averaging them"),
+           f"each fold alone, and {score['gain_of_averaging']:+.4f} for averaging them"),
         f"submission      {submission}",
         f"submit it       {submit}",
     ])
@@ -104,10 +104,9 @@ def render_page(summary_text, folds, history, confusion_png, mistakes_png, artic
         history: the table of `metrics/history.csv`; confusion_png, mistakes_png, article_png: bytes.
         article_words: what `article_in_words` says.
     """
-    names = ("accuracy", "loss", "images", "epochs", "seconds", "images_per_second")
+    names = ("reader", "accuracy", "loss", "images", "epochs", "seconds", "images_per_second")
     rows = [f"<tr><td>{number}</td>" + "".join(
-        f"<td>{value:.4f}</td>" if isinstance(value, float) and value < 1 else f"<td>{value:,}</td>"
-        for value in (fold[name] for name in names)) + "</tr>"
+        f"<td>{_in_table(fold[name])}</td>" for name in names) + "</tr>"
         for number, fold in enumerate(_by_fold(folds))]
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("fold", *names))
     return PAGE.format(
@@ -118,13 +117,19 @@ def render_page(summary_text, folds, history, confusion_png, mistakes_png, artic
         article_words=html.escape(article_words), article=_inline(article_png))
 
 
+def _in_table(value):
+    if isinstance(value, str):
+        return value
+    return f"{value:.4f}" if isinstance(value, float) and value < 1 else f"{value:,}"
+
+
 def _by_fold(folds):
     return [folds[f"fold_{number}"] for number in range(sum(key.startswith("fold_") for key in folds))]
 
 
 def _history_png(history):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(history["epoch"], history["loss"], label="training (smoothed labels, augmented)")
+    left.plot(history["epoch"], history["loss"], label="training (smoothed labels; augmented but in the last epoch)")
     left.plot(history["epoch"], history["val_loss"], label="validation")
     left.set(xlabel="epoch", ylabel="loss", yscale="log")
     left.legend()

@@ -1,7 +1,7 @@
 """Training: one epoch of one fold as a pure function, and all folds side by side on the cores.
 
 The unit of work is an epoch of a fold: state in, state out, both in a file. So the folds share
-the worker processes evenly, a run that was killed goes on from each fold's last finished epoch,
+the worker processes evenly, a run that was killed goes on from each network's last finished epoch,
 and neither the number of workers nor their order changes one byte of the result. Called by the
 stage `train`.
 """
@@ -17,6 +17,7 @@ import zipfile
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,8 +51,11 @@ class Recipe:
     """All that a fold's result depends on besides the data: see `params.yaml`."""
 
     seed: int
+    reader: str
     layers: int
     units: int
+    grid_layers: int
+    grid_units: int
     readout: str
     normalize: bool
     dropout: float
@@ -63,6 +67,30 @@ class Recipe:
     label_smoothing: float
     augment: bool
     precision: str
+
+    @classmethod
+    def from_params(cls, params):
+        """The recipe of the project's parameters, as `load_params` returns them."""
+        train = params.train
+        return cls(
+            seed=params.seed, **params.model.model_dump(),
+            **train.model_dump(exclude={"workers", "engine", "precision"}),
+            precision=best_precision() if train.precision == "auto" else train.precision)
+
+    def readers(self, fold):
+        """The kinds of networks that the fold trains."""
+        kinds = ["rows", "grid"]
+        return {"both": kinds, "turns": [kinds[fold % 2]]}.get(self.reader, [self.reader])
+
+    def build_network(self, reader):
+        """A network of that kind, untrained."""
+        from pipeline.network import build_network
+
+        layers, units = ((self.grid_layers, self.grid_units) if reader == "grid"
+                         else (self.layers, self.units))
+        return build_network(
+            reader, layers=layers, units=units, readout=self.readout, normalize=self.normalize,
+            dropout=self.dropout, precision=self.precision)
 
 
 @dataclass(frozen=True)
@@ -85,7 +113,7 @@ def _stream(*key):
 
 
 class Trainer:
-    """The network, optimizer and data of one worker process, used for every fold in turn."""
+    """The networks, optimizers and data of one worker process, used for every fold in turn."""
 
     def __init__(self, recipe, digits):
         self.recipe, self.digits = recipe, digits
@@ -94,18 +122,21 @@ class Trainer:
         rows = min(len(digits.split(fold)[0]) for fold in range(digits.folds.max() + 1))
         self.batch = min(recipe.batch_size, rows)
         self.steps = rows // self.batch
-        self.model, self.optimizer = self._build(fold=0)
+        self._of_reader = {}
 
-    def _build(self, fold):
+    def _of(self, reader):
+        """The network and optimizer of that kind, which serve all folds."""
+        if reader not in self._of_reader:
+            self._of_reader[reader] = self._build(reader, fold=0)
+        return self._of_reader[reader]
+
+    def _build(self, reader, fold):
         """A fresh network and optimizer; their values are a pure function of seed and fold."""
         import keras
 
-        from pipeline.network import build_network
-
         recipe = self.recipe
         keras.utils.set_random_seed(int(_stream(recipe.seed, fold, _WEIGHTS).integers(2**31)))
-        model = build_network(recipe.layers, recipe.units, recipe.readout, recipe.normalize,
-                              recipe.dropout, recipe.precision)
+        model = recipe.build_network(reader)
         steps = self.steps * recipe.epochs
         warmup = round(recipe.warmup * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
@@ -118,41 +149,45 @@ class Trainer:
         optimizer.build(model.trainable_variables)
         return model, optimizer
 
-    def initial_values(self, fold):
+    def initial_values(self, fold, reader):
         """The values of all variables before the fold's first epoch."""
-        return [np.array(v) for v in _variables(*self._build(fold))]
+        return [np.array(v) for v in _variables(*self._build(reader, fold))]
 
-    def _load(self, values):
-        for variable, value in zip(_variables(self.model, self.optimizer), values, strict=True):
+    def _load(self, reader, values):
+        model, optimizer = self._of(reader)
+        for variable, value in zip(_variables(model, optimizer), values, strict=True):
             variable.assign(value)
+        return model, optimizer
 
-    def train_epoch(self, fold, epoch, values):
+    def train_epoch(self, fold, reader, epoch, values):
         """Train one epoch from the given values; returns the new ones and the epoch's figures."""
         import keras
 
         recipe, digits = self.recipe, self.digits
-        self._load(values)
+        model, optimizer = self._load(reader, values)
         rows, validation = digits.split(fold)
         started = time.perf_counter()
         order = _stream(recipe.seed, fold, epoch, _SHUFFLE).permutation(rows)
         order = order[:self.steps * self.batch]
         images = digits.images[order]
-        if recipe.augment:
+        # The last epoch sees the digits as they are, and so do most of what batch normalization
+        # averages for prediction; distorted digits are blurred.
+        if recipe.augment and epoch + 1 < recipe.epochs:
             images = augment_all(images, (recipe.seed, fold, epoch, _AUGMENT))
         images = images.astype("float32", copy=False)
         targets = keras.utils.to_categorical(digits.labels[order], CLASSES)
         prepared = time.perf_counter()
         # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
-        figures = [self.model.train_on_batch(images[step], targets[step])
+        figures = [model.train_on_batch(images[step], targets[step])
                    for step in (slice(start, start + self.batch)
                                 for start in range(0, len(order), self.batch))]
         loss, accuracy = np.mean(figures, axis=0)
         finished = time.perf_counter()
         if epoch + 1 < recipe.epochs:
             validation = validation[:GLIMPSE]
-        val_accuracy, val_loss = score(self.predict(digits.images[validation]),
+        val_accuracy, val_loss = score(_predict(model, digits.images[validation]),
                                        digits.labels[validation])
-        return [np.array(v) for v in _variables(self.model, self.optimizer)], {
+        return [np.array(v) for v in _variables(model, optimizer)], {
             "epoch": epoch + 1,
             "loss": float(loss), "accuracy": float(accuracy),
             "val_loss": val_loss, "val_accuracy": val_accuracy,
@@ -160,20 +195,38 @@ class Trainer:
             "input_seconds": prepared - started,
         }
 
-    def predict(self, images):
-        """Probabilities `(n, 10)` for images `(n, 28, 28)`."""
-        return np.concatenate([self.model.predict_on_batch(images[start:start + PREDICTION_BATCH])
-                               for start in range(0, len(images), PREDICTION_BATCH)])
-
     def export(self, fold, values, path):
-        """Save the fold's network; returns its probabilities for the fold's validation rows."""
-        self._load(values)
-        # Without the optimizer, which tripled the file.
-        network = self.model.__class__.from_config(self.model.get_config())
-        network.set_weights(self.model.get_weights())
+        """Save the fold's network; returns its probabilities for the fold's validation rows.
+
+        Args:
+            values: of each kind of network that the fold trained; two become their average.
+        """
+        networks = []
+        for reader, its_values in values.items():
+            # Without the optimizer, which tripled the file.
+            networks.append(self.recipe.build_network(reader))
+            networks[-1].set_weights(self._load(reader, its_values)[0].get_weights())
+        network = networks[0] if len(networks) == 1 else average(networks, list(values), f"fold_{fold}")
         with replacing(path) as beside:
             network.save(beside)
-        return self.predict(self.digits.images[self.digits.split(fold)[1]])
+        return _predict(network, self.digits.images[self.digits.split(fold)[1]])
+
+
+def _predict(model, images):
+    """Probabilities `(n, 10)` for images `(n, 28, 28)`."""
+    return np.concatenate([model.predict_on_batch(images[start:start + PREDICTION_BATCH])
+                           for start in range(0, len(images), PREDICTION_BATCH)])
+
+
+def average(networks, names, name):
+    """A model from images `(batch, 28, 28)` to the mean of the networks' probabilities."""
+    import keras
+
+    for network, its_name in zip(networks, names, strict=True):
+        network.name = its_name
+    images = keras.Input(networks[0].input_shape[1:], name="images")
+    outputs = [network(images) for network in networks]
+    return keras.Model(images, keras.layers.Average(name="digits")(outputs), name=name)
 
 
 def _variables(model, optimizer):
@@ -209,7 +262,9 @@ def best_precision():
 
 def fingerprint(recipe, digits):
     """Short hash of all that training depends on: recipe, data, code, library versions."""
-    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    # Which kinds of networks are trained changes none of them.
+    values = {name: value for name, value in asdict(recipe).items() if name != "reader"}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (digits.images, digits.labels, digits.folds):
         digest.update(np.ascontiguousarray(array))
     for module in ("augment", "bilstm", "kernels", "lstm_step", "network", "training"):
@@ -219,51 +274,57 @@ def fingerprint(recipe, digits):
     return digest.hexdigest()[:16]
 
 
+def networks_of(recipe, folds):
+    """The fold and the kind of every network that is trained."""
+    return [(fold, reader) for fold in range(folds) for reader in recipe.readers(fold)]
+
+
 def train_folds(recipe, digits, folds, workers, state_folder, checkpoints, progress):
     """Train all folds, `workers` at a time, going on where the state files leave off.
 
     Args:
-        folds: number of folds; state_folder: where each fold's state is kept after every epoch.
-        checkpoints: path of each fold's network, written when the fold is done.
-        progress: is told `resumed(fold, epochs)` and `finished(fold, figures)`.
+        folds: number of folds; state_folder: where each network's state is kept after every epoch.
+        checkpoints: path of each fold's network, written when all are trained.
+        progress: is told `resumed(number, epochs)` and `finished(number, figures)` of each network,
+            numbered as in `networks_of`.
 
     Returns:
-        For each fold its history and its probabilities for the fold's validation rows.
+        The history of each network, and for each fold the probabilities for its validation rows.
 
     Raises:
         PipelineError: a worker process died.
     """
     os.environ.update(WORKER_ENVIRONMENT)
-    states = [Path(state_folder, f"fold_{fold}.npz") for fold in range(folds)]
+    networks = networks_of(recipe, folds)
+    states = [Path(state_folder, f"fold_{fold}_{reader}.npz") for fold, reader in networks]
     histories = [_read_state(state)[1] for state in states]
-    for fold, history in enumerate(histories):
+    for number, history in enumerate(histories):
         if history:
-            progress.resumed(fold, len(history))
-    probabilities = [None] * folds
-    running, waiting = {}, list(range(folds))
+            progress.resumed(number, len(history))
+    running = {}
+    waiting = [number for number, history in enumerate(histories) if len(history) < recipe.epochs]
     # A fork of a process that has threads may hang; so workers start from scratch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker,
                                (recipe, digits, _cores_to_pin(workers, context)))
     try:
         while waiting or running:
-            # The fold that is furthest behind goes first, so that all end at about the same time.
-            waiting.sort(key=lambda fold: len(histories[fold]))
+            # The network that is furthest behind goes first, so that all end at about the same time.
+            waiting.sort(key=lambda number: len(histories[number]))
             while waiting and len(running) < workers:
-                fold = waiting.pop(0)
-                if len(histories[fold]) < recipe.epochs:
-                    future = pool.submit(_run_epoch, fold, states[fold])
-                else:
-                    future = pool.submit(_export, fold, states[fold], checkpoints[fold])
-                running[future] = fold
+                number = waiting.pop(0)
+                running[pool.submit(_run_epoch, *networks[number], states[number])] = number
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                fold = running.pop(future)
-                if len(histories[fold]) == recipe.epochs:
-                    probabilities[fold] = future.result()
-                    continue
-                histories[fold] = future.result()
-                progress.finished(fold, histories[fold][-1])
-                waiting.append(fold)
+                number = running.pop(future)
+                histories[number] = future.result()
+                progress.finished(number, histories[number][-1])
+                if len(histories[number]) < recipe.epochs:
+                    waiting.append(number)
+        parts = [{reader: state for (of, reader), state in zip(networks, states) if of == fold}
+                 for fold in range(folds)]
+        running = list(map(partial(pool.submit, _export), range(folds), parts, checkpoints))
+        probabilities = [future.result() for future in running]
+        running = []
     except BrokenProcessPool:
         raise PipelineError("a training process died (out of memory?); run again to go on from the "
                             "last finished epochs; fewer train.workers need less memory")
@@ -317,19 +378,20 @@ def _follow_parent():
     os._exit(1)
 
 
-def _run_epoch(fold, state):
+def _run_epoch(fold, reader, state):
     values, history = _read_state(state)
     if not history:
-        values = _trainer.initial_values(fold)
-    values, figures = _trainer.train_epoch(fold, len(history), values)
+        values = _trainer.initial_values(fold, reader)
+    values, figures = _trainer.train_epoch(fold, reader, len(history), values)
     history = [*history, figures]
     with replacing(state) as beside:
         np.savez(beside, *values, history=json.dumps(history))
     return history
 
 
-def _export(fold, state, checkpoint):
-    return _trainer.export(fold, _read_state(state)[0], checkpoint)
+def _export(fold, states, checkpoint):
+    values = {reader: _read_state(state)[0] for reader, state in states.items()}
+    return _trainer.export(fold, values, checkpoint)
 
 
 def _read_state(path):

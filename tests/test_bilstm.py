@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_python
+from conftest import run_python, small_recipe
 
 from pipeline.bilstm import BiLSTM
 
@@ -364,6 +364,37 @@ def test_a_gradient_can_be_taken_again(readout):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_persistent_tape_works_outside_of_a_graph(readout, precision):
+    layer = BiLSTM(UNITS, readout=readout, precision=precision)
+    x = tf.constant(values(3, 6, FEATURES))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        output = layer(x)
+        first, second = output[0], 2 * output[0]
+    with tf.GradientTape() as once:
+        once.watch(x)
+        again = layer(x)[0]
+    to = [x, *layer.trainable_variables]
+    expected = once.gradient(again, to)
+    assert_close(tape.gradient(first, to), expected)
+    assert_close(tape.gradient(second, to), [2 * value for value in expected])
+
+
+def test_a_second_derivative_is_refused():
+    layer = BiLSTM(UNITS, readout="mean")
+    x = tf.constant(values(3, 6, FEATURES))
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            output = layer(x)
+        slope = inner.gradient(output, x)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be differentiated twice"):
+        outer.gradient(slope, x)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
 def test_a_sample_does_not_depend_on_its_batch(readout):
     layer = BiLSTM(UNITS, readout=readout)
     x = values(9, 6, FEATURES)
@@ -393,20 +424,24 @@ def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, w
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("imports", ["import pipeline, keras", "import keras, pipeline"])
+@pytest.mark.parametrize("imports", [
+    "import pipeline, keras", "import keras, pipeline", "from pipeline.bilstm import BiLSTM; import keras"])
 def test_a_saved_network_loads_after_import_pipeline(digits, tmp_path, imports):
     model = small_network()
     images = digits.images[:5].astype("float32")
     model.save(tmp_path / "network.keras")
+    grid = small_recipe().build_network("grid")
+    grid.save(tmp_path / "grid.keras")
     np.save(tmp_path / "images.npy", images)
     done = run_python("-c", f"""
 {imports}
 import numpy as np
-network = keras.models.load_model("network.keras")
-np.save("out.npy", network(np.load("images.npy")))
+for name in ("network", "grid"):
+    network = keras.models.load_model(f"{{name}}.keras")
+    np.save(f"{{name}}.npy", network(np.load("images.npy")))
 """, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_close([np.load(tmp_path / "out.npy")], [model(images)])
+    assert_close([np.load(tmp_path / "network.npy"), np.load(tmp_path / "grid.npy")], [model(images), grid(images)])
 
 
 @pytest.mark.parametrize("readout", READOUTS)

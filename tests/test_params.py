@@ -65,6 +65,7 @@ def test_allowed(changed, key, value):
     ("prepare.hold_out_mnist_test", 1, "true, false"),
     ("prepare.limit", 0, "null, or a number of rows from 1"),
     ("prepare.limit", True, "null, or a number of rows from 1"),
+    ("model.reader", "columns", "rows, grid, turns, both"),
     ("model.layers", 0, "a whole number from 1"),
     ("model.units", 1.5, "a whole number from 1"),
     ("model.readout", "first", "middle, last, mean"),
@@ -99,7 +100,7 @@ def test_no_key_takes_a_list_or_may_be_missing(changed, key):
 @pytest.mark.parametrize(("key", "hint"), [
     ("train.epoch", "did you mean 'epochs'?"), ("train.learning-rate", "did you mean 'learning_rate'?"),
     ("prepare.fold", "did you mean 'folds'?"), ("trian", "did you mean 'train'?"),
-    ("model.zzz", "allowed: layers, units")])
+    ("model.zzz", "allowed: reader, layers, units")])
 def test_unknown_key(changed, key, hint):
     message = refusal(changed, key, lambda section, name: section.__setitem__(name, 1))
     assert f"unknown key '{key}', {hint}" in message

@@ -22,7 +22,8 @@ from pipeline.competition import read_labels
 LIMIT, FOLDS = 600, 3
 SMALL = {
     "download": {"source": "mnist"}, "prepare": {"limit": LIMIT, "folds": FOLDS},
-    "model": {"layers": 2, "units": 16}, "train": {"epochs": 2, "batch_size": 64, "workers": 2},
+    "model": {"reader": "turns", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
+    "train": {"epochs": 2, "batch_size": 64, "workers": 2},
     "article": {"steps": 20, "units": 16, "batch_size": 100},
 }
 STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "submission", "report")

@@ -15,9 +15,12 @@ from pipeline.stages import (
 def main():
     # TensorFlow comes with it, and must come when its log is out of the way (see run_stage).
     from pipeline.ensemble import build_ensemble, load_network, predict, use_one_thread_an_operation
+    from pipeline.training import Recipe, networks_of
 
     use_one_thread_an_operation()
-    folds = load_params().prepare.folds
+    params = load_params()
+    folds = params.prepare.folds
+    number = len(networks_of(Recipe.from_params(params), folds))
     networks = [load_network(checkpoint(fold)) for fold in range(folds)]
     model = build_ensemble(networks)
     with np.load(DIGITS) as file:
@@ -36,13 +39,13 @@ def main():
     with replacing(PREDICTIONS) as beside:
         np.savez_compressed(beside, probabilities=probabilities)
     write_json(METRICS / "ensemble.json", {
-        "networks": folds,
+        "networks": number,
         "images": len(images),
         "seconds": round(seconds, 1),
         "expected_public_score": expected_public_score(
             int(right.sum()), len(right), len(images), averaging_gains(each, held_out_labels)),
     })
-    print(f"ensemble: {folds} networks, {len(images)} images in {seconds:.1f} s")
+    print(f"ensemble: {number} networks, {len(images)} images in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train one network a fold, several side by side: data/checkpoints, data/oof.npz, metrics."""
+"""Train the folds' networks, several side by side: data/checkpoints, data/oof.npz, metrics."""
 
 import shutil
 import statistics
@@ -13,7 +13,7 @@ from pipeline.params import load_params
 from pipeline.progress import TrainingProgress
 from pipeline.stages import DIGITS, METRICS, OOF, TRAINING_STATE, checkpoint, run_stage
 from pipeline.training import (
-    Digits, Recipe, available_cores, best_precision, fingerprint, train_folds)
+    Digits, Recipe, available_cores, fingerprint, networks_of, train_folds)
 
 
 def main():
@@ -21,21 +21,21 @@ def main():
     train, folds = params.train, params.prepare.folds
     with np.load(DIGITS) as file:
         digits = Digits(file["images"], file["labels"], file["folds"])
-    recipe = Recipe(
-        seed=params.seed, **params.model.model_dump(),
-        **train.model_dump(exclude={"workers", "engine", "precision"}),
-        precision=best_precision() if train.precision == "auto" else train.precision)
+    recipe = Recipe.from_params(params)
     workers = len(available_cores()) if train.workers == "auto" else train.workers
-    workers = min(workers, folds)
-    print(f"train: {folds} folds, {workers} at a time, on {np.sum(digits.folds >= 0):,} images "
-          f"(each fold leaves out its share), {recipe.precision}", flush=True)
+    networks = networks_of(recipe, folds)
+    workers = min(workers, len(networks))
+    print(f"train: {len(networks)} networks in {folds} folds, {workers} at a time, "
+          f"on {np.sum(digits.folds >= 0):,} images (each fold leaves out its share), "
+          f"{recipe.precision}", flush=True)
 
     state = TRAINING_STATE / fingerprint(recipe, digits)
     if TRAINING_STATE.exists():
         # What another recipe left behind would never be used again.
         for other in set(TRAINING_STATE.iterdir()) - {state}:
             shutil.rmtree(other)
-    with TrainingProgress(folds, recipe.epochs) as progress:
+    names = [f"fold {fold}, {reader}" for fold, reader in networks]
+    with TrainingProgress(names, recipe.epochs) as progress:
         histories, probabilities = train_folds(
             recipe, digits, folds, workers, state, [checkpoint(fold) for fold in range(folds)],
             progress)
@@ -45,23 +45,27 @@ def main():
         oof[digits.split(fold)[1]] = probabilities[fold]
     with replacing(OOF) as beside:
         np.savez_compressed(beside, probabilities=oof, labels=digits.labels, folds=digits.folds)
-    write_json(METRICS / "folds.json", fold_metrics(digits, histories, oof))
+    histories = [[history for history, (of, _) in zip(histories, networks) if of == fold]
+                 for fold in range(folds)]
+    write_json(METRICS / "folds.json", fold_metrics(digits, recipe, histories, oof))
     with replacing(METRICS / "history.csv") as beside:
         history_table(histories).to_csv(beside, index=False, float_format="%.6g")
     shutil.rmtree(TRAINING_STATE)
 
 
-def fold_metrics(digits, histories, oof):
+def fold_metrics(digits, recipe, histories, oof):
     """`metrics/folds.json`: each fold's figures, and those of all folds together."""
     folds = {}
-    for fold, history in enumerate(histories):
+    for fold, of_networks in enumerate(histories):
         rows = digits.split(fold)[1]
         accuracy, loss = score(oof[rows], digits.labels[rows])
-        seconds = sum(epoch["seconds"] for epoch in history)
+        epochs = [epoch for history in of_networks for epoch in history]
+        seconds = sum(epoch["seconds"] for epoch in epochs)
         folds[f"fold_{fold}"] = {
-            "accuracy": accuracy, "loss": loss, "images": len(rows), "epochs": len(history),
+            "reader": " and ".join(recipe.readers(fold)),
+            "accuracy": accuracy, "loss": loss, "images": len(rows), "epochs": recipe.epochs,
             "seconds": round(seconds, 1),
-            "images_per_second": round(sum(epoch["images"] for epoch in history) / seconds),
+            "images_per_second": round(sum(epoch["images"] for epoch in epochs) / seconds),
         }
     rows = np.flatnonzero(digits.folds >= 0)
     oof_accuracy, oof_loss = score(oof[rows], digits.labels[rows])
@@ -75,13 +79,16 @@ def fold_metrics(digits, histories, oof):
 
 
 def history_table(histories):
-    """`metrics/history.csv`: a row an epoch; means over the folds, then each fold's accuracy."""
-    table = {"epoch": range(1, len(histories[0]) + 1)}
+    """`metrics/history.csv`: a row an epoch; means over all networks, then over each fold's."""
+    def means(name, networks):
+        return [statistics.mean(epoch[name] for epoch in epochs) for epochs in zip(*networks)]
+
+    everyone = [history for of_networks in histories for history in of_networks]
+    table = {"epoch": range(1, len(everyone[0]) + 1)}
     for name in ("loss", "val_loss", "accuracy", "val_accuracy"):
-        table[name] = [statistics.mean(epoch[name] for epoch in epochs)
-                       for epochs in zip(*histories)]
-    for fold, history in enumerate(histories):
-        table[f"val_accuracy_{fold}"] = [epoch["val_accuracy"] for epoch in history]
+        table[name] = means(name, everyone)
+    for fold, of_networks in enumerate(histories):
+        table[f"val_accuracy_{fold}"] = means("val_accuracy", of_networks)
     return pd.DataFrame(table)
 
 
