@@ -27,6 +27,12 @@ class Shape:
     readout: str
     normalize: bool = False
     dropout: float = 0.0
+    margin: int = 0
+
+    @property
+    def rows(self):
+        """Number of rows, and of columns, that are read."""
+        return SIZE - 2 * self.margin
 
     def flop(self):
         """Floating-point operations that training on one image needs, matrix products only.
@@ -35,10 +41,10 @@ class Shape:
         costs twice the forward one. For `middle`, the last layer needs only the steps up to the
         middle one, in each direction.
         """
-        total, features = 0, SIZE
+        total, features = 0, self.rows
         for layer in range(self.layers):
             pruned = self.readout == "middle" and layer == self.layers - 1
-            cell_steps = SIZE + 1 if pruned else 2 * SIZE
+            cell_steps = self.rows + 1 if pruned else 2 * self.rows
             total += 3 * 2 * cell_steps * (features + self.units) * GATES * self.units
             features = 2 * self.units
         return total
@@ -60,7 +66,7 @@ def keras_stock(shape, unroll=False, jit_compile="auto"):
 
     readouts = {
         "sequence": [],
-        "middle": [keras.layers.Lambda(lambda sequence: sequence[:, SIZE // 2])],
+        "middle": [keras.layers.Lambda(lambda sequence: sequence[:, shape.rows // 2])],
         "mean": [keras.layers.GlobalAveragePooling1D()],
         "last": [],
     }
@@ -97,7 +103,7 @@ def pytorch(shape, bfloat16, pruned=False):
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            lstm = partial(torch.nn.LSTM, SIZE, shape.units, batch_first=True)
+            lstm = partial(torch.nn.LSTM, shape.rows, shape.units, batch_first=True)
             if pruned:
                 self.forward_lstm, self.backward_lstm = lstm(), lstm()
             else:
@@ -106,7 +112,7 @@ def pytorch(shape, bfloat16, pruned=False):
             self.digits = torch.nn.Linear(2 * shape.units, CLASSES)
 
         def read(self, rows):
-            middle = SIZE // 2
+            middle = shape.rows // 2
             if pruned:
                 forward = self.forward_lstm(rows[:, :middle + 1])[0]
                 backward = self.backward_lstm(rows[:, middle:].flip(1))[0]
@@ -119,7 +125,8 @@ def pytorch(shape, bfloat16, pruned=False):
             return torch.cat([outputs[:, -1, :shape.units], outputs[:, 0, shape.units:]], dim=-1)
 
         def forward(self, images):
-            return self.digits(self.dropout(self.read(images / 255)))
+            inner = slice(shape.margin, SIZE - shape.margin)
+            return self.digits(self.dropout(self.read(images[:, inner, inner] / 255)))
 
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)

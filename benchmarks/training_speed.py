@@ -61,13 +61,17 @@ class Setting:
 
 def cases():
     """Title, shape and programs of each case."""
+    # Not above: the processes that measure PyTorch read this file too, and must not load TensorFlow.
+    from pipeline.network import MARGIN
+
     model = load_params().model
     # Where the processor has no bfloat16 products, libraries emulate them, many times slower.
     precisions = sorted({best_precision(), "float32"})
     shapes = {
         "a": ("one layer of 128, middle readout", Shape(1, 128, "middle")),
         "b": ("two layers of 128, mean over the steps", Shape(2, 128, "mean")),
-        "c": ("the row reader of params.yaml", Shape(**model.model_dump(include=set(Shape.__dataclass_fields__)))),
+        "c": ("the row reader of params.yaml",
+              Shape(**model.model_dump(include=set(Shape.__dataclass_fields__)), margin=MARGIN)),
     }
     found = {LIMIT: ("matrix products", None, [
         Program(f"{family}, {dtype}", partial(build, dtype=dtype), dtype, batches=(programs.ROWS,))

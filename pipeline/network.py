@@ -7,27 +7,34 @@ from pipeline.bilstm import BiLSTM
 
 SIZE = 28
 CLASSES = 10
+# Only 1 image in 76 has any ink in its outermost pixels; they are not read.
+MARGIN = 1
 # The grid's patches are so many pixels apart, and reach one further to each side.
 PATCH_HEIGHT, PATCH_WIDTH = 2, 4
 OVERLAP = 1
 
 
-def build_network(reader, *, layers, units, readout, normalize, dropout, precision):
-    """A network of one of two kinds: `"rows"`, see `read_rows`, or `"grid"`, see `read_grid`.
+def build_network(reader, *, layers, units, readout, normalize, dropout, precision, margin=MARGIN):
+    """A network of one of three kinds.
 
     Args:
+        reader: `"rows"`, see `read_rows`; `"grid_rows"`, see `read_grid`; `"grid_columns"`, the same on
+            the transposed image, so that patches stand upright and columns are read first.
         layers: number of BiLSTM layers; units, readout, precision: see `BiLSTM`.
         normalize: batch normalization after each BiLSTM layer.
         dropout: share of values dropped before the softmax and between layers, in training;
             of a grid's between layers only half as many.
+        margin: pixels at each side of an image that are not read; a grid takes no other than `MARGIN`.
 
     Returns:
         A Keras model from images `(batch, 28, 28)`, pixels 0..255, to the probabilities of the
         ten digits `(batch, 10)`.
     """
     images = keras.Input((SIZE, SIZE), name="images")
-    values = keras.layers.Rescaling(1 / 255)(images)
-    readers = {"rows": read_rows, "grid": read_grid}
+    read = slice(margin, SIZE - margin)
+    values = keras.layers.Rescaling(1 / 255)(images[:, read, read])
+    if reader == "grid_columns":
+        values = ops.transpose(values, (0, 2, 1))
 
     def bilstm(layer, values):
         last = layer == layers - 1
@@ -37,14 +44,15 @@ def build_network(reader, *, layers, units, readout, normalize, dropout, precisi
     def normalized(layer, values):
         return keras.layers.BatchNormalization(name=f"normalization_{layer}")(values) if normalize else values
 
-    values = readers[reader](values, layers, bilstm, normalized, dropout)
+    read_image = read_rows if reader == "rows" else read_grid
+    values = read_image(values, layers, bilstm, normalized, dropout)
     values = keras.layers.Dropout(dropout, name="dropout")(values)
     digits = keras.layers.Dense(CLASSES, activation="softmax", name="digits")(values)
     return keras.Model(images, digits)
 
 
 def read_rows(images, layers, bilstm, normalized, dropout):
-    """A stack of layers that read the image row by row: `(batch, 28, 28)` -> `(batch, 2 * units)`."""
+    """A stack of layers that read the image row by row: `(batch, rows, columns)` -> `(batch, 2 * units)`."""
     values = images
     for layer in range(layers):
         values = normalized(layer, bilstm(layer, values))
@@ -62,7 +70,7 @@ def read_grid(images, layers, bilstm, normalized, dropout):
     the other makes the grid square. The last layer's readouts are averaged.
 
     Args:
-        images: `(batch, 28, 28)`.
+        images: `(batch, 26, 26)`.
         bilstm, normalized: functions of a layer's number and values, see `build_network`.
 
     Returns:
@@ -88,11 +96,11 @@ def read_grid(images, layers, bilstm, normalized, dropout):
 
 @keras.saving.register_keras_serializable("pipeline")
 class Patches(keras.layers.Layer):
-    """Overlapping patches of images: `(batch, 28, 28)` -> `(batch, 14, 7, 24)`."""
+    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)`."""
 
     def call(self, images):
-        padded = ops.pad(images, ((0, 0), (OVERLAP, OVERLAP), (OVERLAP, OVERLAP)))
+        inner = SIZE - 2 * (MARGIN + OVERLAP)
         return ops.stack([
-            padded[:, top:top + SIZE:PATCH_HEIGHT, left:left + SIZE:PATCH_WIDTH]
+            images[:, top:top + inner:PATCH_HEIGHT, left:left + inner:PATCH_WIDTH]
             for top in range(PATCH_HEIGHT + 2 * OVERLAP) for left in range(PATCH_WIDTH + 2 * OVERLAP)
         ], axis=-1)

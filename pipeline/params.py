@@ -48,7 +48,7 @@ class Prepare(_Section):
 
 
 class Model(_Section):
-    reader: _one_of("rows", "grid", "turns", "both")
+    reader: _one_of("rows", "grid_rows", "grid_columns", "turns", "all")
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)

@@ -26,6 +26,8 @@ import numpy as np
 from pipeline.accuracy import CLASSES, score
 from pipeline.files import PipelineError, replacing
 
+# The kinds of networks, see `network.py`, in the order in which the folds take turns.
+READERS = ("grid_rows", "grid_columns", "rows")
 # Rows of the validation part that are looked at after every epoch; after the last, all are.
 GLIMPSE = 2000
 PREDICTION_BATCH = 250
@@ -79,15 +81,14 @@ class Recipe:
 
     def readers(self, fold):
         """The kinds of networks that the fold trains."""
-        kinds = ["rows", "grid"]
-        return {"both": kinds, "turns": [kinds[fold % 2]]}.get(self.reader, [self.reader])
+        return {"all": list(READERS), "turns": [READERS[fold % len(READERS)]]}.get(self.reader, [self.reader])
 
     def build_network(self, reader):
         """A network of that kind, untrained."""
         from pipeline.network import build_network
 
-        layers, units = ((self.grid_layers, self.grid_units) if reader == "grid"
-                         else (self.layers, self.units))
+        layers, units = ((self.layers, self.units) if reader == "rows"
+                         else (self.grid_layers, self.grid_units))
         return build_network(
             reader, layers=layers, units=units, readout=self.readout, normalize=self.normalize,
             dropout=self.dropout, precision=self.precision)
@@ -130,12 +131,16 @@ class Trainer:
             self._of_reader[reader] = self._build(reader, fold=0)
         return self._of_reader[reader]
 
+    def _key(self, reader, fold):
+        """The start of every random stream's key: each network has streams of its own."""
+        return self.recipe.seed, READERS.index(reader), fold
+
     def _build(self, reader, fold):
-        """A fresh network and optimizer; their values are a pure function of seed and fold."""
+        """A fresh network and optimizer; their values are a pure function of seed, kind and fold."""
         import keras
 
         recipe = self.recipe
-        keras.utils.set_random_seed(int(_stream(recipe.seed, fold, _WEIGHTS).integers(2**31)))
+        keras.utils.set_random_seed(int(_stream(*self._key(reader, fold), _WEIGHTS).integers(2**31)))
         model = recipe.build_network(reader)
         steps = self.steps * recipe.epochs
         warmup = round(recipe.warmup * steps)
@@ -167,13 +172,13 @@ class Trainer:
         model, optimizer = self._load(reader, values)
         rows, validation = digits.split(fold)
         started = time.perf_counter()
-        order = _stream(recipe.seed, fold, epoch, _SHUFFLE).permutation(rows)
+        order = _stream(*self._key(reader, fold), epoch, _SHUFFLE).permutation(rows)
         order = order[:self.steps * self.batch]
         images = digits.images[order]
         # The last epoch sees the digits as they are, and so do most of what batch normalization
         # averages for prediction; distorted digits are blurred.
         if recipe.augment and epoch + 1 < recipe.epochs:
-            images = augment_all(images, (recipe.seed, fold, epoch, _AUGMENT))
+            images = augment_all(images, (*self._key(reader, fold), epoch, _AUGMENT))
         images = images.astype("float32", copy=False)
         targets = keras.utils.to_categorical(digits.labels[order], CLASSES)
         prepared = time.perf_counter()
@@ -199,7 +204,7 @@ class Trainer:
         """Save the fold's network; returns its probabilities for the fold's validation rows.
 
         Args:
-            values: of each kind of network that the fold trained; two become their average.
+            values: of each kind of network that the fold trained; several become their average.
         """
         networks = []
         for reader, its_values in values.items():

@@ -430,7 +430,7 @@ def test_a_saved_network_loads_after_import_pipeline(digits, tmp_path, imports):
     model = small_network()
     images = digits.images[:5].astype("float32")
     model.save(tmp_path / "network.keras")
-    grid = small_recipe().build_network("grid")
+    grid = small_recipe().build_network("grid_rows")
     grid.save(tmp_path / "grid.keras")
     np.save(tmp_path / "images.npy", images)
     done = run_python("-c", f"""

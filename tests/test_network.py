@@ -11,7 +11,7 @@ from pipeline.network import Patches, build_network
 def grid_network(**changes):
     shape = {"layers": 3, "units": 8, "readout": "mean", "normalize": True, "dropout": 0.2,
              "precision": "float32", **changes}
-    return build_network("grid", **shape)
+    return build_network("grid_rows", **shape)
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +20,28 @@ def images(digits):
 
 
 def test_patches_reach_a_pixel_into_their_neighbours(images):
-    patches = np.array(Patches()(images))
-    assert patches.shape == (8, 14, 7, 24)
-    bordered = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    for row, column in ((0, 0), (5, 3), (13, 6)):
-        expected = bordered[:, 2 * row:2 * row + 4, 4 * column:4 * column + 6]
+    patches = np.array(Patches()(images[:, 1:-1, 1:-1]))
+    assert patches.shape == (8, 12, 6, 24)
+    for row, column in ((0, 0), (5, 3), (11, 5)):
+        expected = images[:, 1 + 2 * row:5 + 2 * row, 1 + 4 * column:7 + 4 * column]
         np.testing.assert_array_equal(patches[:, row, column], expected.reshape(8, 24))
+
+
+@pytest.mark.parametrize("reader", ["rows", "grid_rows", "grid_columns"])
+def test_all_but_the_outermost_pixels_are_read(images, reader):
+    network = small_recipe().build_network(reader)
+    answers = network.predict_on_batch(images)
+    for at, read in ((0, False), (1, True), (26, True), (27, False)):
+        for inked in (np.s_[:, at], np.s_[:, :, at]):
+            other = images.copy()
+            other[inked] = 255 - other[inked]
+            assert np.any(network.predict_on_batch(other) != answers) == read
 
 
 def test_every_line_of_the_grid_is_read_by_the_same_layer(digits):
     """So one layer, which reads along the lines alone, cannot tell where a digit stands in height."""
-    low_enough = ~(digits.images[:, :1].any(axis=(1, 2)) | digits.images[:, -3:].any(axis=(1, 2)))
+    low_enough = ~(digits.images[:, :3].any(axis=(1, 2)) | digits.images[:, -5:].any(axis=(1, 2)))
     images = digits.images[low_enough][:8].astype("float32")
-    assert len(images) == 8
     moved = np.roll(images, 2, axis=1)
     keras.utils.set_random_seed(1)
     one, two = (grid_network(layers=layers) for layers in (1, 2))
@@ -52,8 +61,18 @@ def test_a_grid_of_any_shape_gives_probabilities(images, change):
     np.testing.assert_allclose(network.predict_on_batch(images[2:3]), probabilities[2:3], atol=1e-6)
 
 
+def test_a_reader_of_columns_reads_the_transposed_image(images):
+    along, down = (small_recipe().build_network(reader) for reader in ("grid_rows", "grid_columns"))
+    down.set_weights(along.get_weights())
+    np.testing.assert_array_equal(
+        down.predict_on_batch(images.transpose(0, 2, 1)), along.predict_on_batch(images))
+
+
 def test_what_the_folds_train():
-    assert [small_recipe(reader="rows").readers(fold) for fold in range(3)] == [["rows"]] * 3
-    assert [small_recipe(reader="grid").readers(fold) for fold in range(3)] == [["grid"]] * 3
-    assert [small_recipe(reader="turns").readers(fold) for fold in range(3)] == [["rows"], ["grid"], ["rows"]]
-    assert [small_recipe(reader="both").readers(fold) for fold in range(3)] == [["rows", "grid"]] * 3
+    def readers(reader, folds):
+        return [small_recipe(reader=reader).readers(fold) for fold in range(folds)]
+
+    for reader in ("rows", "grid_rows", "grid_columns"):
+        assert readers(reader, 2) == [[reader]] * 2
+    assert readers("turns", 4) == [["grid_rows"], ["grid_columns"], ["rows"], ["grid_rows"]]
+    assert readers("all", 2) == [["grid_rows", "grid_columns", "rows"]] * 2

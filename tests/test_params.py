@@ -65,7 +65,7 @@ def test_allowed(changed, key, value):
     ("prepare.hold_out_mnist_test", 1, "true, false"),
     ("prepare.limit", 0, "null, or a number of rows from 1"),
     ("prepare.limit", True, "null, or a number of rows from 1"),
-    ("model.reader", "columns", "rows, grid, turns, both"),
+    ("model.reader", "columns", "rows, grid_rows, grid_columns, turns, all"),
     ("model.layers", 0, "a whole number from 1"),
     ("model.units", 1.5, "a whole number from 1"),
     ("model.readout", "first", "middle, last, mean"),

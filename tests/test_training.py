@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from pipeline import training
 from pipeline.stages.train import fold_metrics, history_table
 from pipeline.training import (
-    WORKER_ENVIRONMENT, Trainer, augment_all, best_precision, fingerprint, train_folds)
+    READERS, WORKER_ENVIRONMENT, Trainer, augment_all, best_precision, fingerprint, train_folds)
 
 FOLDS = 2
 
@@ -47,17 +47,16 @@ def test_all_epochs_but_the_last_are_augmented(digits, monkeypatch):
     augmented = []
     monkeypatch.setattr(training, "augment_all", lambda images, key: augmented.append(key) or images)
     trainer = Trainer(small_recipe(), digits)
-    values = trainer.initial_values(1, "rows")
-    for epoch in range(3):
-        values, _ = trainer.train_epoch(1, "rows", epoch, values)
-    assert [key[1:3] for key in augmented] == [(1, 0), (1, 1)]
-    assert len(set(augmented)) == 2
+    for fold, reader in ((1, "rows"), (0, "rows"), (0, "grid_rows")):
+        values = trainer.initial_values(fold, reader)
+        for epoch in range(3):
+            values, _ = trainer.train_epoch(fold, reader, epoch, values)
+    assert len(augmented) == len(set(augmented)) == 3 * 2
 
 
-def test_initial_weights_are_a_function_of_seed_and_fold(digits):
+def test_initial_weights_are_a_function_of_seed_kind_and_fold(digits):
     def start(trainer, fold):
-        return [value.tobytes() for reader in ("rows", "grid")
-                for value in trainer.initial_values(fold, reader)]
+        return [value.tobytes() for reader in READERS for value in trainer.initial_values(fold, reader)]
 
     trainer = Trainer(small_recipe(), digits)
     first, second = start(trainer, 0), start(trainer, 1)
@@ -65,6 +64,9 @@ def test_initial_weights_are_a_function_of_seed_and_fold(digits):
     assert start(trainer, 0) == first
     assert start(Trainer(small_recipe(), digits), 1) == second
     assert start(Trainer(small_recipe(seed=1), digits), 0) != first
+    along, down = (trainer.initial_values(0, reader) for reader in ("grid_rows", "grid_columns"))
+    assert [value.shape for value in along] == [value.shape for value in down]
+    assert along[0].tobytes() != down[0].tobytes()
 
 
 def test_the_rows_of_a_fold(digits):
@@ -87,7 +89,7 @@ def trained(digits, tmp_path_factory):
         return folder, histories, probabilities, progress
 
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    yield {1: train(1), 2: train(2), "both": train(2, reader="both")}
+    yield {1: train(1), 2: train(2), "all": train(2, reader="all")}
     for name, value in before.items():
         os.environ.pop(name)
         if value is not None:
@@ -132,32 +134,32 @@ def test_a_checkpoint_is_the_network_that_made_the_probabilities(digits, trained
         np.testing.assert_allclose(probabilities[fold].sum(axis=1), 1, atol=1e-5)
 
 
-def test_both_kinds_of_networks_in_a_fold_are_those_of_its_turns_and_are_averaged(digits, trained):
-    """So a run with both can go on from the networks of an interrupted run with turns."""
-    (turns, _, alone, _), (both, histories, together, _) = trained[1], trained["both"]
-    assert len(histories) == 2 * FOLDS
-    assert dict(states(turns)).items() <= dict(states(both)).items()
+def test_all_kinds_of_networks_in_a_fold_are_those_of_its_turns_and_are_averaged(digits, trained):
+    """So a run with all can go on from the networks of an interrupted run with turns."""
+    (turns, _, alone, _), (everything, histories, together, _) = trained[1], trained["all"]
+    assert len(histories) == 3 * FOLDS
+    assert dict(states(turns)).items() <= dict(states(everything)).items()
     for fold in range(FOLDS):
         images = digits.images[digits.split(fold)[1]].astype("float32")
-        network = keras.models.load_model(both / f"fold_{fold}.keras")
-        parts = [network.get_layer(reader).predict(images, verbose=0) for reader in ("rows", "grid")]
+        network = keras.models.load_model(everything / f"fold_{fold}.keras")
+        parts = [network.get_layer(reader).predict(images, verbose=0) for reader in READERS]
         np.testing.assert_allclose(parts[fold], alone[fold], atol=1e-5)
         np.testing.assert_allclose(np.mean(parts, axis=0), together[fold], atol=1e-5)
 
 
-def test_the_tables_of_folds_with_two_networks(digits, trained):
-    histories, probabilities = trained["both"][1:3]
-    of_folds = [histories[:2], histories[2:]]
+def test_the_tables_of_folds_with_three_networks(digits, trained):
+    histories, probabilities = trained["all"][1:3]
+    of_folds = [histories[:3], histories[3:]]
     oof = np.full((400, 10), np.nan)
     for fold in range(FOLDS):
         oof[digits.split(fold)[1]] = probabilities[fold]
-    folds = fold_metrics(digits, small_recipe(reader="both"), of_folds, oof)
-    assert folds["fold_1"]["reader"] == "rows and grid" and folds["fold_1"]["epochs"] == 3
-    assert folds["fold_1"]["seconds"] == round(sum(epoch["seconds"] for epoch in histories[2] + histories[3]), 1)
+    folds = fold_metrics(digits, small_recipe(reader="all"), of_folds, oof)
+    assert folds["fold_1"]["reader"] == "grid_rows, grid_columns, rows" and folds["fold_1"]["epochs"] == 3
+    assert folds["fold_1"]["seconds"] == round(sum(epoch["seconds"] for history in of_folds[1] for epoch in history), 1)
     table = history_table(of_folds)
     assert table["epoch"].tolist() == [1, 2, 3]
     assert table["loss"][0] == pytest.approx(np.mean([history[0]["loss"] for history in histories]))
-    assert table["val_accuracy_1"][2] == pytest.approx(np.mean([history[2]["val_accuracy"] for history in histories[2:]]))
+    assert table["val_accuracy_1"][2] == pytest.approx(np.mean([history[2]["val_accuracy"] for history in of_folds[1]]))
 
 
 def test_progress_is_told_of_every_epoch(trained):
@@ -171,7 +173,7 @@ def test_the_fingerprint_knows_recipe_and_data(digits):
     def of(recipe=small_recipe(), **changes):
         return fingerprint(recipe, dataclasses.replace(digits, **changes))
 
-    assert of() == of() == of(small_recipe(reader="both"))
+    assert of() == of() == of(small_recipe(reader="all"))
     changed = digits.images.copy()
     changed[0, 0, 0] ^= 1
     assert len({of(), of(small_recipe(seed=1)), of(small_recipe(epochs=4)), of(images=changed),

@@ -62,7 +62,7 @@ def fold_metrics(digits, recipe, histories, oof):
         epochs = [epoch for history in of_networks for epoch in history]
         seconds = sum(epoch["seconds"] for epoch in epochs)
         folds[f"fold_{fold}"] = {
-            "reader": " and ".join(recipe.readers(fold)),
+            "reader": ", ".join(recipe.readers(fold)),
             "accuracy": accuracy, "loss": loss, "images": len(rows), "epochs": recipe.epochs,
             "seconds": round(seconds, 1),
             "images_per_second": round(sum(epoch["images"] for epoch in epochs) / seconds),
