@@ -27,7 +27,7 @@ from pipeline.accuracy import CLASSES, score
 from pipeline.files import PipelineError, replacing
 
 # The kinds of networks, see `network.py`, in the order in which the folds take turns.
-READERS = ("grid_rows", "grid_columns", "rows")
+READERS = ("rows", "grid_rows", "grid_columns")
 # Rows of the validation part that are looked at after every epoch; after the last, all are.
 GLIMPSE = 2000
 PREDICTION_BATCH = 250

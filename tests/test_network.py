@@ -74,5 +74,5 @@ def test_what_the_folds_train():
 
     for reader in ("rows", "grid_rows", "grid_columns"):
         assert readers(reader, 2) == [[reader]] * 2
-    assert readers("turns", 4) == [["grid_rows"], ["grid_columns"], ["rows"], ["grid_rows"]]
-    assert readers("all", 2) == [["grid_rows", "grid_columns", "rows"]] * 2
+    assert readers("turns", 4) == [["rows"], ["grid_rows"], ["grid_columns"], ["rows"]]
+    assert readers("all", 2) == [["rows", "grid_rows", "grid_columns"]] * 2

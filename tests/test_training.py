@@ -154,7 +154,7 @@ def test_the_tables_of_folds_with_three_networks(digits, trained):
     for fold in range(FOLDS):
         oof[digits.split(fold)[1]] = probabilities[fold]
     folds = fold_metrics(digits, small_recipe(reader="all"), of_folds, oof)
-    assert folds["fold_1"]["reader"] == "grid_rows, grid_columns, rows" and folds["fold_1"]["epochs"] == 3
+    assert folds["fold_1"]["reader"] == "rows, grid_rows, grid_columns" and folds["fold_1"]["epochs"] == 3
     assert folds["fold_1"]["seconds"] == round(sum(epoch["seconds"] for history in of_folds[1] for epoch in history), 1)
     table = history_table(of_folds)
     assert table["epoch"].tolist() == [1, 2, 3]
