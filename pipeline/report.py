@@ -129,9 +129,10 @@ def _by_fold(folds):
 
 def _history_png(history):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(history["epoch"], history["loss"], label="training (smoothed labels; augmented but in the last epoch)")
+    left.plot(history["epoch"], history["loss"], label="training")
     left.plot(history["epoch"], history["val_loss"], label="validation")
-    left.set(xlabel="epoch", ylabel="loss", yscale="log")
+    left.set(xlabel="epoch", ylabel="loss", yscale="log",
+             title="training: smoothed labels; distorted but in the last epoch")
     left.legend()
     for name in (column for column in history if column.startswith("val_accuracy_")):
         right.plot(history["epoch"], 1 - history[name], label=f"fold {name.rpartition('_')[2]}")
