@@ -242,11 +242,11 @@ def report(selected, best):
 def pipeline_report():
     """Lines on the rest of the pipeline: the input side of training, prediction."""
     share = max(together(len(CORES), None, input_share))
-    seconds, images, folds = together(1, None, prediction_seconds)[0]
+    seconds, images, networks = together(1, None, prediction_seconds)[0]
     yield "## The pipeline"
     yield ""
     yield f"Input side (shuffling, augmentation, batching): {share:.1%} of training time."
-    yield f"Prediction: {images:,} images through an ensemble of {folds} networks in {seconds:.1f} s."
+    yield f"Prediction: {images:,} images through an ensemble of {networks} networks in {seconds:.1f} s."
 
 
 def processor():

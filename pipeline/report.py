@@ -132,7 +132,7 @@ def _history_png(history):
     left.plot(history["epoch"], history["loss"], label="training")
     left.plot(history["epoch"], history["val_loss"], label="validation")
     left.set(xlabel="epoch", ylabel="loss", yscale="log",
-             title="training: smoothed labels; distorted but in the last epoch")
+             title="training: smoothed labels; distorted in all epochs but the last")
     left.legend()
     for name in (column for column in history if column.startswith("val_accuracy_")):
         right.plot(history["epoch"], 1 - history[name], label=f"fold {name.rpartition('_')[2]}")
