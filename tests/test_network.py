@@ -42,6 +42,7 @@ def test_every_line_of_the_grid_is_read_by_the_same_layer(digits):
     """So one layer, which reads along the lines alone, cannot tell where a digit stands in height."""
     low_enough = ~(digits.images[:, :3].any(axis=(1, 2)) | digits.images[:, -5:].any(axis=(1, 2)))
     images = digits.images[low_enough][:8].astype("float32")
+    assert len(images) == 8
     moved = np.roll(images, 2, axis=1)
     keras.utils.set_random_seed(1)
     one, two = (grid_network(layers=layers) for layers in (1, 2))
