@@ -95,7 +95,7 @@ class BiLSTM(keras.layers.Layer):
             "precision": self.precision,
         }
 
-    def call(self, inputs, initial_state=None, lengths=None):
+    def call(self, inputs, initial_state=None, lengths=None, training=None):
         steps = inputs.shape[1]
         mask = None
         if lengths is not None:
@@ -107,15 +107,13 @@ class BiLSTM(keras.layers.Layer):
             map(tf.convert_to_tensor, (cell.kernel, cell.recurrent_kernel, cell.bias))
             for cell in (self.bidirectional.forward_layer.cell,
                          self.bidirectional.backward_layer.cell)))
-        batch = tf.shape(inputs)[0]
-        if initial_state is None:
-            h0 = c0 = tf.zeros((2, batch, self.units))
-        else:
+        h0 = c0 = None
+        if initial_state is not None:
             h_forward, c_forward, h_backward, c_backward = initial_state
             h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
         run = _bilstm_in_a_graph if tf.executing_eagerly() else _bilstm
         return run(inputs, tf.stack(kernels), tf.stack(recurrents), tf.stack(biases), h0, c0, mask,
-                   self.readout, tf.dtypes.as_dtype(self.precision))
+                   self.readout, tf.dtypes.as_dtype(self.precision), training is not False)
 
     def _call_keras(self, inputs, initial_state, mask):
         """The same through the stock layer, which has a cuDNN path on a GPU."""
@@ -201,38 +199,41 @@ def _own_steps(mask):
     return tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
 
 
-def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
+def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
     """Both directions of the recurrence, and the readout: see `lstm_step.py` for the equations.
 
     Args:
         x: `(batch, time, features)`.
         kernel: `(2, features, 4 * units)`, forward then backward; `recurrent`: `(2, units, 4 * units)`;
             `bias`: `(2, 4 * units)`.
-        h0, c0: `(2, batch, units)`.
+        h0, c0: `(2, batch, units)`, or both None for zeros.
         mask: None, or `(batch, time)`, 1 within a sample and 0 past its end.
         dtype: of the matrix products' operands.
+        keep: what the gradient needs. Prediction is faster without; a gradient then runs all again.
 
     Returns:
         `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
     """
     if readout == "mean" and mask is not None:
-        sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype)
+        sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype, keep)
         return tf.reduce_sum(sequence, axis=1) / _own_steps(mask)
     time, features, units = x.shape[1], x.shape[2], recurrent.shape[1]
+    from_zero = h0 is None
+    if from_zero:
+        h0 = c0 = tf.zeros((2, tf.shape(x)[0], units))
     # For "middle" the forward direction runs from the start to the middle, the backward one from the
     # end: for an even number of steps one step less.
     steps, backward_steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
     returns = {"sequence": SEQUENCE, "mean": MEAN}.get(readout, END)
     mask_or_empty = tf.zeros((0, time)) if mask is None else mask
 
-    def numbers(step):
-        return tf.constant([step, steps, backward_steps, returns])
+    def numbers(step, keep=True):
+        return tf.constant([step, steps, backward_steps, returns, keep], tf.int32)
 
     def directions(step):
         return 2 if step < backward_steps else 1
 
-    @tf.custom_gradient
-    def run(x, kernel, recurrent, bias, h0, c0):
+    def forward(x, kernel, recurrent, bias, h0, c0, keep):
         batch = tf.shape(x)[0]
         # What each direction reads of x, as a matrix: the same unless both leave out some steps.
         rows = x[None] if steps == time else tf.stack([x[:, :steps], x[:, time - steps:]])
@@ -241,11 +242,31 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
         gates = tf.reshape(projected, (2, batch, steps, GATES * units))
         h, y, before, states = h0, tf.zeros((0, 0, 0)), tf.zeros((0, 0, 0, 0), dtype), tf.zeros((0, 0, 0, 0))
         for step in range(steps):
-            z = product(h[:directions(step)], recurrent[:directions(step)])
+            if step == 0 and from_zero:
+                z = tf.zeros((2, batch, GATES * units), dtype)
+            else:
+                z = product(h[:directions(step)], recurrent[:directions(step)])
             h, gates, y, before, states = operation(
-                "BilstmForward", dtype, numbers(step), gates, z, bias, h, c0, mask_or_empty, y, before, states)
+                "BilstmForward", dtype, numbers(step, keep), gates, z, bias, h, c0, mask_or_empty, y, before,
+                states)
             h.set_shape(h0.shape)
         y.set_shape((x.shape[0], time if readout == "sequence" else 1, 2 * units))
+        return y, rows, gates, before, states
+
+    @tf.custom_gradient
+    def run_without_keeping(*arguments):
+        def gradient(d_y):
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
+                y = run(*arguments)
+            return tape.gradient(y, arguments, d_y)
+
+        return forward(*arguments, keep=False)[0], gradient
+
+    @tf.custom_gradient
+    def run(x, kernel, recurrent, bias, h0, c0):
+        y, rows, gates, before, states = forward(x, kernel, recurrent, bias, h0, c0, keep=True)
+        batch = tf.shape(x)[0]
 
         def gradient(d_y):
             d_gates, d_h, nothing = gates, tf.zeros((0, 0, 0), dtype), tf.zeros((0, 0, 0))
@@ -277,8 +298,8 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype):
 
         return y, gradient
 
-    output = run(tf.cast(x, dtype), tf.cast(kernel, dtype), tf.cast(recurrent, dtype), bias,
-                 tf.cast(h0, dtype), c0)
+    output = (run if keep else run_without_keeping)(
+        tf.cast(x, dtype), tf.cast(kernel, dtype), tf.cast(recurrent, dtype), bias, tf.cast(h0, dtype), c0)
     if readout == "sequence":
         return output
     output = output[:, 0]

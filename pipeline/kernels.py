@@ -114,12 +114,12 @@ def _forward(op, element, enum, itemsize):
     status = _new_status()
     meta, z, bias = _take(op, 0, status), _take(op, 2, status), _take(op, 3, status)
     h_before, c_initial, mask = _take(op, 4, status), _take(op, 5, status), _take(op, 6, status)
-    step, steps, _, returns = _array(meta, (4,), np.int32)
+    step, steps, _, returns, keep = _array(meta, (5,), np.int32)
     _, batch, units = _shape(c_initial)
     h_shape, gates_shape = (2, batch, units), (2, batch, steps, GATES * units)
-    mask_shape, before_shape = (_dim(mask, 0), _dim(mask, 1)), (2, batch, steps, units)
+    mask_shape, before_shape = (_dim(mask, 0), _dim(mask, 1)), (2, batch, steps if keep else 0, units)
     y_shape = (batch, mask_shape[1] if returns == SEQUENCE else 1, 2 * units)
-    states_shape = (steps + 1, 2, batch, units)
+    states_shape = (steps + 1 if keep else 1, 2, batch, units)
     h = _allocate(op, 0, enum, itemsize, h_shape, status)
     gates = _keep(op, 1, 1, itemsize, gates_shape, status)
     y = _keep(op, 7, 2, 4, y_shape, status)
@@ -132,8 +132,9 @@ def _forward(op, element, enum, itemsize):
         h_array[:] = _array(h_before, h_shape, element)
         if step == 0:
             c[0] = _array(c_initial, h_shape, np.float32)
-        forward_step(step, returns, _array(gates, gates_shape, element), _array(z, _shape(z), element),
-                     _array(bias, (2, GATES * units), np.float32), c[step], c[step + 1], h_array,
+        before_step, after_step = (step, step + 1) if keep else (0, 0)
+        forward_step(step, returns, keep, _array(gates, gates_shape, element), _array(z, _shape(z), element),
+                     _array(bias, (2, GATES * units), np.float32), c[before_step], c[after_step], h_array,
                      _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
                      _array(y, y_shape, np.float32))
     for tensor in (meta, z, bias, h_before, c_initial, mask, h, gates, y, before, states):
@@ -146,7 +147,7 @@ def _backward(op, element, enum, itemsize):
     status = _new_status()
     meta, states, mask = _take(op, 0, status), _take(op, 2, status), _take(op, 3, status)
     d_y, d_h = _take(op, 4, status), _take(op, 5, status)
-    step, steps, backward_steps, returns = _array(meta, (4,), np.int32)
+    step, steps, backward_steps, returns, _ = _array(meta, (5,), np.int32)
     batch, units = _dim(states, 2), _dim(states, 3)
     directions = 2 if step < backward_steps else 1
     states_shape, gates_shape = (steps + 1, 2, batch, units), (2, batch, steps, GATES * units)
@@ -200,7 +201,7 @@ def _product(op, enum):
 
 
 _FLOAT32, _BFLOAT16 = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
-_kernel = numba.cfunc(types.void(_address, _address))
+_kernel = numba.cfunc(types.void(_address, _address), cache=True)
 
 
 @cache

@@ -99,8 +99,8 @@ def _tanh(x):
     return _TWO * _sigmoid(_TWO * x) - _ONE
 
 
-# A sample's rows of two time steps lie further apart than the processor's own prefetching looks; asked
-# for so many samples before they are needed, they come twice as fast.
+# The rows of two samples in the same step lie further apart than the processor's own prefetching looks;
+# asked for so many samples before they are needed, they come twice as fast.
 _AHEAD = 2
 _CACHE_LINE = 64  # bytes
 
@@ -126,16 +126,17 @@ def _prefetch(typing_context, row):
 
 
 @compiled
-def forward_step(step, returns, gates, z, bias, c_before, c, h, before, mask, y):
+def forward_step(step, returns, keep, gates, z, bias, c_before, c, h, before, mask, y):
     """A step of the forward direction, or of both.
 
     Args:
         step: number of the step, in the order of computation.
         returns: `SEQUENCE`, `MEAN` or `END`: what of h to write into y.
+        keep: whether `gates` and `before` are to be written, which only the gradient needs.
         gates: `(2, batch, steps, 4 * units)`, forward then backward, steps in the input's order: the
             input's projections, which this step replaces by its gates.
         z: the state's projections `(directions, batch, 4 * units)`; bias: `(2, 4 * units)`.
-        c_before, c: cell states `(2, batch, units)`; c is written.
+        c_before, c: cell states `(2, batch, units)`; c is written, and may be the same array.
         h: `(2, batch, units)`, states before the step, replaced by those after it.
         before: `(2, batch, steps, units)`: gets h as it was before the step.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
@@ -155,12 +156,14 @@ def forward_step(step, returns, gates, z, bias, c_before, c, h, before, mask, y)
         for b in range(batch):
             ahead = min(b + _AHEAD, batch - 1)
             _prefetch(gates[d, ahead, slot])
-            _prefetch(before[d, ahead, slot])
             _prefetch(y[ahead, y_slot, own])
-            gates_b, before_b, z_b, h_b = gates[d, b, slot], before[d, b, slot], z[d, b], h[d, b]
+            gates_b, z_b, h_b = gates[d, b, slot], z[d, b], h[d, b]
             c_before_b, c_b, y_b = c_before[d, b], c[d, b], y[b, y_slot, own]
-            for k in range(units):
-                before_b[k] = h_b[k]
+            if keep:
+                _prefetch(before[d, ahead, slot])
+                before_b = before[d, b, slot]
+                for k in range(units):
+                    before_b[k] = h_b[k]
             if len(mask) > 0 and mask[b, t] == 0:
                 for k in range(units):
                     c_b[k] = c_before_b[k]
@@ -176,12 +179,16 @@ def forward_step(step, returns, gates, z, bias, c_before, c, h, before, mask, y)
                 g[k] = _tanh(g[k])
             for k in range(units):
                 o[k] = _sigmoid(o[k])
-            for k in range(GATES * units):
-                _store(gates_b, k, gate[k])
+            if keep:
+                for k in range(GATES * units):
+                    _store(gates_b, k, gate[k])
+            # By way of `out`: the compiler sees that it overlaps with nothing, which c_b and c_before_b may.
             for k in range(units):
-                c_b[k] = f[k] * c_before_b[k] + i[k] * g[k]
+                out[k] = f[k] * c_before_b[k] + i[k] * g[k]
             for k in range(units):
-                out[k] = o[k] * _tanh(c_b[k])
+                c_b[k] = out[k]
+            for k in range(units):
+                out[k] = o[k] * _tanh(out[k])
             for k in range(units):
                 _store(h_b, k, out[k])
             if returns == MEAN:

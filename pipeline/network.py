@@ -22,8 +22,8 @@ def build_network(reader, *, layers, units, readout, normalize, dropout, precisi
             the transposed image, so that patches stand upright and columns are read first.
         layers: number of BiLSTM layers; units, readout, precision: see `BiLSTM`.
         normalize: batch normalization after each BiLSTM layer.
-        dropout: share of values dropped before the softmax and between layers, in training;
-            of a grid's between layers only half as many.
+        dropout: share of values that training drops before the softmax and between layers; between
+            the layers of a grid, half of it.
         margin: pixels at each side of an image that are not read; a grid takes no other than `MARGIN`.
 
     Returns:
@@ -66,7 +66,7 @@ def read_grid(images, layers, bilstm, normalized, dropout):
     """Layers that read a grid of patches along its rows and down its columns in turn.
 
     A row (or column) is a sequence of its own, all are read by the same layer, as in ReNet (Visin et
-    al. 2015). After the first two of more layers, the maximum of each two patches that lie one above
+    al. 2015). After the second layer, if more follow, the maximum of each two patches that lie one above
     the other makes the grid square. The last layer's readouts are averaged.
 
     Args:
@@ -99,8 +99,6 @@ class Patches(keras.layers.Layer):
     """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)`."""
 
     def call(self, images):
-        inner = SIZE - 2 * (MARGIN + OVERLAP)
-        return ops.stack([
-            images[:, top:top + inner:PATCH_HEIGHT, left:left + inner:PATCH_WIDTH]
-            for top in range(PATCH_HEIGHT + 2 * OVERLAP) for left in range(PATCH_WIDTH + 2 * OVERLAP)
-        ], axis=-1)
+        return ops.image.extract_patches(
+            images[..., None], size=(PATCH_HEIGHT + 2 * OVERLAP, PATCH_WIDTH + 2 * OVERLAP),
+            strides=(PATCH_HEIGHT, PATCH_WIDTH), padding="valid")

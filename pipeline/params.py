@@ -56,6 +56,7 @@ class Model(_Section):
     readout: _one_of("middle", "last", "mean")
     normalize: YesNo
     dropout: _number(0, 0.9)
+    shifts: YesNo
 
 
 class Train(_Section):

@@ -1,6 +1,6 @@
-"""Training: one epoch of one fold as a pure function, and all folds side by side on the cores.
+"""Training: one epoch of one network as a pure function, and all networks side by side on the cores.
 
-The unit of work is an epoch of a fold: state in, state out, both in a file. So the folds share
+The unit of work is an epoch of a network: state in, state out, both in a file. So the networks share
 the worker processes evenly, a run that was killed goes on from each network's last finished epoch,
 and neither the number of workers nor their order changes one byte of the result. Called by the
 stage `train`.
@@ -31,6 +31,8 @@ READERS = ("rows", "grid_rows", "grid_columns")
 # Rows of the validation part that are looked at after every epoch; after the last, all are.
 GLIMPSE = 2000
 PREDICTION_BATCH = 250
+# Pixels down and to the right, see `average`.
+SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 AUGMENTATION_BATCH = 512
 # Where a random stream is used is part of its seed, so that no two uses share one.
 _SHUFFLE, _AUGMENT, _WEIGHTS = range(3)
@@ -61,6 +63,7 @@ class Recipe:
     readout: str
     normalize: bool
     dropout: float
+    shifts: bool
     epochs: int
     batch_size: int
     learning_rate: float
@@ -156,7 +159,7 @@ class Trainer:
 
     def initial_values(self, fold, reader):
         """The values of all variables before the fold's first epoch."""
-        return [np.array(v) for v in _variables(*self._build(reader, fold))]
+        return [v.numpy() for v in _variables(*self._build(reader, fold))]
 
     def _load(self, reader, values):
         model, optimizer = self._of(reader)
@@ -192,7 +195,7 @@ class Trainer:
             validation = validation[:GLIMPSE]
         val_accuracy, val_loss = score(_predict(model, digits.images[validation]),
                                        digits.labels[validation])
-        return [np.array(v) for v in _variables(model, optimizer)], {
+        return [v.numpy() for v in _variables(model, optimizer)], {
             "epoch": epoch + 1,
             "loss": float(loss), "accuracy": float(accuracy),
             "val_loss": val_loss, "val_accuracy": val_accuracy,
@@ -204,14 +207,17 @@ class Trainer:
         """Save the fold's network; returns its probabilities for the fold's validation rows.
 
         Args:
-            values: of each kind of network that the fold trained; several become their average.
+            values: of each kind of network that the fold trained; several become their average, and
+                so do those over shifted images.
         """
         networks = []
         for reader, its_values in values.items():
             # Without the optimizer, which tripled the file.
             networks.append(self.recipe.build_network(reader))
             networks[-1].set_weights(self._load(reader, its_values)[0].get_weights())
-        network = networks[0] if len(networks) == 1 else average(networks, list(values), f"fold_{fold}")
+        network = networks[0]
+        if len(networks) > 1 or self.recipe.shifts:
+            network = average(networks, list(values), f"fold_{fold}", self.recipe.shifts)
         with replacing(path) as beside:
             network.save(beside)
         return _predict(network, self.digits.images[self.digits.split(fold)[1]])
@@ -223,15 +229,29 @@ def _predict(model, images):
                            for start in range(0, len(images), PREDICTION_BATCH)])
 
 
-def average(networks, names, name):
-    """A model from images `(batch, 28, 28)` to the mean of the networks' probabilities."""
+def average(networks, names, name, shifts=False):
+    """A model from images `(batch, 28, 28)` to the mean of the networks' probabilities.
+
+    Args:
+        shifts: average also over the image and its shifts by a pixel up, down, left and right.
+    """
     import keras
 
     for network, its_name in zip(networks, names, strict=True):
         network.name = its_name
     images = keras.Input(networks[0].input_shape[1:], name="images")
-    outputs = [network(images) for network in networks]
-    return keras.Model(images, keras.layers.Average(name="digits")(outputs), name=name)
+    inputs = images
+    if shifts:
+        # As one batch, one after the other.
+        padded = keras.ops.pad(images, ((0, 0), (1, 1), (1, 1)))
+        _, height, width = images.shape
+        inputs = keras.ops.concatenate(
+            [padded[:, 1 + down:1 + down + height, 1 + right:1 + right + width] for down, right in SHIFTS])
+    outputs = [network(inputs) for network in networks]
+    digits = keras.layers.Average(name="digits")(outputs) if len(outputs) > 1 else outputs[0]
+    if shifts:
+        digits = keras.ops.mean(keras.ops.reshape(digits, (len(SHIFTS), -1, CLASSES)), axis=0)
+    return keras.Model(images, digits, name=name)
 
 
 def _variables(model, optimizer):
@@ -267,8 +287,8 @@ def best_precision():
 
 def fingerprint(recipe, digits):
     """Short hash of all that training depends on: recipe, data, code, library versions."""
-    # Which kinds of networks are trained changes none of them.
-    values = {name: value for name, value in asdict(recipe).items() if name != "reader"}
+    # Which kinds of networks are trained, and what is averaged then, changes none of them.
+    values = {name: value for name, value in asdict(recipe).items() if name not in ("reader", "shifts")}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (digits.images, digits.labels, digits.folds):
         digest.update(np.ascontiguousarray(array))

@@ -381,6 +381,23 @@ def test_a_persistent_tape_works_outside_of_a_graph(readout, precision):
     assert_close(tape.gradient(second, to), [2 * value for value in expected])
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("with_states", "lengths"), [(False, None), (True, [2, 6, 4, 1])])
+def test_prediction_is_the_same_and_has_the_same_gradient(readout, precision, with_states, lengths):
+    """`training=False` keeps nothing for the gradient, and runs once more if that is asked for."""
+    layer = BiLSTM(UNITS, readout=readout, precision=precision)
+    x, initial = tf.constant(values(BATCH, 6, FEATURES)), states() if with_states else None
+    layer(x)
+    inputs = [x, *(initial or [])]
+    predicted, trained = (
+        outcome(lambda: layer(x, initial_state=initial, lengths=lengths, training=training), inputs,
+                layer.trainable_variables)
+        for training in (False, True))
+    for one, other in zip(predicted, trained, strict=True):
+        assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
 def test_a_second_derivative_is_refused():
     layer = BiLSTM(UNITS, readout="mean")
     x = tf.constant(values(3, 6, FEATURES))

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from conftest import small_recipe
 
+from pipeline.ensemble import load_network
 from pipeline.network import Patches, build_network
+from pipeline.training import average
 
 
 def grid_network(**changes):
@@ -77,3 +79,19 @@ def test_what_the_folds_train():
         assert readers(reader, 2) == [[reader]] * 2
     assert readers("turns", 4) == [["rows"], ["grid_rows"], ["grid_columns"], ["rows"]]
     assert readers("all", 2) == [["rows", "grid_rows", "grid_columns"]] * 2
+
+
+def test_an_average_over_shifted_images(images, tmp_path):
+    """Each network, each shift by a pixel: what moves out of the image is lost, what moves in is black."""
+    networks = [small_recipe().build_network(reader) for reader in ("rows", "grid_rows")]
+    model = average(networks, ["rows", "grid_rows"], "fold_0", shifts=True)
+    moved = []
+    for down, right in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+        black = np.zeros((8, 30, 30), "float32")
+        black[:, 1 + down:29 + down, 1 + right:29 + right] = images
+        moved.append(black[:, 1:29, 1:29])
+    expected = np.mean([network.predict_on_batch(one) for network in networks for one in moved], axis=0)
+    np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
+    model.save(tmp_path / "fold_0.keras")
+    np.testing.assert_allclose(
+        load_network(tmp_path / "fold_0.keras").predict_on_batch(images[:3]), expected[:3], atol=1e-6)

@@ -69,6 +69,7 @@ def test_allowed(changed, key, value):
     ("model.layers", 0, "a whole number from 1"),
     ("model.units", 1.5, "a whole number from 1"),
     ("model.readout", "first", "middle, last, mean"),
+    ("model.shifts", 5, "true, false"),
     ("train.epochs", "30", "a whole number from 1"),
     ("train.epochs", True, "a whole number from 1"),
     ("train.epochs", 0, "a whole number from 1"),

@@ -208,6 +208,7 @@ def test_a_second_run_does_nothing(project):
     ("train", "learning_rate", 0.001, {"train"}, {"mnist", "download", "prepare"}),
     ("train", "workers", 1, set(), set(STAGES)),
     ("model", "reader", "all", {"train", "ensemble"}, {"mnist", "download", "prepare"}),
+    ("model", "shifts", True, {"train"}, {"mnist", "download", "prepare"}),
     ("prepare", "folds", 4, {"prepare", "train", "ensemble"}, {"mnist", "download"}),
     ("prepare", "limit", 500, {"prepare", "submission"}, {"mnist", "download"}),
     ("download", "seed", 7, {"download"}, {"mnist"}),
