@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.params import load_params
-from pipeline.training import Digits, Recipe, Trainer, networks_of
+from pipeline.training import Digits, Recipe, Trainer, network_of_fold, networks_of
 
 ROWS = 16000
 TEST_IMAGES = 28000
@@ -36,14 +36,17 @@ def input_share():
 
 def prediction_seconds():
     """Seconds to predict the competition's test images, their number and that of networks."""
-    from pipeline.ensemble import build_ensemble, predict
+    from pipeline.ensemble import build_ensemble, predict, use_one_thread_an_operation
 
+    use_one_thread_an_operation()
     params = load_params()
-    recipe = Recipe.from_params(params)
-    networks = [recipe.build_network(reader) for _, reader in networks_of(recipe, params.prepare.folds)]
-    ensemble = build_ensemble(networks)
+    recipe, folds = Recipe.from_params(params), params.prepare.folds
+    ensemble = build_ensemble([
+        network_of_fold(fold, {reader: recipe.build_network(reader) for reader in recipe.readers(fold)},
+                        recipe.shifts)
+        for fold in range(folds)])
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.
     started = time.perf_counter()
     predict(ensemble, images)
-    return time.perf_counter() - started, TEST_IMAGES, len(networks)
+    return time.perf_counter() - started, TEST_IMAGES, len(networks_of(recipe, folds))

@@ -79,6 +79,8 @@ class BiLSTM(keras.layers.Layer):
     def build(self, input_shape):
         if input_shape[1] is None:
             raise ValueError(f"BiLSTM: the number of steps must be known, input is {input_shape}")
+        # So Keras refuses any other number of features.
+        self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: input_shape[-1]})
         self.bidirectional.build(input_shape)
 
     def compute_output_shape(self, input_shape, **kwargs):
@@ -99,7 +101,9 @@ class BiLSTM(keras.layers.Layer):
         steps = inputs.shape[1]
         mask = None
         if lengths is not None:
-            mask = tf.cast(tf.sequence_mask(lengths, steps), self.compute_dtype)
+            mask = tf.cast(tf.sequence_mask(_checked("lengths", lengths, inputs), steps), self.compute_dtype)
+        if initial_state is not None:
+            initial_state = [_checked("an initial state", state, inputs, self.units) for state in initial_state]
         if tf.config.list_logical_devices("GPU"):
             return self._call_keras(inputs, initial_state, mask)
 
@@ -192,6 +196,17 @@ _STOCK_ARGUMENTS = {
     **{f"{what}_regularizer": None for what in ("kernel", "recurrent", "bias", "activity")},
     **{f"{what}_constraint": None for what in ("kernel", "recurrent", "bias")},
 }
+
+
+def _checked(name, value, inputs, *of_a_sample):
+    """The value as a tensor `(batch, *of_a_sample)`; the compiled kernels rely on its shape."""
+    value, expected = tf.convert_to_tensor(value), (inputs.shape[0], *of_a_sample)
+    if not value.shape.is_compatible_with(expected):
+        raise ValueError(f"BiLSTM: {name} must have the shape {expected}, not {tuple(value.shape)}")
+    # The size of a batch may be known only in the run.
+    as_many = tf.debugging.assert_equal(tf.shape(value)[0], tf.shape(inputs)[0], f"BiLSTM: the batch of {name}")
+    with tf.control_dependencies([] if tf.executing_eagerly() else [as_many]):
+        return tf.identity(value)
 
 
 def _own_steps(mask):

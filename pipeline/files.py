@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 
 # What reading a damaged zip archive, or an .npz file, which is one, raises.
 DAMAGED = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -30,6 +31,29 @@ def replacing(path):
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def load_arrays(path, stage, *names):
+    """The arrays of an `.npz` file, in the order of the names; PipelineError tells which stage writes it."""
+    try:
+        with np.load(path) as file:
+            return [file[name] for name in names]
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it")
+    except KeyError as error:
+        raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again")
+    except DAMAGED as error:
+        raise PipelineError(f"{path}: is not a whole .npz file: {error}; run the stage {stage!r} again")
+
+
+def load_json(path, stage):
+    """The content of a JSON file; PipelineError tells which stage writes it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it")
+    except ValueError as error:
+        raise PipelineError(f"{path}: is not JSON: {error}; run the stage {stage!r} again")
 
 
 def write_json(path, content):

@@ -16,7 +16,7 @@ import tensorflow as tf
 from numba.core import types
 from numba.extending import intrinsic
 
-from pipeline.lstm_step import GATES, SEQUENCE, backward_step, compiled, forward_step
+from pipeline.lstm_step import GATES, SEQUENCE, backward_step, compiled, forward_step, kept
 
 # Name, inputs, outputs. An output `..._next` goes on in the memory of the input of that name.
 OPERATIONS = {
@@ -201,22 +201,43 @@ def _product(op, enum):
 
 
 _FLOAT32, _BFLOAT16 = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
-_kernel = numba.cfunc(types.void(_address, _address), cache=True)
+
+
+# TensorFlow calls them with the state of the kernel, of which there is none, and the operation's context.
+
+
+def _forward_float32(_, op):
+    _forward(op, np.float32, _FLOAT32, 4)
+
+
+def _forward_bfloat16(_, op):
+    _forward(op, np.uint16, _BFLOAT16, 2)
+
+
+def _backward_float32(_, op):
+    _backward(op, np.float32, _FLOAT32, 4)
+
+
+def _backward_bfloat16(_, op):
+    _backward(op, np.uint16, _BFLOAT16, 2)
+
+
+def _product_float32(_, op):
+    _product(op, _FLOAT32)
+
+
+_KERNELS = {
+    tf.float32: {"BilstmForward": _forward_float32, "BilstmBackward": _backward_float32,
+                 "BilstmProduct": _product_float32},
+    tf.bfloat16: {"BilstmForward": _forward_bfloat16, "BilstmBackward": _backward_bfloat16},
+}
+_kernel = kept(numba.cfunc(types.void(_address, _address), cache=True))
 
 
 @cache
 def _compile(dtype):
     """The kernels for one type T; TensorFlow calls them as long as the process lives."""
-    if dtype == tf.float32:
-        return {
-            "BilstmForward": _kernel(lambda _, op: _forward(op, np.float32, _FLOAT32, 4)),
-            "BilstmBackward": _kernel(lambda _, op: _backward(op, np.float32, _FLOAT32, 4)),
-            "BilstmProduct": _kernel(lambda _, op: _product(op, _FLOAT32)),
-        }
-    return {
-        "BilstmForward": _kernel(lambda _, op: _forward(op, np.uint16, _BFLOAT16, 2)),
-        "BilstmBackward": _kernel(lambda _, op: _backward(op, np.uint16, _BFLOAT16, 2)),
-    }
+    return {name: _kernel(function) for name, function in _KERNELS[dtype].items()}
 
 
 class _Library:

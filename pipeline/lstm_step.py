@@ -24,12 +24,42 @@ GATES = 4
 # What a layer returns of the states h: each, their mean, or the one that each direction ends with.
 SEQUENCE, MEAN, END = range(3)
 
-# Numba keeps what it compiled, and asks only whether the file of that function has changed; but
-# `kernels.py` also holds what this file compiles to.
-if not numba.config.CACHE_DIR:
-    _DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    numba.config.CACHE_DIR = str(Path(__file__).with_name("__pycache__") / f"numba_{_DIGEST[:8]}")
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+
+def _folder():
+    """Where Numba keeps what it compiles of this file and of `kernels.py`: a folder named by their content.
+
+    Numba itself asks only whether the file of a function has changed, but what `kernels.py` compiles to holds
+    this file's code; and processes that start after a change must not meet in a folder of old code.
+    """
+    here = Path(__file__)
+    content = here.read_bytes() + here.with_name("kernels.py").read_bytes()
+    name = f"numba_{hashlib.sha256(content).hexdigest()[:8]}"
+    for base in (numba.config.CACHE_DIR, here.with_name("__pycache__"), Path.home() / ".cache/numba"):
+        if base:
+            try:
+                Path(base, name).mkdir(parents=True, exist_ok=True)
+                return str(Path(base, name))
+            except OSError:
+                continue
+    return numba.config.CACHE_DIR
+
+
+_FOLDER = _folder()
+
+
+def kept(decorator):
+    """A decorator of Numba, its results kept in that folder."""
+    def decorate(function):
+        # Numba looks at the setting when it decorates; it is everybody's, and so put back.
+        others, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _FOLDER
+        try:
+            return decorator(function)
+        finally:
+            numba.config.CACHE_DIR = others
+    return decorate
+
+
+compiled = kept(numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}))
 _inlined = numba.njit(inline="always")
 
 

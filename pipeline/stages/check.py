@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.accuracy import measure
 from pipeline.figures import draw_confusion, draw_mistakes
-from pipeline.files import replacing, write_json
+from pipeline.files import load_arrays, replacing, write_json
 from pipeline.mnist import load_mnist
 from pipeline.report import in_words
 from pipeline.stages import DIGITS, ENSEMBLE, METRICS, MNIST, run_stage
@@ -24,8 +24,8 @@ def main():
     images, labels = mnist["test_images"], mnist["test_labels"]
     probabilities = predict(load_network(ENSEMBLE), images)
     predicted = np.argmax(probabilities, axis=1)
-    with np.load(DIGITS) as file:
-        trained_on = file["mnist_index"][(file["folds"] >= 0) & (file["mnist_index"] >= 0)]
+    mnist_index, folds = load_arrays(DIGITS, "prepare", "mnist_index", "folds")
+    trained_on = mnist_index[(folds >= 0) & (mnist_index >= 0)]
     clean = np.ones(len(labels), bool)
     clean[trained_on] = False
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from pipeline.accuracy import averaging_gains, expected_public_score
-from pipeline.files import replacing, write_json
+from pipeline.files import load_arrays, replacing, write_json
 from pipeline.params import load_params
 from pipeline.stages import (
     DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, checkpoint, run_stage)
@@ -23,29 +23,27 @@ def main():
     number = len(networks_of(Recipe.from_params(params), folds))
     networks = [load_network(checkpoint(fold)) for fold in range(folds)]
     model = build_ensemble(networks)
-    with np.load(DIGITS) as file:
-        images = file["test_images"]
-        held_out = file["folds"] < 0
-        held_out_images, held_out_labels = file["images"][held_out], file["labels"][held_out]
+    test_images, images, labels, folds_of_rows = load_arrays(
+        DIGITS, "prepare", "test_images", "images", "labels", "folds")
+    held_out = folds_of_rows < 0
     started = time.perf_counter()
-    probabilities = predict(model, images)
+    probabilities = predict(model, test_images)
     seconds = time.perf_counter() - started
-    each = [predict(network, held_out_images) for network in networks] if held_out.any() else []
-    with np.load(OOF) as file:
-        rows = file["folds"] >= 0
-        right = np.argmax(file["probabilities"][rows], axis=1) == file["labels"][rows]
+    each = [predict(network, images[held_out]) for network in networks] if held_out.any() else []
+    oof, = load_arrays(OOF, "train", "probabilities")
+    right = np.argmax(oof[~held_out], axis=1) == labels[~held_out]
     with replacing(ENSEMBLE) as beside:
         model.save(beside)
     with replacing(PREDICTIONS) as beside:
         np.savez_compressed(beside, probabilities=probabilities)
     write_json(METRICS / "ensemble.json", {
         "networks": number,
-        "images": len(images),
+        "images": len(test_images),
         "seconds": round(seconds, 1),
         "expected_public_score": expected_public_score(
-            int(right.sum()), len(right), len(images), averaging_gains(each, held_out_labels)),
+            int(right.sum()), len(right), len(test_images), averaging_gains(each, labels[held_out])),
     })
-    print(f"ensemble: {number} networks, {len(images)} images in {seconds:.1f} s")
+    print(f"ensemble: {number} networks, {len(test_images)} images in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Sum up the run: metrics/report.html, and a few lines at the end of `dvc repro`."""
 
-import json
 import sys
 
 import matplotlib
 import pandas as pd
 
-from pipeline.files import replacing
+from pipeline.files import load_json, replacing
 from pipeline.report import article_in_words, render_page, summary
 from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
 
@@ -14,9 +13,10 @@ from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
 def main():
     matplotlib.use("Agg")
     source, folds, ensemble, check, article = (
-        json.loads(path.read_text())
-        for path in (SOURCE, METRICS / "folds.json", METRICS / "ensemble.json",
-                     METRICS / "check.json", METRICS / "article.json"))
+        load_json(path, stage)
+        for path, stage in ((SOURCE, "download"), (METRICS / "folds.json", "train"),
+                            (METRICS / "ensemble.json", "ensemble"), (METRICS / "check.json", "check"),
+                            (METRICS / "article.json", "article")))
     text = summary(source, folds, ensemble, check, SUBMISSION)
     page = render_page(text, folds, pd.read_csv(METRICS / "history.csv"),
                        (METRICS / "confusion.png").read_bytes(),

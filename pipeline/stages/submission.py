@@ -5,15 +5,14 @@ import sys
 import numpy as np
 
 from pipeline.competition import read_labels, write_labels
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, load_arrays
 from pipeline.params import load_params
 from pipeline.stages import PREDICTIONS, SAMPLE_SUBMISSION, SUBMISSION, run_stage
 
 
 def main():
     limit = load_params().prepare.limit
-    with np.load(PREDICTIONS) as file:
-        probabilities = file["probabilities"]
+    probabilities, = load_arrays(PREDICTIONS, "ensemble", "probabilities")
     ids, _ = read_labels(SAMPLE_SUBMISSION)
     if limit is not None:
         ids = ids[ids <= limit]

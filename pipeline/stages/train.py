@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.accuracy import CLASSES, score
-from pipeline.files import replacing, write_json
+from pipeline.files import load_arrays, replacing, write_json
 from pipeline.params import load_params
 from pipeline.progress import TrainingProgress
 from pipeline.stages import DIGITS, METRICS, OOF, TRAINING_STATE, checkpoint, run_stage
@@ -19,8 +19,7 @@ from pipeline.training import (
 def main():
     params = load_params()
     train, folds = params.train, params.prepare.folds
-    with np.load(DIGITS) as file:
-        digits = Digits(file["images"], file["labels"], file["folds"])
+    digits = Digits(*load_arrays(DIGITS, "prepare", "images", "labels", "folds"))
     recipe = Recipe.from_params(params)
     workers = len(available_cores()) if train.workers == "auto" else train.workers
     networks = networks_of(recipe, folds)
