@@ -33,27 +33,29 @@ def replacing(path):
         beside.unlink(missing_ok=True)
 
 
-def load_arrays(path, stage, *names):
-    """The arrays of an `.npz` file, in the order of the names; PipelineError tells which stage writes it."""
+@contextlib.contextmanager
+def _reading(path, stage, kind):
+    """What goes wrong in the block becomes a PipelineError that tells which stage writes the file."""
     try:
-        with np.load(path) as file:
-            return [file[name] for name in names]
+        yield
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it")
     except KeyError as error:
         raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again")
     except DAMAGED as error:
-        raise PipelineError(f"{path}: is not a whole .npz file: {error}; run the stage {stage!r} again")
+        raise PipelineError(f"{path}: is not {kind}: {error}; run the stage {stage!r} again")
+
+
+def load_arrays(path, stage, *names):
+    """The arrays of an `.npz` file, in the order of the names; PipelineError tells which stage writes it."""
+    with _reading(path, stage, "a whole .npz file"), np.load(path) as file:
+        return [file[name] for name in names]
 
 
 def load_json(path, stage):
     """The content of a JSON file; PipelineError tells which stage writes it."""
-    try:
+    with _reading(path, stage, "JSON"):
         return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it")
-    except ValueError as error:
-        raise PipelineError(f"{path}: is not JSON: {error}; run the stage {stage!r} again")
 
 
 def write_json(path, content):

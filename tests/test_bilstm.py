@@ -422,8 +422,8 @@ def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
     assert kept == {1}
 
 
-@pytest.mark.parametrize("lengths_or_states", ["lengths", "states", "units", "features"])
-def test_wrong_shapes_are_refused(lengths_or_states):
+@pytest.mark.parametrize("wrong", ["lengths", "states", "units", "features"])
+def test_wrong_shapes_are_refused(wrong):
     """The compiled steps rely on them."""
     layer = BiLSTM(UNITS)
     x = values(BATCH, 6, FEATURES)
@@ -433,9 +433,9 @@ def test_wrong_shapes_are_refused(lengths_or_states):
         "states": {"initial_state": [values(BATCH + 1, UNITS)] * 4},
         "units": {"initial_state": [*[values(BATCH, UNITS)] * 3, values(BATCH, UNITS + 1)]},
         "features": {},
-    }[lengths_or_states]
+    }[wrong]
     with pytest.raises(ValueError, match="shape"):
-        layer(x[..., 1:] if lengths_or_states == "features" else x, **arguments)
+        layer(x[..., 1:] if wrong == "features" else x, **arguments)
 
 
 @pytest.mark.parametrize("argument", ["lengths", "initial_state"])

@@ -26,10 +26,11 @@ def main():
     test_images, images, labels, folds_of_rows = load_arrays(
         DIGITS, "prepare", "test_images", "images", "labels", "folds")
     held_out = folds_of_rows < 0
+    held_out_images, held_out_labels = images[held_out], labels[held_out]
     started = time.perf_counter()
     probabilities = predict(model, test_images)
     seconds = time.perf_counter() - started
-    each = [predict(network, images[held_out]) for network in networks] if held_out.any() else []
+    each = [predict(network, held_out_images) for network in networks] if held_out.any() else []
     oof, = load_arrays(OOF, "train", "probabilities")
     right = np.argmax(oof[~held_out], axis=1) == labels[~held_out]
     with replacing(ENSEMBLE) as beside:
@@ -41,7 +42,7 @@ def main():
         "images": len(test_images),
         "seconds": round(seconds, 1),
         "expected_public_score": expected_public_score(
-            int(right.sum()), len(right), len(test_images), averaging_gains(each, labels[held_out])),
+            int(right.sum()), len(right), len(test_images), averaging_gains(each, held_out_labels)),
     })
     print(f"ensemble: {number} networks, {len(test_images)} images in {seconds:.1f} s")
 
