@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.params import load_params
-from pipeline.training import Digits, Recipe, Trainer, network_of_fold, networks_of
+from pipeline.training import Digits, Network, Recipe, Trainer, network_of_fold, rounds
 
 ROWS = 16000
 TEST_IMAGES = 28000
@@ -24,13 +24,15 @@ def input_share():
     """Share of a row reader's epoch that goes into its images, from shuffling to batches."""
     params = load_params()
     labels = np.arange(ROWS) % 10
-    digits = Digits(_random_images(ROWS), labels, np.arange(ROWS) // 10 % params.prepare.folds)
+    folds = np.arange(ROWS) // 10 % params.prepare.folds
+    digits = Digits(_random_images(ROWS), labels, folds, _random_images(0))
     # The last epoch distorts no image; it must not be the one that counts.
     trainer = Trainer(replace(Recipe.from_params(params), epochs=3), digits)
-    values = trainer.initial_values(0, "rows")
+    network = Network(0, "rows")
+    values = trainer.initial_values(network)
     # The first epoch compiles; a figure of the second counts.
     for epoch in range(2):
-        values, figures = trainer.train_epoch(0, "rows", epoch, values)
+        values, figures = trainer.train_epoch(network, epoch, values)
     return figures["input_seconds"] / figures["seconds"]
 
 
@@ -49,4 +51,4 @@ def prediction_seconds():
     # As the stage does, compilation included.
     started = time.perf_counter()
     predict(ensemble, images)
-    return time.perf_counter() - started, TEST_IMAGES, len(networks_of(recipe, folds))
+    return time.perf_counter() - started, TEST_IMAGES, len(rounds(recipe, folds)[-1])

@@ -22,7 +22,8 @@ from benchmarks import programs
 from benchmarks.pipeline_speed import input_share, prediction_seconds
 from benchmarks.programs import CLASSES, SIZE, Shape
 from pipeline.params import load_params
-from pipeline.training import WORKER_ENVIRONMENT, available_cores, best_precision
+from pipeline.training import available_cores, best_precision
+from pipeline.workers import WORKER_ENVIRONMENT
 
 RESULTS = Path(__file__).with_name("results.md")
 BATCHES = (128, 256, 512, 1000)

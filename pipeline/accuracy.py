@@ -61,7 +61,8 @@ def expected_public_score(correct, images, rows, gains=()):
     The number of right answers of single networks among the scored rows is beta-binomial: the unknown
     accuracy has Jeffreys's prior, updated by the out-of-fold result, and the rows scored are a sample.
     Averaging the networks adds its mean gain on rows that none of them trained on; the gain's own
-    uncertainty (1.96 standard errors) is added to the interval in quadrature.
+    uncertainty (1.96 standard errors) is added to the interval in quadrature. Students have trained on most
+    rows of `test.csv`, labelled by their teachers; whether they read these better or worse is not known.
 
     Args:
         correct, images: the out-of-fold result of single networks; rows: rows of `test.csv`.

@@ -103,7 +103,8 @@ class BiLSTM(keras.layers.Layer):
         if lengths is not None:
             mask = tf.cast(tf.sequence_mask(_checked("lengths", lengths, inputs), steps), self.compute_dtype)
         if initial_state is not None:
-            initial_state = [_checked("an initial state", state, inputs, self.units) for state in initial_state]
+            initial_state = [_checked("an initial state", state, inputs, self.units)
+                             for state in initial_state]
         if tf.config.list_logical_devices("GPU"):
             return self._call_keras(inputs, initial_state, mask)
 
@@ -204,8 +205,9 @@ def _checked(name, value, inputs, *of_a_sample):
     if not value.shape.is_compatible_with(expected):
         raise ValueError(f"BiLSTM: {name} must have the shape {expected}, not {tuple(value.shape)}")
     # The size of a batch may be known only in the run.
-    as_many = tf.debugging.assert_equal(tf.shape(value)[0], tf.shape(inputs)[0], f"BiLSTM: the batch of {name}")
-    with tf.control_dependencies([] if tf.executing_eagerly() else [as_many]):
+    as_many = tf.debugging.assert_equal(
+        tf.shape(value)[0], tf.shape(inputs)[0], f"BiLSTM: the batch of {name}")
+    with tf.control_dependencies([as_many]):
         return tf.identity(value)
 
 
@@ -304,7 +306,8 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
             d_recurrent = product(tf.reshape(before, (2, batch * steps, units)), d_rows, transpose_a=True)
             d_kernel.set_shape(kernel.shape)
             d_recurrent.set_shape(recurrent.shape)
-            d_x = tf.unstack(tf.reshape(product(d_rows, kernel, transpose_b=True), (2, batch, steps, features)))
+            d_x = product(d_rows, kernel, transpose_b=True)
+            d_x = tf.unstack(tf.reshape(d_x, (2, batch, steps, features)))
             if steps < time:
                 left_out = time - steps
                 d_x = [tf.pad(d_x[0], ((0, 0), (0, left_out), (0, 0))),

@@ -186,7 +186,8 @@ def unpack(archive, folder, names=FILES):
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
                 parts = Path(member.filename.replace("\\", "/")).parts
-                if ".." in parts or member.filename.startswith(("/", "\\")) or any(":" in part for part in parts):
+                if (".." in parts or member.filename.startswith(("/", "\\"))
+                        or any(":" in part for part in parts)):
                     raise PipelineError(f"{archive}: member {member.filename!r} would be written "
                                         "outside of the folder; the archive is not trusted")
                 if member.file_size > LARGEST_MEMBER:

@@ -68,6 +68,7 @@ class Train(_Section):
     weight_decay: _number(0, 1)
     label_smoothing: _number(0, 0.9)
     augment: YesNo
+    pseudo_labels: YesNo
     precision: _one_of("auto", "float32", "bfloat16")
     engine: _one_of("local")
     workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Field(

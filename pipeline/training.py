@@ -1,30 +1,18 @@
-"""Training: one epoch of one network as a pure function, and all networks side by side on the cores.
-
-The unit of work is an epoch of a network: state in, state out, both in a file. So the networks share
-the worker processes evenly, a run that was killed goes on from each network's last finished epoch,
-and neither the number of workers nor their order changes one byte of the result. Called by the
-stage `train`.
-"""
+"""Training: one epoch of one network as a pure function, and what is averaged of a fold's networks."""
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
-import zipfile
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.accuracy import CLASSES, score
-from pipeline.files import PipelineError, replacing
+from pipeline.files import replacing
 
 # The kinds of networks, see `network.py`, in the order in which the folds take turns.
 READERS = ("rows", "grid_rows", "grid_columns")
@@ -36,18 +24,6 @@ SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 AUGMENTATION_BATCH = 512
 # Where a random stream is used is part of its seed, so that no two uses share one.
 _SHUFFLE, _AUGMENT, _WEIGHTS = range(3)
-
-# One thread a worker: the cores are kept busy by several workers, and the order of additions in
-# a sum cannot depend on the number of cores. The allocator's settings stop glibc from returning
-# each step's big buffers to the system and faulting them in again (10 % of the time).
-WORKER_ENVIRONMENT = {
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-}
 
 
 @dataclass(frozen=True)
@@ -71,6 +47,7 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     augment: bool
+    pseudo_labels: bool
     precision: str
 
     @classmethod
@@ -99,16 +76,34 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Digits:
-    """Training images `(n, 28, 28)` uint8, labels `(n,)`, and each row's fold, -1 for held out."""
+    """Training images `(n, 28, 28)` uint8, labels `(n,)`, and each row's fold, -1 for held out.
+
+    `unlabelled`: images `(m, 28, 28)` uint8 that students train on with their teachers' labels.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     folds: np.ndarray
+    unlabelled: np.ndarray
 
     def split(self, fold):
         """Row numbers to train on and to validate with; the held-out rows are in neither."""
         return (np.flatnonzero((self.folds != fold) & (self.folds >= 0)),
                 np.flatnonzero(self.folds == fold))
+
+
+class Network(NamedTuple):
+    """Names one network that is trained: its fold, its kind, and whether it is a student.
+
+    A student trains from new initial weights on the fold's rows and on the unlabelled images; its targets for
+    these are the probabilities that its teachers give, the fold's own networks that trained on labels alone
+    (soft pseudo-labels; Xie et al. 2020, "Self-training with Noisy Student"). So no label of the fold's
+    validation rows reaches it, not even by way of another fold's networks.
+    """
+
+    fold: int
+    reader: str
+    student: bool = False
 
 
 def _stream(*key):
@@ -131,20 +126,21 @@ class Trainer:
     def _of(self, reader):
         """The network and optimizer of that kind, which serve all folds."""
         if reader not in self._of_reader:
-            self._of_reader[reader] = self._build(reader, fold=0)
+            self._of_reader[reader] = self._build(Network(0, reader))
         return self._of_reader[reader]
 
-    def _key(self, reader, fold):
+    def _key(self, network):
         """The start of every random stream's key: each network has streams of its own."""
-        return self.recipe.seed, READERS.index(reader), fold
+        kind = READERS.index(network.reader)
+        return self.recipe.seed, len(READERS) + kind if network.student else kind, network.fold
 
-    def _build(self, reader, fold):
-        """A fresh network and optimizer; their values are a pure function of seed, kind and fold."""
+    def _build(self, network):
+        """A fresh Keras model and optimizer; their values are a pure function of seed and network."""
         import keras
 
         recipe = self.recipe
-        keras.utils.set_random_seed(int(_stream(*self._key(reader, fold), _WEIGHTS).integers(2**31)))
-        model = recipe.build_network(reader)
+        keras.utils.set_random_seed(int(_stream(*self._key(network), _WEIGHTS).integers(2**31)))
+        model = recipe.build_network(network.reader)
         steps = self.steps * recipe.epochs
         warmup = round(recipe.warmup * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
@@ -153,13 +149,13 @@ class Trainer:
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
         model.compile(
             optimizer, metrics=["accuracy"], jit_compile=False,
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing))
+            loss=keras.losses.CategoricalCrossentropy())
         optimizer.build(model.trainable_variables)
         return model, optimizer
 
-    def initial_values(self, fold, reader):
-        """The values of all variables before the fold's first epoch."""
-        return [v.numpy() for v in _variables(*self._build(reader, fold))]
+    def initial_values(self, network):
+        """The values of all variables before the network's first epoch."""
+        return [v.numpy() for v in _variables(*self._build(network))]
 
     def _load(self, reader, values):
         model, optimizer = self._of(reader)
@@ -167,23 +163,29 @@ class Trainer:
             variable.assign(value)
         return model, optimizer
 
-    def train_epoch(self, fold, reader, epoch, values):
-        """Train one epoch from the given values; returns the new ones and the epoch's figures."""
-        import keras
+    def train_epoch(self, network, epoch, values, pseudo_labels=None):
+        """Train one epoch from the given values; returns the new ones and the epoch's figures.
 
+        Args:
+            pseudo_labels: a student's targets for the unlabelled images, `(m, 10)`.
+        """
         recipe, digits = self.recipe, self.digits
-        model, optimizer = self._load(reader, values)
-        rows, validation = digits.split(fold)
+        model, optimizer = self._load(network.reader, values)
+        rows, validation = digits.split(network.fold)
         started = time.perf_counter()
-        order = _stream(*self._key(reader, fold), epoch, _SHUFFLE).permutation(rows)
+        images, targets = digits.images[rows], smooth(digits.labels[rows], recipe.label_smoothing)
+        if network.student:
+            images = np.concatenate([images, digits.unlabelled])
+            targets = np.concatenate([targets, pseudo_labels])
+        # A student has more images, and takes as many steps: an epoch sees a part of them.
+        order = _stream(*self._key(network), epoch, _SHUFFLE).permutation(len(images))
         order = order[:self.steps * self.batch]
-        images = digits.images[order]
+        images, targets = images[order], targets[order]
         # The last epoch sees the digits as they are, and so do most of what batch normalization
         # averages for prediction; distorted digits are blurred.
         if recipe.augment and epoch + 1 < recipe.epochs:
-            images = augment_all(images, (*self._key(reader, fold), epoch, _AUGMENT))
+            images = augment_all(images, (*self._key(network), epoch, _AUGMENT))
         images = images.astype("float32", copy=False)
-        targets = keras.utils.to_categorical(digits.labels[order], CLASSES)
         prepared = time.perf_counter()
         # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
         figures = [model.train_on_batch(images[step], targets[step])
@@ -207,18 +209,40 @@ class Trainer:
         """Save the fold's network; returns its probabilities for the fold's validation rows.
 
         Args:
-            values: of each kind of network that the fold trained; several become their average, and
-                so do those over shifted images.
+            values: of each kind of network, see `_average_of_fold`.
         """
-        networks = {}
+        model = self._average_of_fold(fold, values)
+        with replacing(path) as beside:
+            model.save(beside)
+        return _predict(model, self.digits.images[self.digits.split(fold)[1]])
+
+    def label(self, fold, values):
+        """Pseudo-labels: the probabilities `(m, 10)` of the fold's teachers for the unlabelled images."""
+        return _predict(self._average_of_fold(fold, values), self.digits.unlabelled)
+
+    def _average_of_fold(self, fold, values):
+        """The fold's one model.
+
+        Args:
+            values: of each kind of network that the fold trained. Several are averaged; with `shifts`, so
+                are the predictions for shifted images.
+        """
+        models = {}
         for reader, its_values in values.items():
             # Without the optimizer, which tripled the file.
-            networks[reader] = self.recipe.build_network(reader)
-            networks[reader].set_weights(self._load(reader, its_values)[0].get_weights())
-        network = network_of_fold(fold, networks, self.recipe.shifts)
-        with replacing(path) as beside:
-            network.save(beside)
-        return _predict(network, self.digits.images[self.digits.split(fold)[1]])
+            models[reader] = self.recipe.build_network(reader)
+            models[reader].set_weights(self._load(reader, its_values)[0].get_weights())
+        return network_of_fold(fold, models, self.recipe.shifts)
+
+
+def smooth(labels, smoothing):
+    """Targets `(n, 10)` float32: `smoothing` of every row is spread evenly over the ten digits.
+
+    Label smoothing of Szegedy et al. 2016. Not left to the loss: a teacher's probabilities are
+    smooth already, as it learnt from smoothed labels.
+    """
+    one_hot = np.eye(CLASSES, dtype="float32")[labels]
+    return one_hot * np.float32(1 - smoothing) + np.float32(smoothing) / CLASSES
 
 
 def _predict(model, images):
@@ -292,94 +316,24 @@ def best_precision():
 
 def fingerprint(recipe, digits):
     """Short hash of all that training depends on: recipe, data, code, library versions."""
-    # Which kinds of networks are trained, and what is averaged then, changes none of them.
-    values = {name: value for name, value in asdict(recipe).items() if name not in ("reader", "shifts")}
+    # Without students, neither the choice of kinds nor what is averaged changes any network's training.
+    ignored = () if recipe.pseudo_labels else ("reader", "shifts")
+    values = {name: value for name, value in asdict(recipe).items() if name not in ignored}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for array in (digits.images, digits.labels, digits.folds):
+    for array in (digits.images, digits.labels, digits.folds, digits.unlabelled):
         digest.update(np.ascontiguousarray(array))
-    for module in ("augment", "bilstm", "kernels", "lstm_step", "network", "training"):
+    for module in ("augment", "bilstm", "kernels", "lstm_step", "network", "training", "workers"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     for package in ("keras", "llvmlite", "numba", "numpy", "scipy", "tensorflow"):
         digest.update(version(package).encode())
     return digest.hexdigest()[:16]
 
 
-def networks_of(recipe, folds):
-    """The fold and the kind of every network that is trained."""
-    return [(fold, reader) for fold in range(folds) for reader in recipe.readers(fold)]
-
-
-def train_folds(recipe, digits, folds, workers, state_folder, checkpoints, progress):
-    """Train all folds, `workers` at a time, going on where the state files leave off.
-
-    Args:
-        folds: number of folds; state_folder: where each network's state is kept after every epoch.
-        checkpoints: path of each fold's network, written when all are trained.
-        progress: is told `resumed(number, epochs)` and `finished(number, figures)` of each network,
-            numbered as in `networks_of`.
-
-    Returns:
-        The history of each network, and for each fold the probabilities for its validation rows.
-
-    Raises:
-        PipelineError: a worker process died.
-    """
-    os.environ.update(WORKER_ENVIRONMENT)
-    networks = networks_of(recipe, folds)
-    states = [Path(state_folder, f"fold_{fold}_{reader}.npz") for fold, reader in networks]
-    histories = [_read_state(state)[1] for state in states]
-    for number, history in enumerate(histories):
-        if history:
-            progress.resumed(number, len(history))
-    running = {}
-    waiting = [number for number, history in enumerate(histories) if len(history) < recipe.epochs]
-    # A fork of a process that has threads may hang; so workers start from scratch.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker,
-                               (recipe, digits, _cores_to_pin(workers, context)))
-    try:
-        while waiting or running:
-            # The network that is furthest behind goes first, so that all end at about the same time.
-            waiting.sort(key=lambda number: len(histories[number]))
-            while waiting and len(running) < workers:
-                number = waiting.pop(0)
-                running[pool.submit(_run_epoch, *networks[number], states[number])] = number
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number = running.pop(future)
-                histories[number] = future.result()
-                progress.finished(number, histories[number][-1])
-                if len(histories[number]) < recipe.epochs:
-                    waiting.append(number)
-        parts = [{reader: state for (of, reader), state in zip(networks, states) if of == fold}
-                 for fold in range(folds)]
-        running = list(map(partial(pool.submit, _export), range(folds), parts, checkpoints))
-        probabilities = [future.result() for future in running]
-        running = []
-    except BrokenProcessPool:
-        raise PipelineError("a training process died (out of memory?); run again to go on from the "
-                            "last finished epochs; fewer train.workers need less memory")
-    finally:
-        if waiting or running:
-            # An epoch that nobody waits for would keep this process from ending.
-            for worker in multiprocessing.active_children():
-                worker.kill()
-        pool.shutdown()
-    return histories, probabilities
-
-
-def _cores_to_pin(workers, context):
-    """A queue with a core for each worker to stay on, or None where workers do not fill them.
-
-    Left to itself, the scheduler of some virtual machines runs two workers on one core for
-    minutes, with the other one idle.
-    """
-    cores = available_cores()
-    if workers != len(cores):
-        return None
-    queue = context.SimpleQueue()
-    for core in cores:
-        queue.put(core)
-    return queue
+def rounds(recipe, folds):
+    """The networks to train, `Network`s in lists: one list after the other, students last."""
+    networks = [Network(fold, reader) for fold in range(folds) for reader in recipe.readers(fold)]
+    students = [network._replace(student=True) for network in networks]
+    return [networks, students] if recipe.pseudo_labels else [networks]
 
 
 def available_cores():
@@ -387,49 +341,3 @@ def available_cores():
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-_trainer = None  # of this worker process
-
-
-def _start_worker(recipe, digits, cores):
-    if cores is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {cores.get()})
-    # Ctrl-C reaches the workers too; the parent is the one that ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Without this a worker would outlive a killed parent, waiting for work for ever.
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    global _trainer
-    _trainer = Trainer(recipe, digits)
-
-
-def _follow_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _run_epoch(fold, reader, state):
-    values, history = _read_state(state)
-    if not history:
-        values = _trainer.initial_values(fold, reader)
-    values, figures = _trainer.train_epoch(fold, reader, len(history), values)
-    history = [*history, figures]
-    with replacing(state) as beside:
-        np.savez(beside, *values, history=json.dumps(history))
-    return history
-
-
-def _export(fold, states, checkpoint):
-    values = {reader: _read_state(state)[0] for reader, state in states.items()}
-    return _trainer.export(fold, values, checkpoint)
-
-
-def _read_state(path):
-    """The variables' values and the history in a state file; both empty if there is none."""
-    try:
-        with np.load(path) as file:
-            history = json.loads(str(file["history"]))
-            return [file[f"arr_{number}"] for number in range(len(file.files) - 1)], history
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        # A file that a failing disk damaged is as good as none: the network starts anew.
-        return [], []

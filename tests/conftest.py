@@ -45,9 +45,10 @@ def competition(mnist):
 
 @pytest.fixture(scope="session")
 def digits(competition):
-    """A few hundred real digits in two folds, one row in ten held out."""
-    images, labels = competition[0][0][:400], competition[0][1][:400]
-    return Digits(images, labels, make_folds(labels, 2, 0, np.arange(400) % 10 == 0))
+    """A few hundred real digits in two folds, one row in ten held out, and some without a label."""
+    (images, labels), (test_images, _) = competition
+    images, labels = images[:400], labels[:400]
+    return Digits(images, labels, make_folds(labels, 2, 0, np.arange(400) % 10 == 0), test_images[:200])
 
 
 def small_recipe(**changes):

@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 import pipeline  # noqa: F401  registers the layer
 from pipeline.accuracy import wilson_interval
 from pipeline.competition import read_labels
+from pipeline.folds import find_images
+from pipeline.stages.check import mnist_test_images_trained_on
 
 LIMIT, FOLDS = 600, 3
 SMALL = {
@@ -138,6 +140,12 @@ def test_no_row_is_trained_on_and_measured_with(project):
     mnist = project.arrays("data/mnist.npz")
     assert np.array_equal(mnist["test_images"][digits["mnist_index"][in_mnist_test]],
                           digits["images"][in_mnist_test])
+    # A student, too, gets no image to train on that the check measures with.
+    held_out = digits["test_held_out"]
+    assert 0 < held_out.sum() < LIMIT / 3
+    found = mnist["test_images"][digits["test_mnist_index"][held_out]]
+    assert np.array_equal(found, digits["test_images"][held_out])
+    assert np.all(find_images(digits["test_images"][~held_out], mnist["test_images"]) < 0)
 
 
 def test_the_metrics(project):
@@ -206,6 +214,7 @@ def test_a_second_run_does_nothing(project):
 
 @pytest.mark.parametrize(("section", "name", "value", "runs", "runs_not"), [
     ("train", "learning_rate", 0.001, {"train"}, {"mnist", "download", "prepare"}),
+    ("train", "pseudo_labels", True, {"train"}, {"mnist", "download", "prepare"}),
     ("train", "workers", 1, set(), set(STAGES)),
     ("model", "reader", "all", {"train", "ensemble"}, {"mnist", "download", "prepare"}),
     ("model", "shifts", True, {"train"}, {"mnist", "download", "prepare"}),
@@ -285,6 +294,17 @@ def test_an_experiment_that_trains_on_mnist_test_images_says_so(project):
 
 
 # Stages on their own
+
+
+@pytest.mark.parametrize(("folds", "test_trained_on", "seen"), [
+    ([0, 1, -1], [False] * 3, {7}), ([0, 1, -1], [False, True, True], {7, 11}),
+    ([-1, 1, -1], [True, False, False], set()), ([0, 1, 1], [True] * 3, {7, 9, 11})])
+def test_the_mnist_test_images_that_a_network_trained_on(tmp_path, monkeypatch, folds, test_trained_on, seen):
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data/digits.npz", mnist_index=[7, -1, 9], test_mnist_index=[-1, 11, -1])
+    np.savez(tmp_path / "data/oof.npz", folds=folds, test_trained_on=test_trained_on)
+    monkeypatch.chdir(tmp_path)
+    assert set(mnist_test_images_trained_on()) == seen
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from conftest import ROOT, run_python, small_recipe
 from ruamel.yaml import YAML
 
-from pipeline import training
+from pipeline import training, workers
 from pipeline.stages.train import fold_metrics, history_table
 from pipeline.training import (
-    READERS, WORKER_ENVIRONMENT, Trainer, augment_all, best_precision, fingerprint, train_folds)
+    READERS, Network, Trainer, augment_all, best_precision, fingerprint, rounds, smooth)
+from pipeline.workers import WORKER_ENVIRONMENT, train_folds
 
 FOLDS = 2
 
@@ -47,17 +48,21 @@ def test_all_epochs_but_the_last_are_augmented(digits, monkeypatch):
     augmented = []
     monkeypatch.setattr(training, "augment_all", lambda images, key: augmented.append(key) or images)
     trainer = Trainer(small_recipe(), digits)
-    for fold, reader in ((1, "rows"), (0, "rows"), (0, "grid_rows")):
-        values = trainer.initial_values(fold, reader)
+    labels = np.full((len(digits.unlabelled), 10), 0.1, np.float32)
+    networks = (Network(1, "rows"), Network(0, "rows"), Network(0, "grid_rows"),
+                Network(0, "rows", student=True))
+    for network in networks:
+        values = trainer.initial_values(network)
         for epoch in range(3):
-            values, _ = trainer.train_epoch(fold, reader, epoch, values)
-    assert len(augmented) == len(set(augmented)) == 3 * 2
+            values, _ = trainer.train_epoch(network, epoch, values, labels)
+    assert len(augmented) == len(set(augmented)) == len(networks) * 2
     assert {epoch for *_, epoch, _ in augmented} == {0, 1}
 
 
 def test_initial_weights_are_a_function_of_seed_kind_and_fold(digits):
     def start(trainer, fold):
-        return [value.tobytes() for reader in READERS for value in trainer.initial_values(fold, reader)]
+        return [value.tobytes() for reader in READERS
+                for value in trainer.initial_values(Network(fold, reader))]
 
     trainer = Trainer(small_recipe(), digits)
     first, second = start(trainer, 0), start(trainer, 1)
@@ -65,9 +70,10 @@ def test_initial_weights_are_a_function_of_seed_kind_and_fold(digits):
     assert start(trainer, 0) == first
     assert start(Trainer(small_recipe(), digits), 1) == second
     assert start(Trainer(small_recipe(seed=1), digits), 0) != first
-    along, down = (trainer.initial_values(0, reader) for reader in ("grid_rows", "grid_columns"))
-    assert [value.shape for value in along] == [value.shape for value in down]
-    assert along[0].tobytes() != down[0].tobytes()
+    networks = Network(0, "grid_rows"), Network(0, "grid_columns"), Network(0, "grid_rows", student=True)
+    values = [trainer.initial_values(network) for network in networks]
+    assert len({tuple(value.shape for value in of_network) for of_network in values}) == 1
+    assert len({of_network[0].tobytes() for of_network in values}) == 3
 
 
 def test_the_rows_of_a_fold(digits):
@@ -90,7 +96,8 @@ def trained(digits, tmp_path_factory):
         return folder, histories, probabilities, progress
 
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    yield {1: train(1), 2: train(2), "all": train(2, reader="all"), "shifts": train(2, shifts=True)}
+    yield {1: train(1), 2: train(2), "all": train(2, reader="all"), "shifts": train(2, shifts=True),
+           "students": train(2, pseudo_labels=True), "students, 1": train(1, pseudo_labels=True)}
     for name, value in before.items():
         os.environ.pop(name)
         if value is not None:
@@ -108,17 +115,18 @@ def weights(path):
     return [value.tobytes() for value in keras.models.load_model(path).get_weights()]
 
 
-def test_the_number_of_workers_changes_no_byte(trained):
-    (one, _, one_probabilities, _), (two, _, two_probabilities, _) = trained[1], trained[2]
+@pytest.mark.parametrize(("one", "two"), [(1, 2), ("students, 1", "students")])
+def test_the_number_of_workers_changes_no_byte(trained, one, two):
+    (one, _, one_probabilities, _), (two, _, two_probabilities, _) = trained[one], trained[two]
     assert dict(states(one)) == dict(states(two))
-    for fold, (_, state) in enumerate(states(one)):
-        assert len(state) > 10
+    assert max(len(state) for _, state in states(one)) > 10
+    for fold in range(FOLDS):
         assert weights(one / f"fold_{fold}.keras") == weights(two / f"fold_{fold}.keras")
         assert one_probabilities[fold].tobytes() == two_probabilities[fold].tobytes()
 
 
 def test_training_learns(trained):
-    for history in trained[1][1]:
+    for history in trained[1][1].values():
         assert history[-1]["loss"] < history[0]["loss"]
         assert history[-1]["val_loss"] < history[0]["val_loss"]
         assert history[-1]["accuracy"] > 0.15
@@ -159,25 +167,84 @@ def test_averaging_over_shifts_changes_no_weight_and_counts_out_of_fold(digits, 
         assert np.abs(averaged[fold] - alone[fold]).max() > 1e-4
 
 
+def test_students_follow_teachers_who_train_as_without_them(digits, trained):
+    (plain, _, _, _), (folder, histories, probabilities, _) = trained[1], trained["students"]
+    kept = dict(states(folder))
+    assert dict(states(plain)).items() <= kept.items()
+    assert list(histories) == [Network(0, "rows"), Network(1, "grid_rows"),
+                               Network(0, "rows", student=True), Network(1, "grid_rows", student=True)]
+    for fold in range(FOLDS):
+        teacher, student = (keras.models.load_model(path / f"fold_{fold}.keras") for path in (plain, folder))
+        labels = np.frombuffer(kept[f"fold_{fold}_pseudo_labels.npz"]["labels"], np.float32).reshape(-1, 10)
+        images = digits.unlabelled.astype("float32")
+        np.testing.assert_allclose(teacher.predict(images, verbose=0), labels, atol=1e-5)
+        images = digits.images[digits.split(fold)[1]].astype("float32")
+        np.testing.assert_allclose(student.predict(images, verbose=0), probabilities[fold], atol=1e-5)
+        assert student.get_layer("digits").weights != teacher.get_layer("digits").weights
+
+
+def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypatch):
+    trainer = Mock()
+    trainer.recipe.readers.return_value = ["rows"]
+    trainer.initial_values.side_effect = trainer.label.side_effect = lambda of, *_: np.array([of[0] if of else of])
+    trainer.train_epoch.side_effect = lambda network, epoch, values, labels: (values, {"epoch": epoch + 1})
+    monkeypatch.setattr(workers, "_trainer", trainer)
+    monkeypatch.setattr(workers, "_states", workers._StateFiles(tmp_path))
+
+
+def test_a_student_sees_all_unlabelled_images_and_no_row_of_its_validation_part(digits, monkeypatch):
+    """Every image is made a number, to know it again."""
+    numbers = np.arange(400 + len(digits.unlabelled))
+    images = np.broadcast_to(numbers[:, None, None], (len(numbers), 28, 28)).astype("float32")
+    numbered = dataclasses.replace(digits, images=images[:400], unlabelled=images[400:])
+    labels = np.eye(10, dtype=np.float32)[np.arange(len(digits.unlabelled)) % 10]
+    targets = np.concatenate([smooth(digits.labels, 0.05), labels])
+    trainer = Trainer(small_recipe(epochs=1), numbered)
+    network = Network(0, "rows", student=True)
+    values = trainer.initial_values(network)
+    seen = []
+
+    def train_on_batch(images, its_targets):
+        seen.extend(images[:, 0, 0].astype(int))
+        np.testing.assert_array_equal(its_targets, targets[images[:, 0, 0].astype(int)])
+        return 0, 0
+
+    monkeypatch.setattr(trainer._of("rows")[0], "train_on_batch", train_on_batch)
+    for epoch in range(40):
+        trainer.train_epoch(network, epoch, values, labels)
+    assert set(seen) == {*digits.split(0)[0], *numbers[400:]}
+    assert len(seen) == 40 * trainer.steps * trainer.batch
+
+
+def test_smoothed_labels_are_probabilities():
+    targets = smooth(np.array([3, 0], np.uint8), 0.05)
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(targets[0, 3], 0.955, rtol=1e-6)
+    np.testing.assert_allclose(targets[1, 1:], 0.005, rtol=1e-6)
+
+
 def test_the_tables_of_folds_with_three_networks(digits, trained):
     histories, probabilities = trained["all"][1:3]
-    of_folds = [histories[:3], histories[3:]]
+    networks = rounds(small_recipe(reader="all"), FOLDS)[0]
+    assert list(histories) == networks
+    of_fold_1 = [histories[network] for network in networks[3:]]
     oof = np.full((400, 10), np.nan)
     for fold in range(FOLDS):
         oof[digits.split(fold)[1]] = probabilities[fold]
-    folds = fold_metrics(digits, small_recipe(reader="all"), of_folds, oof)
+    folds = fold_metrics(digits, small_recipe(reader="all"), histories, oof)
     assert folds["fold_1"]["reader"] == "rows, grid_rows, grid_columns" and folds["fold_1"]["epochs"] == 3
-    assert folds["fold_1"]["seconds"] == round(sum(epoch["seconds"] for history in of_folds[1] for epoch in history), 1)
-    table = history_table(of_folds)
+    assert folds["fold_1"]["seconds"] == round(sum(epoch["seconds"] for history in of_fold_1 for epoch in history), 1)
+    table = history_table(histories, networks)
     assert table["epoch"].tolist() == [1, 2, 3]
-    assert table["loss"][0] == pytest.approx(np.mean([history[0]["loss"] for history in histories]))
-    assert table["val_accuracy_1"][2] == pytest.approx(np.mean([history[2]["val_accuracy"] for history in of_folds[1]]))
+    assert table["loss"][0] == pytest.approx(np.mean([history[0]["loss"] for history in histories.values()]))
+    assert table["val_accuracy_1"][2] == pytest.approx(np.mean([history[2]["val_accuracy"] for history in of_fold_1]))
 
 
 def test_progress_is_told_of_every_epoch(trained):
     progress = trained[2][3]
     progress.resumed.assert_not_called()
-    told = sorted((call.args[0], call.args[1]["epoch"]) for call in progress.finished.call_args_list)
+    told = sorted((call.args[0].fold, call.args[1]["epoch"]) for call in progress.finished.call_args_list)
     assert told == [(fold, epoch) for fold in range(FOLDS) for epoch in (1, 2, 3)]
 
 
@@ -186,10 +253,13 @@ def test_the_fingerprint_knows_recipe_and_data(digits):
         return fingerprint(recipe, dataclasses.replace(digits, **changes))
 
     assert of() == of() == of(small_recipe(reader="all", shifts=True))
+    # Students depend on the kinds of their teachers.
+    students = small_recipe(pseudo_labels=True)
+    assert len({of(), of(students), of(dataclasses.replace(students, reader="all"))}) == 3
     changed = digits.images.copy()
     changed[0, 0, 0] ^= 1
     assert len({of(), of(small_recipe(seed=1)), of(small_recipe(epochs=4)), of(images=changed),
-                of(folds=1 - digits.folds)}) == 5
+                of(folds=1 - digits.folds), of(unlabelled=changed[:9])}) == 6
 
 
 def test_auto_precision_is_one_of_the_two():
@@ -205,7 +275,11 @@ def folder(digits, tmp_path):
     def make(name):
         folder = tmp_path / name
         (folder / "data").mkdir(parents=True)
-        np.savez(folder / "data/digits.npz", **dataclasses.asdict(digits))
+        # The last of the images for students is one that `prepare` has held out.
+        arrays = dataclasses.asdict(digits)
+        unlabelled = arrays.pop("unlabelled")
+        np.savez(folder / "data/digits.npz", test_images=np.concatenate([unlabelled, digits.images[:1]]),
+                 test_held_out=np.arange(len(unlabelled) + 1) == len(unlabelled), **arrays)
         params = YAML(typ="safe").load(ROOT / "params.yaml")
         params["prepare"]["folds"] = FOLDS
         params["model"].update(reader="turns", layers=1, units=16, grid_layers=1, grid_units=16)

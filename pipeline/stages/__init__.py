@@ -62,7 +62,8 @@ def _without_tensorflow_log():
     Half of it is written before any setting is looked at. Errors come as exceptions all the same.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    noise = re.compile(rb"WARNING: All log messages before absl|To enable the following instr|[IWE]\d{4} \d\d:")
+    noise = re.compile(
+        rb"WARNING: All log messages before absl|To enable the following instr|[IWE]\d{4} \d\d:")
     sys.stderr.flush()
     stderr = os.dup(2)
     read_end, write_end = os.pipe()

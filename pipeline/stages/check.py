@@ -11,7 +11,7 @@ from pipeline.figures import draw_confusion, draw_mistakes
 from pipeline.files import load_arrays, replacing, write_json
 from pipeline.mnist import load_mnist
 from pipeline.report import in_words
-from pipeline.stages import DIGITS, ENSEMBLE, METRICS, MNIST, run_stage
+from pipeline.stages import DIGITS, ENSEMBLE, METRICS, MNIST, OOF, run_stage
 
 
 def main():
@@ -22,12 +22,10 @@ def main():
     use_one_thread_an_operation()
     mnist = load_mnist(MNIST)
     images, labels = mnist["test_images"], mnist["test_labels"]
+    clean = np.ones(len(labels), bool)
+    clean[mnist_test_images_trained_on()] = False
     probabilities = predict(load_network(ENSEMBLE), images)
     predicted = np.argmax(probabilities, axis=1)
-    mnist_index, folds = load_arrays(DIGITS, "prepare", "mnist_index", "folds")
-    trained_on = mnist_index[(folds >= 0) & (mnist_index >= 0)]
-    clean = np.ones(len(labels), bool)
-    clean[trained_on] = False
 
     result = {"contaminated": not clean.all(), **measure(probabilities[clean], labels[clean])}
     if result["contaminated"]:
@@ -47,6 +45,14 @@ def main():
         draw_mistakes(beside, images[clean], labels[clean], probabilities[clean])
     write_json(METRICS / "check.json", result)
     print(f"check: {in_words(result)}")
+
+
+def mnist_test_images_trained_on():
+    """Numbers of the images of the MNIST test split that a network trained on, with a label or without."""
+    index, test_index = load_arrays(DIGITS, "prepare", "mnist_index", "test_mnist_index")
+    folds, test_trained_on = load_arrays(OOF, "train", "folds", "test_trained_on")
+    trained_on = np.concatenate([index[folds >= 0], test_index[test_trained_on]])
+    return trained_on[trained_on >= 0]
 
 
 if __name__ == "__main__":

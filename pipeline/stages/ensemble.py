@@ -15,12 +15,12 @@ from pipeline.stages import (
 def main():
     # TensorFlow comes with it, and must come when its log is out of the way (see run_stage).
     from pipeline.ensemble import build_ensemble, load_network, predict, use_one_thread_an_operation
-    from pipeline.training import Recipe, networks_of
+    from pipeline.training import Recipe, rounds
 
     use_one_thread_an_operation()
     params = load_params()
     folds = params.prepare.folds
-    number = len(networks_of(Recipe.from_params(params), folds))
+    number = len(rounds(Recipe.from_params(params), folds)[-1])
     networks = [load_network(checkpoint(fold)) for fold in range(folds)]
     model = build_ensemble(networks)
     test_images, images, labels, folds_of_rows = load_arrays(

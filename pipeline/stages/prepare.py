@@ -21,16 +21,21 @@ def main():
     test_images, _ = read_digits(RAW / "test.csv", limit)
     print(f"prepare: {len(images)} rows of train.csv and {len(test_images)} of test.csv, read and "
           f"checked in {time.perf_counter() - started:.1f} s")
-    mnist_index = find_images(images, load_mnist(MNIST)["test_images"])
+    mnist_test_images = load_mnist(MNIST)["test_images"]
+    mnist_index = find_images(images, mnist_test_images)
+    test_mnist_index = find_images(test_images, mnist_test_images)
     in_mnist_test = mnist_index >= 0
     held_out = in_mnist_test & params.prepare.hold_out_mnist_test
+    test_held_out = (test_mnist_index >= 0) & params.prepare.hold_out_mnist_test
     folds = make_folds(labels, params.prepare.folds, params.seed, held_out)
     print(f"prepare: {in_mnist_test.sum()} rows of train.csv are images of the MNIST test split: "
           + ("held out, no fold trains on them" if params.prepare.hold_out_mnist_test
-             else "used for training (prepare.hold_out_mnist_test is false)"))
+             else "used for training (prepare.hold_out_mnist_test is false)")
+          + f"; so are {np.sum(test_mnist_index >= 0)} rows of test.csv")
     with replacing(DIGITS) as beside:
         np.savez_compressed(beside, images=images, labels=labels, folds=folds,
-                            mnist_index=mnist_index, test_images=test_images)
+                            mnist_index=mnist_index, test_images=test_images,
+                            test_mnist_index=test_mnist_index, test_held_out=test_held_out)
 
 
 if __name__ == "__main__":

@@ -12,28 +12,33 @@ from pipeline.files import load_arrays, replacing, write_json
 from pipeline.params import load_params
 from pipeline.progress import TrainingProgress
 from pipeline.stages import DIGITS, METRICS, OOF, TRAINING_STATE, checkpoint, run_stage
-from pipeline.training import (
-    Digits, Recipe, available_cores, fingerprint, networks_of, train_folds)
+from pipeline.training import Digits, Recipe, available_cores, fingerprint, rounds
+from pipeline.workers import train_folds
 
 
 def main():
     params = load_params()
     train, folds = params.train, params.prepare.folds
-    digits = Digits(*load_arrays(DIGITS, "prepare", "images", "labels", "folds"))
+    images, labels, folds_of_rows, test_images, test_held_out = load_arrays(
+        DIGITS, "prepare", "images", "labels", "folds", "test_images", "test_held_out")
+    digits = Digits(images, labels, folds_of_rows, test_images[~test_held_out])
     recipe = Recipe.from_params(params)
     workers = len(available_cores()) if train.workers == "auto" else train.workers
-    networks = networks_of(recipe, folds)
-    workers = min(workers, len(networks))
-    print(f"train: {len(networks)} networks in {folds} folds, {workers} at a time, "
+    to_train = rounds(recipe, folds)
+    workers = min(workers, len(to_train[0]))
+    print(f"train: {len(to_train[0])} networks in {folds} folds, {workers} at a time, "
           f"on {np.sum(digits.folds >= 0):,} images (each fold leaves out its share), "
-          f"{recipe.precision}", flush=True)
+          f"{recipe.precision}"
+          + (f"; then as many on {len(digits.unlabelled):,} pseudo-labelled images of test.csv too"
+             if recipe.pseudo_labels else ""), flush=True)
 
     state = TRAINING_STATE / fingerprint(recipe, digits)
     if TRAINING_STATE.exists():
         # What another recipe left behind would never be used again.
         for other in set(TRAINING_STATE.iterdir()) - {state}:
             shutil.rmtree(other)
-    names = [f"fold {fold}, {reader}" for fold, reader in networks]
+    names = {network: f"fold {network.fold}, {network.reader}{', student' if network.student else ''}"
+             for networks in to_train for network in networks}
     with TrainingProgress(names, recipe.epochs) as progress:
         histories, probabilities = train_folds(
             recipe, digits, folds, workers, state, [checkpoint(fold) for fold in range(folds)],
@@ -43,22 +48,22 @@ def main():
     for fold in range(folds):
         oof[digits.split(fold)[1]] = probabilities[fold]
     with replacing(OOF) as beside:
-        np.savez_compressed(beside, probabilities=oof, labels=digits.labels, folds=digits.folds)
-    histories = [[history for history, (of, _) in zip(histories, networks) if of == fold]
-                 for fold in range(folds)]
+        np.savez_compressed(beside, probabilities=oof, labels=digits.labels, folds=digits.folds,
+                            test_trained_on=~test_held_out & recipe.pseudo_labels)
     write_json(METRICS / "folds.json", fold_metrics(digits, recipe, histories, oof))
     with replacing(METRICS / "history.csv") as beside:
-        history_table(histories).to_csv(beside, index=False, float_format="%.6g")
+        history_table(histories, to_train[-1]).to_csv(beside, index=False, float_format="%.6g")
     shutil.rmtree(TRAINING_STATE)
 
 
 def fold_metrics(digits, recipe, histories, oof):
     """`metrics/folds.json`: each fold's figures, and those of all folds together."""
     folds = {}
-    for fold, of_networks in enumerate(histories):
+    for fold in range(digits.folds.max() + 1):
         rows = digits.split(fold)[1]
         accuracy, loss = score(oof[rows], digits.labels[rows])
-        epochs = [epoch for history in of_networks for epoch in history]
+        epochs = [epoch for network, history in histories.items() if network.fold == fold
+                  for epoch in history]
         seconds = sum(epoch["seconds"] for epoch in epochs)
         folds[f"fold_{fold}"] = {
             "reader": ", ".join(recipe.readers(fold)),
@@ -77,17 +82,17 @@ def fold_metrics(digits, recipe, histories, oof):
     }
 
 
-def history_table(histories):
-    """`metrics/history.csv`: a row an epoch; means over all networks, then over each fold's."""
+def history_table(histories, networks):
+    """`metrics/history.csv`: a row an epoch; means over the networks, then over each fold's."""
     def means(name, networks):
-        return [statistics.mean(epoch[name] for epoch in epochs) for epochs in zip(*networks)]
+        return [statistics.mean(epoch[name] for epoch in epochs)
+                for epochs in zip(*(histories[network] for network in networks))]
 
-    everyone = [history for of_networks in histories for history in of_networks]
-    table = {"epoch": range(1, len(everyone[0]) + 1)}
+    table = {"epoch": range(1, len(histories[networks[0]]) + 1)}
     for name in ("loss", "val_loss", "accuracy", "val_accuracy"):
-        table[name] = means(name, everyone)
-    for fold, of_networks in enumerate(histories):
-        table[f"val_accuracy_{fold}"] = means("val_accuracy", of_networks)
+        table[name] = means(name, networks)
+    for fold in range(networks[-1].fold + 1):
+        table[f"val_accuracy_{fold}"] = means("val_accuracy", [n for n in networks if n.fold == fold])
     return pd.DataFrame(table)
 
 
