@@ -56,8 +56,9 @@ def small_recipe(**changes):
     params = load_params(ROOT / "params.yaml")
     values = {
         "seed": params.seed, **params.prepare.model_dump(), **params.model.model_dump(),
-        **params.train.model_dump(), "reader": "turns", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8,
-        "epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32", **changes,
+        **params.train.model_dump(),
+        "reader": "turns", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8, "epochs": 3,
+        "batch_size": 32, "learning_rate": 0.01, "precision": "float32", **changes,
     }
     return Recipe(**{field.name: values[field.name] for field in dataclasses.fields(Recipe)})
 

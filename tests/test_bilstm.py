@@ -515,7 +515,8 @@ for name in ("network", "grid"):
     np.save(f"{{name}}.npy", network(np.load("images.npy")))
 """, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_close([np.load(tmp_path / "network.npy"), np.load(tmp_path / "grid.npy")], [model(images), grid(images)])
+    outputs = [np.load(tmp_path / "network.npy"), np.load(tmp_path / "grid.npy")]
+    assert_close(outputs, [model(images), grid(images)])
 
 
 @pytest.mark.parametrize("readout", READOUTS)

@@ -180,16 +180,34 @@ def test_students_follow_teachers_who_train_as_without_them(digits, trained):
         np.testing.assert_allclose(teacher.predict(images, verbose=0), labels, atol=1e-5)
         images = digits.images[digits.split(fold)[1]].astype("float32")
         np.testing.assert_allclose(student.predict(images, verbose=0), probabilities[fold], atol=1e-5)
-        assert student.get_layer("digits").weights != teacher.get_layer("digits").weights
+        assert weights(folder / f"fold_{fold}.keras") != weights(plain / f"fold_{fold}.keras")
 
 
 def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypatch):
-    trainer = Mock()
-    trainer.recipe.readers.return_value = ["rows"]
-    trainer.initial_values.side_effect = trainer.label.side_effect = lambda of, *_: np.array([of[0] if of else of])
-    trainer.train_epoch.side_effect = lambda network, epoch, values, labels: (values, {"epoch": epoch + 1})
+    """A trainer is put in whose labels tell whose they are."""
+    trainer, labels_of = Mock(), {}
+    trainer.recipe.readers.return_value = ["rows", "grid_rows"]
+    trainer.initial_values.side_effect = lambda network: [np.array([network.fold, network.student])]
+
+    def train_epoch(network, epoch, values, labels):
+        labels_of[network] = labels
+        return [values[0] + 10], {"epoch": epoch + 1}
+
+    trainer.train_epoch.side_effect = train_epoch
+    trainer.label.side_effect = lambda fold, values: np.stack([its_values[0] for its_values in values.values()])
     monkeypatch.setattr(workers, "_trainer", trainer)
     monkeypatch.setattr(workers, "_states", workers._StateFiles(tmp_path))
+    networks = [Network(fold, reader, student) for student in (False, True)
+                for reader in ("rows", "grid_rows") for fold in range(FOLDS)]
+    for network in networks:
+        workers._run_epoch(network)
+    for network in networks:
+        if network.student:
+            # Of both kinds of teachers of the fold, after their epoch.
+            assert labels_of[network].tolist() == [[network.fold + 10, 10]] * 2
+        else:
+            assert labels_of[network] is None
+    assert trainer.label.call_count == FOLDS
 
 
 def test_a_student_sees_all_unlabelled_images_and_no_row_of_its_validation_part(digits, monkeypatch):
@@ -234,11 +252,13 @@ def test_the_tables_of_folds_with_three_networks(digits, trained):
         oof[digits.split(fold)[1]] = probabilities[fold]
     folds = fold_metrics(digits, small_recipe(reader="all"), histories, oof)
     assert folds["fold_1"]["reader"] == "rows, grid_rows, grid_columns" and folds["fold_1"]["epochs"] == 3
-    assert folds["fold_1"]["seconds"] == round(sum(epoch["seconds"] for history in of_fold_1 for epoch in history), 1)
+    seconds = sum(epoch["seconds"] for history in of_fold_1 for epoch in history)
+    assert folds["fold_1"]["seconds"] == round(seconds, 1)
     table = history_table(histories, networks)
     assert table["epoch"].tolist() == [1, 2, 3]
     assert table["loss"][0] == pytest.approx(np.mean([history[0]["loss"] for history in histories.values()]))
-    assert table["val_accuracy_1"][2] == pytest.approx(np.mean([history[2]["val_accuracy"] for history in of_fold_1]))
+    last = [history[2]["val_accuracy"] for history in of_fold_1]
+    assert table["val_accuracy_1"][2] == pytest.approx(np.mean(last))
 
 
 def test_progress_is_told_of_every_epoch(trained):
@@ -253,9 +273,11 @@ def test_the_fingerprint_knows_recipe_and_data(digits):
         return fingerprint(recipe, dataclasses.replace(digits, **changes))
 
     assert of() == of() == of(small_recipe(reader="all", shifts=True))
-    # Students depend on the kinds of their teachers.
+    # Students depend on the kinds of their teachers, and on what is averaged for their labels.
     students = small_recipe(pseudo_labels=True)
-    assert len({of(), of(students), of(dataclasses.replace(students, reader="all"))}) == 3
+    assert len({of(), of(students), of(students, unlabelled=digits.images[:9]),
+                *(of(dataclasses.replace(students, **{name: value}))
+                  for name, value in (("reader", "all"), ("shifts", True)))}) == 5
     changed = digits.images.copy()
     changed[0, 0, 0] ^= 1
     assert len({of(), of(small_recipe(seed=1)), of(small_recipe(epochs=4)), of(images=changed),
@@ -283,7 +305,7 @@ def folder(digits, tmp_path):
         params = YAML(typ="safe").load(ROOT / "params.yaml")
         params["prepare"]["folds"] = FOLDS
         params["model"].update(reader="turns", layers=1, units=16, grid_layers=1, grid_units=16)
-        params["train"].update(epochs=12, batch_size=32, precision="float32", workers=FOLDS)
+        params["train"].update(epochs=6, batch_size=32, pseudo_labels=True, precision="float32", workers=FOLDS)
         YAML(typ="safe").dump(params, folder / "params.yaml")
         return folder
 
@@ -295,27 +317,30 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder):
     done = run_python("-m", "pipeline.stages.train", cwd=whole)
     assert done.returncode == 0, done.stderr
 
-    with subprocess.Popen([sys.executable, "-m", "pipeline.stages.train"], cwd=killed, text=True,
-                          stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        while not glob.glob(str(killed / "data/training_state/*/fold_*.npz")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.kill()
-        # The pipe ends when the workers, who share it, have followed.
-        process.communicate()
-    assert not (killed / "data/oof.npz").exists()
-    assert not (killed / "metrics").exists()
+    # First among the teachers, then among the students.
+    for files in ("fold_*.npz", "fold_*_student.npz"):
+        with subprocess.Popen([sys.executable, "-m", "pipeline.stages.train"], cwd=killed, text=True,
+                              stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+            while not glob.glob(str(killed / "data/training_state/*" / files)):
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.kill()
+            # The pipe ends when the workers, who share it, have followed.
+            process.communicate()
+        assert not (killed / "data/oof.npz").exists()
+        assert not (killed / "metrics").exists()
 
     done = run_python("-m", "pipeline.stages.train", cwd=killed)
     assert done.returncode == 0, done.stderr
-    assert "goes on after epoch" in done.stdout
+    assert "goes on after epoch" in done.stdout and "200 pseudo-labelled images" in done.stdout
     assert not (killed / "data/training_state").exists()
     ours, theirs = (np.load(path / "data/oof.npz") for path in (killed, whole))
     assert all(ours[name].tobytes() == theirs[name].tobytes()
-               for name in ("probabilities", "labels", "folds"))
+               for name in ("probabilities", "labels", "folds", "test_trained_on"))
+    assert ours["test_trained_on"].tolist() == [True] * 200 + [False]
     for fold in range(FOLDS):
         name = f"data/checkpoints/fold_{fold}.keras"
         assert weights(killed / name) == weights(whole / name)
     assert (killed / "metrics/history.csv").read_bytes() == (whole / "metrics/history.csv").read_bytes()
     assert not [path for path in killed.rglob(".*")]
-    assert len(pd.read_csv(killed / "metrics/history.csv")) == 12
+    assert len(pd.read_csv(killed / "metrics/history.csv")) == 6
