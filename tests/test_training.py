@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import os
+import re
 import subprocess
 import sys
 import time
@@ -88,10 +89,10 @@ def test_the_rows_of_a_fold(digits):
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     """Trains with a number of workers: `(folder, histories, probabilities, progress)`."""
-    def train(workers, **changes):
+    def train(number, **changes):
         folder, progress = tmp_path_factory.mktemp("train"), Mock()
         histories, probabilities = train_folds(
-            small_recipe(**changes), digits, FOLDS, workers, folder / "state",
+            small_recipe(**changes), digits, FOLDS, number, folder / "state",
             [folder / f"fold_{fold}.keras" for fold in range(FOLDS)], progress)
         return folder, histories, probabilities, progress
 
@@ -119,7 +120,7 @@ def weights(path):
 def test_the_number_of_workers_changes_no_byte(trained, one, two):
     (one, _, one_probabilities, _), (two, _, two_probabilities, _) = trained[one], trained[two]
     assert dict(states(one)) == dict(states(two))
-    assert max(len(state) for _, state in states(one)) > 10
+    assert all(len(state) > 10 for name, state in states(one) if "pseudo_labels" not in name)
     for fold in range(FOLDS):
         assert weights(one / f"fold_{fold}.keras") == weights(two / f"fold_{fold}.keras")
         assert one_probabilities[fold].tobytes() == two_probabilities[fold].tobytes()
@@ -187,14 +188,15 @@ def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypat
     """A trainer is put in whose labels tell whose they are."""
     trainer, labels_of = Mock(), {}
     trainer.recipe.readers.return_value = ["rows", "grid_rows"]
-    trainer.initial_values.side_effect = lambda network: [np.array([network.fold, network.student])]
+    trainer.initial_values.side_effect = lambda network: [
+        np.array([network.fold, READERS.index(network.reader), network.student])]
 
     def train_epoch(network, epoch, values, labels):
         labels_of[network] = labels
         return [values[0] + 10], {"epoch": epoch + 1}
 
     trainer.train_epoch.side_effect = train_epoch
-    trainer.label.side_effect = lambda fold, values: np.stack([its_values[0] for its_values in values.values()])
+    trainer.label.side_effect = lambda fold, values: np.stack([its[0] for its in values.values()])
     monkeypatch.setattr(workers, "_trainer", trainer)
     monkeypatch.setattr(workers, "_states", workers._StateFiles(tmp_path))
     networks = [Network(fold, reader, student) for student in (False, True)
@@ -204,10 +206,23 @@ def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypat
     for network in networks:
         if network.student:
             # Of both kinds of teachers of the fold, after their epoch.
-            assert labels_of[network].tolist() == [[network.fold + 10, 10]] * 2
+            assert labels_of[network].tolist() == [[network.fold + 10, 10, 10], [network.fold + 10, 11, 10]]
         else:
             assert labels_of[network] is None
     assert trainer.label.call_count == FOLDS
+
+
+def test_labels_are_what_the_teachers_average_to_over_shifts(digits):
+    trainer = Trainer(small_recipe(shifts=True), digits)
+    values = {reader: trainer.initial_values(Network(1, reader)) for reader in READERS[:2]}
+    each = []
+    for reader, its_values in values.items():
+        network = trainer._load(reader, its_values)[0]
+        padded = np.pad(digits.unlabelled, ((0, 0), (1, 1), (1, 1))).astype("float32")
+        each += [network.predict(padded[:, y:y + 28, x:x + 28], verbose=0)
+                 for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
+    assert np.ptp(each, axis=0).max() > 1e-3
+    np.testing.assert_allclose(trainer.label(1, values), np.mean(each, axis=0), atol=1e-5)
 
 
 def test_a_student_sees_all_unlabelled_images_and_no_row_of_its_validation_part(digits, monkeypatch):
@@ -261,11 +276,35 @@ def test_the_tables_of_folds_with_three_networks(digits, trained):
     assert table["val_accuracy_1"][2] == pytest.approx(np.mean(last))
 
 
-def test_progress_is_told_of_every_epoch(trained):
-    progress = trained[2][3]
+def test_the_tables_of_folds_with_students(digits, trained):
+    """The history is the students'; the time is that of teachers and students."""
+    recipe, (_, histories, _, _) = small_recipe(pseudo_labels=True), trained["students"]
+    teachers, students = rounds(recipe, FOLDS)
+    table = history_table(histories, students)
+    assert table["loss"].tolist() == pytest.approx(
+        [np.mean([histories[network][epoch]["loss"] for network in students]) for epoch in range(3)])
+    folds = fold_metrics(digits, recipe, histories, np.full((400, 10), 0.1))
+    seconds = [epoch["seconds"] for network in (teachers[1], students[1]) for epoch in histories[network]]
+    assert len(seconds) == 6 and folds["fold_1"]["seconds"] == round(sum(seconds), 1)
+
+
+@pytest.mark.parametrize("run", [2, "students"])
+def test_progress_is_told_of_every_epoch(trained, run):
+    _, histories, _, progress = trained[run]
     progress.resumed.assert_not_called()
-    told = sorted((call.args[0].fold, call.args[1]["epoch"]) for call in progress.finished.call_args_list)
-    assert told == [(fold, epoch) for fold in range(FOLDS) for epoch in (1, 2, 3)]
+    told = sorted((*call.args[0], call.args[1]["epoch"]) for call in progress.finished.call_args_list)
+    assert told == sorted((*network, epoch) for network in histories for epoch in (1, 2, 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "cut off"])
+def test_a_damaged_state_is_as_good_as_none(tmp_path, content):
+    states, network = workers._StateFiles(tmp_path), Network(0, "rows")
+    states.write(network, [np.arange(1000)], [{"epoch": 1}])
+    states.write_pseudo_labels(0, np.zeros((100, 10)))
+    assert states.read(network)[1] == [{"epoch": 1}] and states.pseudo_labels(0).shape == (100, 10)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-300] if content is None else content)
+    assert states.read(network) == ([], []) and states.pseudo_labels(0) is None
 
 
 def test_the_fingerprint_knows_recipe_and_data(digits):
@@ -305,7 +344,8 @@ def folder(digits, tmp_path):
         params = YAML(typ="safe").load(ROOT / "params.yaml")
         params["prepare"]["folds"] = FOLDS
         params["model"].update(reader="turns", layers=1, units=16, grid_layers=1, grid_units=16)
-        params["train"].update(epochs=6, batch_size=32, pseudo_labels=True, precision="float32", workers=FOLDS)
+        params["train"].update(
+            epochs=6, batch_size=32, pseudo_labels=True, precision="float32", workers=FOLDS)
         YAML(typ="safe").dump(params, folder / "params.yaml")
         return folder
 
@@ -326,13 +366,15 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder):
                 time.sleep(0.005)
             process.kill()
             # The pipe ends when the workers, who share it, have followed.
-            process.communicate()
+            output, _ = process.communicate()
         assert not (killed / "data/oof.npz").exists()
         assert not (killed / "metrics").exists()
 
+    assert "goes on after epoch" in output
+
     done = run_python("-m", "pipeline.stages.train", cwd=killed)
     assert done.returncode == 0, done.stderr
-    assert "goes on after epoch" in done.stdout and "200 pseudo-labelled images" in done.stdout
+    assert ", student: goes on after epoch" in done.stdout and "200 pseudo-labelled images" in done.stdout
     assert not (killed / "data/training_state").exists()
     ours, theirs = (np.load(path / "data/oof.npz") for path in (killed, whole))
     assert all(ours[name].tobytes() == theirs[name].tobytes()
@@ -343,4 +385,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder):
         assert weights(killed / name) == weights(whole / name)
     assert (killed / "metrics/history.csv").read_bytes() == (whole / "metrics/history.csv").read_bytes()
     assert not [path for path in killed.rglob(".*")]
-    assert len(pd.read_csv(killed / "metrics/history.csv")) == 6
+    # The table is of the students, as the last lines of the log are.
+    table = pd.read_csv(killed / "metrics/history.csv")
+    assert len(table) == 6
+    for fold, reader in enumerate(READERS[:FOLDS]):
+        accuracy = table[f"val_accuracy_{fold}"].iloc[-1]
+        assert re.search(rf"{reader}, student, epoch 6/6: .*validation accuracy {accuracy:.4f}", done.stdout)

@@ -28,10 +28,10 @@ def main():
     held_out = in_mnist_test & params.prepare.hold_out_mnist_test
     test_held_out = (test_mnist_index >= 0) & params.prepare.hold_out_mnist_test
     folds = make_folds(labels, params.prepare.folds, params.seed, held_out)
-    print(f"prepare: {in_mnist_test.sum()} rows of train.csv are images of the MNIST test split: "
-          + ("held out, no fold trains on them" if params.prepare.hold_out_mnist_test
-             else "used for training (prepare.hold_out_mnist_test is false)")
-          + f"; so are {np.sum(test_mnist_index >= 0)} rows of test.csv")
+    print(f"prepare: {in_mnist_test.sum()} rows of train.csv and {np.sum(test_mnist_index >= 0)} of test.csv "
+          "are images of the MNIST test split: "
+          + ("held out, no network trains on them" if params.prepare.hold_out_mnist_test
+             else "not held out (prepare.hold_out_mnist_test is false)"))
     with replacing(DIGITS) as beside:
         np.savez_compressed(beside, images=images, labels=labels, folds=folds,
                             mnist_index=mnist_index, test_images=test_images,
