@@ -6,6 +6,7 @@ does not depend on what the images show.
 
 import time
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -43,12 +44,13 @@ def prediction_seconds():
     use_one_thread_an_operation()
     params = load_params()
     recipe, folds = Recipe.from_params(params), params.prepare.folds
+    networks = list(chain(*rounds(recipe, folds)))
     ensemble = build_ensemble([
-        network_of_fold(fold, {reader: recipe.build_network(reader) for reader in recipe.readers(fold)},
-                        recipe.shifts)
+        network_of_fold(fold, {network.name: recipe.build_network(network.reader)
+                               for network in networks if network.fold == fold}, recipe.shifts)
         for fold in range(folds)])
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.
     started = time.perf_counter()
     predict(ensemble, images)
-    return time.perf_counter() - started, TEST_IMAGES, len(rounds(recipe, folds)[-1])
+    return time.perf_counter() - started, TEST_IMAGES, len(networks)

@@ -98,12 +98,17 @@ class Network(NamedTuple):
     A student trains from new initial weights on the fold's rows and on the unlabelled images; its targets for
     these are the probabilities that its teachers give, the fold's own networks that trained on labels alone
     (soft pseudo-labels; Xie et al. 2020, "Self-training with Noisy Student"). So no label of the fold's
-    validation rows reaches it, not even by way of another fold's networks.
+    validation rows reaches it, not even by way of another fold's networks. The fold's model averages both.
     """
 
     fold: int
     reader: str
     student: bool = False
+
+    @property
+    def name(self):
+        """Its name among those of its fold."""
+        return f"{self.reader}_student" if self.student else self.reader
 
 
 def _stream(*key):
@@ -206,10 +211,10 @@ class Trainer:
         }
 
     def export(self, fold, values, path):
-        """Save the fold's network; returns its probabilities for the fold's validation rows.
+        """Save the fold's model; returns its probabilities for the fold's validation rows.
 
         Args:
-            values: of each kind of network, see `_average_of_fold`.
+            values: of each of its networks, see `_average_of_fold`.
         """
         model = self._average_of_fold(fold, values)
         with replacing(path) as beside:
@@ -224,14 +229,14 @@ class Trainer:
         """The fold's one model.
 
         Args:
-            values: of each kind of network that the fold trained. Several are averaged; with `shifts`, so
-                are the predictions for shifted images.
+            values: by `Network`. Several are averaged; with `shifts`, so are the predictions for shifted
+                images.
         """
         models = {}
-        for reader, its_values in values.items():
+        for network, its_values in values.items():
             # Without the optimizer, which tripled the file.
-            models[reader] = self.recipe.build_network(reader)
-            models[reader].set_weights(self._load(reader, its_values)[0].get_weights())
+            models[network.name] = self.recipe.build_network(network.reader)
+            models[network.name].set_weights(self._load(network.reader, its_values)[0].get_weights())
         return network_of_fold(fold, models, self.recipe.shifts)
 
 
@@ -252,7 +257,7 @@ def _predict(model, images):
 
 
 def network_of_fold(fold, networks, shifts):
-    """The fold's one network, or the average of the networks of several kinds or over shifted images."""
+    """The fold's one network, or the average of several networks, by name, or over shifted images."""
     if len(networks) == 1 and not shifts:
         return next(iter(networks.values()))
     return average(list(networks.values()), list(networks), f"fold_{fold}", shifts)

@@ -138,8 +138,7 @@ class _StateFiles:
             np.savez(beside, labels=labels)
 
     def _of_network(self, network):
-        kind = f"{network.reader}_student" if network.student else network.reader
-        return self.folder / f"fold_{network.fold}_{kind}.npz"
+        return self.folder / f"fold_{network.fold}_{network.name}.npz"
 
     def _of_labels(self, fold):
         return self.folder / f"fold_{fold}_pseudo_labels.npz"
@@ -183,21 +182,21 @@ def _run_epoch(network):
     return history
 
 
-def _values_of_fold(fold, student):
-    """Of each kind of network that the fold trained."""
-    return {reader: _states.read(Network(fold, reader, student))[0]
-            for reader in _trainer.recipe.readers(fold)}
+def _values(networks, fold):
+    """Of those of the networks that are the fold's."""
+    return {network: _states.read(network)[0] for network in networks if network.fold == fold}
 
 
 def _pseudo_labels(fold):
     """Those of the fold's students, which its teachers give once."""
     labels = _states.pseudo_labels(fold)
     if labels is None:
-        labels = _trainer.label(fold, _values_of_fold(fold, student=False))
+        teachers = rounds(_trainer.recipe, fold + 1)[0]
+        labels = _trainer.label(fold, _values(teachers, fold))
         _states.write_pseudo_labels(fold, labels)
     return labels
 
 
 def _export(fold, checkpoint):
-    values = _values_of_fold(fold, student=_trainer.recipe.pseudo_labels)
-    return _trainer.export(fold, values, checkpoint)
+    networks = [network for networks in rounds(_trainer.recipe, fold + 1) for network in networks]
+    return _trainer.export(fold, _values(networks, fold), checkpoint)

@@ -168,26 +168,30 @@ def test_averaging_over_shifts_changes_no_weight_and_counts_out_of_fold(digits, 
         assert np.abs(averaged[fold] - alone[fold]).max() > 1e-4
 
 
-def test_students_follow_teachers_who_train_as_without_them(digits, trained):
+def test_students_join_teachers_who_train_as_without_them(digits, trained):
     (plain, _, _, _), (folder, histories, probabilities, _) = trained[1], trained["students"]
     kept = dict(states(folder))
     assert dict(states(plain)).items() <= kept.items()
     assert list(histories) == [Network(0, "rows"), Network(1, "grid_rows"),
                                Network(0, "rows", student=True), Network(1, "grid_rows", student=True)]
     for fold in range(FOLDS):
-        teacher, student = (keras.models.load_model(path / f"fold_{fold}.keras") for path in (plain, folder))
+        teacher, both = (keras.models.load_model(path / f"fold_{fold}.keras") for path in (plain, folder))
         labels = np.frombuffer(kept[f"fold_{fold}_pseudo_labels.npz"]["labels"], np.float32).reshape(-1, 10)
         images = digits.unlabelled.astype("float32")
         np.testing.assert_allclose(teacher.predict(images, verbose=0), labels, atol=1e-5)
         images = digits.images[digits.split(fold)[1]].astype("float32")
-        np.testing.assert_allclose(student.predict(images, verbose=0), probabilities[fold], atol=1e-5)
-        assert weights(folder / f"fold_{fold}.keras") != weights(plain / f"fold_{fold}.keras")
+        parts = [both.get_layer(name).predict(images, verbose=0)
+                 for name in (READERS[fold], f"{READERS[fold]}_student")]
+        np.testing.assert_allclose(parts[0], teacher.predict(images, verbose=0), atol=1e-5)
+        assert np.abs(parts[1] - parts[0]).max() > 1e-3
+        np.testing.assert_allclose(np.mean(parts, axis=0), probabilities[fold], atol=1e-5)
+        np.testing.assert_allclose(both.predict(images, verbose=0), probabilities[fold], atol=1e-5)
 
 
 def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypatch):
     """A trainer is put in whose labels tell whose they are."""
     trainer, labels_of = Mock(), {}
-    trainer.recipe.readers.return_value = ["rows", "grid_rows"]
+    trainer.recipe = small_recipe(reader="all", pseudo_labels=True)
     trainer.initial_values.side_effect = lambda network: [
         np.array([network.fold, READERS.index(network.reader), network.student])]
 
@@ -200,13 +204,13 @@ def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypat
     monkeypatch.setattr(workers, "_trainer", trainer)
     monkeypatch.setattr(workers, "_states", workers._StateFiles(tmp_path))
     networks = [Network(fold, reader, student) for student in (False, True)
-                for reader in ("rows", "grid_rows") for fold in range(FOLDS)]
+                for reader in READERS for fold in range(FOLDS)]
     for network in networks:
         workers._run_epoch(network)
     for network in networks:
         if network.student:
-            # Of both kinds of teachers of the fold, after their epoch.
-            assert labels_of[network].tolist() == [[network.fold + 10, 10, 10], [network.fold + 10, 11, 10]]
+            # Of all kinds of teachers of the fold, after their epoch.
+            assert labels_of[network].tolist() == [[network.fold + 10, 10 + kind, 10] for kind in range(3)]
         else:
             assert labels_of[network] is None
     assert trainer.label.call_count == FOLDS
@@ -214,10 +218,11 @@ def test_a_student_gets_the_labels_of_its_own_folds_teachers(tmp_path, monkeypat
 
 def test_labels_are_what_the_teachers_average_to_over_shifts(digits):
     trainer = Trainer(small_recipe(shifts=True), digits)
-    values = {reader: trainer.initial_values(Network(1, reader)) for reader in READERS[:2]}
+    values = {network: trainer.initial_values(network)
+              for network in (Network(1, reader) for reader in READERS[:2])}
     each = []
-    for reader, its_values in values.items():
-        network = trainer._load(reader, its_values)[0]
+    for teacher, its_values in values.items():
+        network = trainer._load(teacher.reader, its_values)[0]
         padded = np.pad(digits.unlabelled, ((0, 0), (1, 1), (1, 1))).astype("float32")
         each += [network.predict(padded[:, y:y + 28, x:x + 28], verbose=0)
                  for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]

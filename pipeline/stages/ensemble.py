@@ -20,7 +20,7 @@ def main():
     use_one_thread_an_operation()
     params = load_params()
     folds = params.prepare.folds
-    number = len(rounds(Recipe.from_params(params), folds)[-1])
+    number = sum(map(len, rounds(Recipe.from_params(params), folds)))
     networks = [load_network(checkpoint(fold)) for fold in range(folds)]
     model = build_ensemble(networks)
     test_images, images, labels, folds_of_rows = load_arrays(
