@@ -214,7 +214,7 @@ def test_a_second_run_does_nothing(project):
 
 @pytest.mark.parametrize(("section", "name", "value", "runs", "runs_not"), [
     ("train", "learning_rate", 0.001, {"train"}, {"mnist", "download", "prepare"}),
-    ("train", "pseudo_labels", True, {"train"}, {"mnist", "download", "prepare"}),
+    ("train", "pseudo_labels", True, {"train", "ensemble"}, {"mnist", "download", "prepare"}),
     ("train", "workers", 1, set(), set(STAGES)),
     ("model", "reader", "all", {"train", "ensemble"}, {"mnist", "download", "prepare"}),
     ("model", "shifts", True, {"train"}, {"mnist", "download", "prepare"}),
