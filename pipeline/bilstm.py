@@ -8,7 +8,7 @@ layer holds; only the way of computing with them differs (on a GPU not even that
 import keras
 import tensorflow as tf
 
-from pipeline.kernels import operation, product
+from pipeline.kernels import multiplies_here, operation, operations_at_once, packed
 from pipeline.lstm_step import END, GATES, MEAN, SEQUENCE
 
 READOUTS = ("sequence", "middle", "last", "mean")
@@ -21,10 +21,11 @@ class BiLSTM(keras.layers.Layer):
 
     Same results and gradients as `Bidirectional(LSTM(units))` of Keras, sooner:
 
-    - both directions run in one batched matrix product a step, all input projections in one;
     - only the steps that the readout can see are run (`middle`: 29 of 56 for 28 steps);
-    - the backward pass is written by hand, its weight gradients are one product over all steps;
-    - the elementwise work of a step is one compiled TensorFlow operation (`kernels.py`).
+    - all steps are one compiled TensorFlow operation (`kernels.py`), which takes a few samples at a time
+      through them, with matrix products of its own (`products.py`), and of which each core runs one; where
+      the processor has AMX, TensorFlow's products are faster still: it does them, a step at a time;
+    - the backward pass is written by hand, its weight gradients are one product over all steps.
 
     Not differentiable twice, and not for SavedModel: `to_keras` gives a layer that is both.
 
@@ -116,9 +117,11 @@ class BiLSTM(keras.layers.Layer):
         if initial_state is not None:
             h_forward, c_forward, h_backward, c_backward = initial_state
             h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
-        run = _bilstm_in_a_graph if tf.executing_eagerly() else _bilstm
-        return run(inputs, tf.stack(kernels), tf.stack(recurrents), tf.stack(biases), h0, c0, mask,
-                   self.readout, tf.dtypes.as_dtype(self.precision), training is not False)
+        run = _in_parts_in_a_graph if tf.executing_eagerly() else _in_parts
+        dtype = tf.dtypes.as_dtype(self.precision)
+        here = multiplies_here(dtype, inputs.shape[2], self.units)
+        return run(operations_at_once() if here else 1, inputs, tf.stack(kernels), tf.stack(recurrents),
+                   tf.stack(biases), h0, c0, mask, self.readout, dtype, training is not False, here)
 
     def _call_keras(self, inputs, initial_state, mask):
         """The same through the stock layer, which has a cuDNN path on a GPU."""
@@ -216,7 +219,22 @@ def _own_steps(mask):
     return tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
 
 
-def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
+def _in_parts(parts, x, kernel, recurrent, bias, h0, c0, mask, *how):
+    """`_bilstm`, with the batch cut into parts, each an operation of its own, which runs in one thread."""
+    if parts == 1:
+        return _bilstm(x, kernel, recurrent, bias, h0, c0, mask, *how)
+    batch, outputs = tf.shape(x)[0], []
+    for part in range(parts):
+        own = slice(batch * part // parts, batch * (part + 1) // parts)
+        states = [None, None] if h0 is None else [h0[:, own], c0[:, own]]
+        own_mask = None if mask is None else mask[own]
+        outputs.append(_bilstm(x[own], kernel, recurrent, bias, *states, own_mask, *how))
+    output = tf.concat(outputs, axis=0)
+    output.set_shape((x.shape[0], *output.shape[1:]))
+    return output
+
+
+def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep, here):
     """Both directions of the recurrence, and the readout: see `lstm_step.py` for the equations.
 
     Args:
@@ -227,12 +245,14 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
         mask: None, or `(batch, time)`, 1 within a sample and 0 past its end.
         dtype: of the matrix products' operands.
         keep: what the gradient needs. Prediction is faster without; a gradient then runs all again.
+        here: do the matrix products in the same operation as the rest of the steps, see `kernels.py`; else in
+            TensorFlow, a step at a time.
 
     Returns:
         `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
     """
     if readout == "mean" and mask is not None:
-        sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype, keep)
+        sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype, keep, here)
         return tf.reduce_sum(sequence, axis=1) / _own_steps(mask)
     time, features, units = x.shape[1], x.shape[2], recurrent.shape[1]
     from_zero = h0 is None
@@ -244,31 +264,48 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
     returns = {"sequence": SEQUENCE, "mean": MEAN}.get(readout, END)
     mask_or_empty = tf.zeros((0, time)) if mask is None else mask
 
-    def numbers(step, keep=True):
-        return tf.constant([step, steps, backward_steps, returns, keep], tf.int32)
+    def nothing(rank, of=tf.float32):
+        return tf.zeros((0,) * rank, of)
+
+    def numbers(first, end, keep=True):
+        return tf.constant([first, end, steps, backward_steps, returns, keep, from_zero], tf.int32)
 
     def directions(step):
         return 2 if step < backward_steps else 1
 
-    def forward(x, kernel, recurrent, bias, h0, c0, keep):
-        batch = tf.shape(x)[0]
-        # What each direction reads of x, as a matrix: the same unless both leave out some steps.
+    def rows_of(x):
+        """What each direction reads of x, as a matrix: the same unless both leave out some steps."""
         rows = x[None] if steps == time else tf.stack([x[:, :steps], x[:, time - steps:]])
-        rows = tf.reshape(rows, (-1, batch * steps, features))
-        projected = product(rows, kernel)
-        gates = tf.reshape(projected, (2, batch, steps, GATES * units))
-        h, y, before, states = h0, tf.zeros((0, 0, 0)), tf.zeros((0, 0, 0, 0), dtype), tf.zeros((0, 0, 0, 0))
-        for step in range(steps):
-            if step == 0 and from_zero:
-                z = tf.zeros((2, batch, GATES * units), dtype)
-            else:
-                z = product(h[:directions(step)], recurrent[:directions(step)])
-            h, gates, y, before, states = operation(
-                "BilstmForward", dtype, numbers(step, keep), gates, z, bias, h, c0, mask_or_empty, y, before,
-                states)
-            h.set_shape(h0.shape)
+        return tf.reshape(rows, (-1, tf.shape(x)[0] * steps, features))
+
+    def forward(x, kernel, recurrent, bias, h0, c0, keep):
+        y, before, states = nothing(3), nothing(4, dtype), nothing(4)
+        if here:
+            _, gates, y, before, states = operation(
+                "BilstmForward", dtype, numbers(0, steps, keep), x, packed(kernel), packed(recurrent),
+                nothing(4, dtype), nothing(3, dtype), bias, h0, c0, mask_or_empty, y, before, states)
+        else:
+            h, gates = h0, tf.reshape(tf.matmul(rows_of(x), kernel), (2, -1, steps, GATES * units))
+            for step in range(steps):
+                z = nothing(3, dtype)
+                if step > 0 or not from_zero:
+                    z = tf.matmul(h[:directions(step)], recurrent[:directions(step)])
+                h, gates, y, before, states = operation(
+                    "BilstmForward", dtype, numbers(step, step + 1, keep), nothing(3, dtype),
+                    nothing(2, dtype), nothing(2, dtype), gates, z, bias, h, c0, mask_or_empty, y, before,
+                    states)
+                h.set_shape(h0.shape)
         y.set_shape((x.shape[0], time if readout == "sequence" else 1, 2 * units))
-        return y, rows, gates, before, states
+        return y, gates, before, states
+
+    def backward_here(x, kernel, recurrent, bias, gates, before, states, d_y):
+        d_h0, d_gates, d_c, passed, d_bias = operation(
+            "BilstmBackward", dtype, numbers(0, steps), packed(recurrent, transposed=True), gates, states,
+            mask_or_empty, d_y, nothing(3, dtype), nothing(3), nothing(3), nothing(2))
+        d_x, = operation("BilstmInputGradient", dtype, tf.constant([time, features], tf.int32),
+                         packed(kernel, transposed=True), d_gates)
+        d_kernel, d_recurrent = operation("BilstmWeightGradients", dtype, x, before, d_gates)
+        return d_x, d_kernel, d_recurrent, d_bias, d_h0, d_c, passed
 
     @tf.custom_gradient
     def run_without_keeping(*arguments):
@@ -280,39 +317,40 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
 
         return forward(*arguments, keep=False)[0], gradient
 
+    def backward_by_steps(x, kernel, recurrent, bias, gates, before, states, d_y):
+        d_gates, d_h, d_c, passed, d_bias = gates, nothing(3, dtype), nothing(3), nothing(3), nothing(2)
+        batch, recurrent_transposed = tf.shape(x)[0], tf.transpose(recurrent, (0, 2, 1))
+        for step in reversed(range(steps)):
+            d_z, d_gates, d_c, passed, d_bias = operation(
+                "BilstmBackward", dtype, numbers(step, step + 1), nothing(2, dtype), d_gates, states,
+                mask_or_empty, d_y, d_h, d_c, passed, d_bias)
+            d_z.set_shape((directions(step), None, GATES * units))
+            d_h = tf.matmul(d_z, recurrent_transposed[:directions(step)])
+        rows, d_rows = rows_of(x), tf.reshape(d_gates, (2, batch * steps, GATES * units))
+        d_kernel = tf.matmul(rows, d_rows, transpose_a=True)
+        d_recurrent = tf.matmul(tf.reshape(before, (2, batch * steps, units)), d_rows, transpose_a=True)
+        d_x = tf.matmul(d_rows, kernel, transpose_b=True)
+        d_x = tf.unstack(tf.reshape(d_x, (2, batch, steps, features)))
+        if steps < time:
+            left_out = time - steps
+            d_x = [tf.pad(d_x[0], ((0, 0), (0, left_out), (0, 0))),
+                   tf.pad(d_x[1], ((0, 0), (left_out, 0), (0, 0)))]
+        return d_x[0] + d_x[1], d_kernel, d_recurrent, d_bias, d_h, d_c, passed
+
     @tf.custom_gradient
     def run(x, kernel, recurrent, bias, h0, c0):
-        y, rows, gates, before, states = forward(x, kernel, recurrent, bias, h0, c0, keep=True)
-        batch = tf.shape(x)[0]
+        y, gates, before, states = forward(x, kernel, recurrent, bias, h0, c0, keep=True)
 
         def gradient(d_y):
-            d_gates, d_h, nothing = gates, tf.zeros((0, 0, 0), dtype), tf.zeros((0, 0, 0))
-            d_c, passed, d_bias = nothing, nothing, tf.zeros((0, 0))
-            recurrent_transposed = tf.transpose(recurrent, (0, 2, 1))
-            for step in reversed(range(steps)):
-                d_z, d_gates, d_c, passed, d_bias = operation(
-                    "BilstmBackward", dtype, numbers(step), d_gates, states, mask_or_empty, d_y, d_h,
-                    d_c, passed, d_bias)
-                d_z.set_shape((directions(step), None, GATES * units))
-                d_h = product(d_z, recurrent_transposed[:directions(step)])
-            d_h0 = tf.cast(d_h, tf.float32)
+            backward = backward_here if here else backward_by_steps
+            d_x, d_kernel, d_recurrent, d_bias, d_h0, d_c0, passed = backward(
+                x, kernel, recurrent, bias, gates, before, states, d_y)
             if mask is not None:
-                d_h0 += passed
-            d_bias.set_shape(bias.shape)
-            d_c.set_shape(c0.shape)
-
-            d_rows = tf.reshape(d_gates, (2, batch * steps, GATES * units))
-            d_kernel = product(rows, d_rows, transpose_a=True)
-            d_recurrent = product(tf.reshape(before, (2, batch * steps, units)), d_rows, transpose_a=True)
-            d_kernel.set_shape(kernel.shape)
-            d_recurrent.set_shape(recurrent.shape)
-            d_x = product(d_rows, kernel, transpose_b=True)
-            d_x = tf.unstack(tf.reshape(d_x, (2, batch, steps, features)))
-            if steps < time:
-                left_out = time - steps
-                d_x = [tf.pad(d_x[0], ((0, 0), (0, left_out), (0, 0))),
-                       tf.pad(d_x[1], ((0, 0), (left_out, 0), (0, 0)))]
-            return d_x[0] + d_x[1], d_kernel, d_recurrent, d_bias, tf.cast(d_h0, h0.dtype), d_c
+                d_h0 = tf.cast(tf.cast(d_h0, tf.float32) + passed, h0.dtype)
+            gradients = d_x, d_kernel, d_recurrent, d_bias, d_h0, d_c0
+            for value, of in zip(gradients, (x, kernel, recurrent, bias, h0, c0)):
+                value.set_shape(of.shape)
+            return gradients
 
         return y, gradient
 
@@ -327,4 +365,4 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep):
 
 
 # The operations of `kernels.py` are for graphs only.
-_bilstm_in_a_graph = tf.function(_bilstm)
+_in_parts_in_a_graph = tf.function(_in_parts)

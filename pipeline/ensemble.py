@@ -4,9 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
-import scipy.linalg  # noqa: F401: see use_one_thread_an_operation
 import tensorflow as tf
-from threadpoolctl import threadpool_limits
 
 from pipeline.files import PipelineError
 from pipeline.training import available_cores, average
@@ -34,8 +32,6 @@ def use_one_thread_an_operation():
 
     The matrix products of one step are too small to share.
     """
-    # BLAS comes with SciPy, and must be there to be told.
-    threadpool_limits(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(len(available_cores()))
 

@@ -1,4 +1,4 @@
-"""The two functions of `lstm_step.py`, and a matrix product, as TensorFlow operations. Used by `bilstm.py`.
+"""The functions of `lstm_step.py` and `products.py` as TensorFlow operations. Used by `bilstm.py`.
 
 They are registered through TensorFlow's C interface (tensorflow/c/ops.h and kernels.h) and compiled by
 Numba. So a step waits neither for Python nor for XLA, whose calling sequence takes some 50
@@ -6,6 +6,7 @@ microseconds, as long as the step's own work; and no compiler needs to be instal
 """
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 
@@ -16,19 +17,24 @@ import tensorflow as tf
 from numba.core import types
 from numba.extending import intrinsic
 
-from pipeline.lstm_step import GATES, SEQUENCE, backward_step, compiled, forward_step, kept
+from pipeline.compiled import compiled, kept, store
+from pipeline.lstm_step import GATES, SEQUENCE, backward, forward, input_gradients
+from pipeline.products import (
+    multiplies_bfloat16, multiply_transposed, pack, pack_transposed, padded, units_of)
 
 # Name, inputs, outputs. An output `..._next` goes on in the memory of the input of that name.
 OPERATIONS = {
+    "BilstmPack": ("meta: int32, weights: T", "panels: T"),
     "BilstmForward": (
-        "meta: int32, gates: T, z: T, bias: float, h: T, c: float, mask: float, y: float, before: T, "
-        "states: float",
+        "meta: int32, x: T, kernels: T, recurrents: T, gates: T, z: T, bias: float, h: T, c: float, "
+        "mask: float, y: float, before: T, states: float",
         "h_next: T, gates_next: T, y_next: float, before_next: T, states_next: float"),
     "BilstmBackward": (
-        "meta: int32, gates: T, states: float, mask: float, d_y: float, d_h: T, d_c: float, "
+        "meta: int32, recurrents: T, gates: T, states: float, mask: float, d_y: float, d_h: T, d_c: float, "
         "passed: float, d_bias: float",
         "d_z: T, gates_next: T, d_c_next: float, passed_next: float, d_bias_next: float"),
-    "BilstmProduct": ("meta: int32, a: T, b: T", "product: T"),
+    "BilstmWeightGradients": ("x: T, before: T, d_gates: T", "d_kernel: T, d_recurrent: T"),
+    "BilstmInputGradient": ("meta: int32, kernels: T, d_gates: T", "d_x: T"),
 }
 
 _LIBRARY = str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*")))
@@ -88,8 +94,8 @@ def _allocate(op, number, enum, itemsize, shape, status):
 
 
 @compiled
-def _keep(op, source, number, itemsize, shape, status):
-    """The tensor of an output that goes on from an input, or from zeros if that is empty.
+def _keep(op, source, number, itemsize, shape, clear, status):
+    """The tensor of an output that goes on from an input; where that is empty, from zeros if `clear`.
 
     It is in the input's memory, unless somebody else still needs that; 0 if there is no memory.
     """
@@ -101,43 +107,83 @@ def _keep(op, source, number, itemsize, shape, status):
         size = dims.prod() * itemsize
         to = _array(tensor, size, np.uint8)
         before = _take(op, source, status)
-        if _dim(before, 0) == 0:
-            to[:] = 0
-        else:
+        if _dim(before, 0) > 0:
             to[:] = _array(before, size, np.uint8)
+        elif clear:
+            to[:] = 0
         _delete_tensor(before)
     return tensor
 
 
 @compiled
+def _pack(op, element, enum, itemsize):
+    status = _new_status()
+    meta, weights = _take(op, 0, status), _take(op, 1, status)
+    transposed, = _array(meta, (1,), np.int32)
+    shape = _shape(weights)
+    depth, columns = (shape[2], shape[1]) if transposed else (shape[1], shape[2])
+    # An odd depth of bfloat16 is filled up to whole pairs.
+    panels_shape = (shape[0], padded(columns) * (depth + depth % 2 if itemsize == 2 else depth))
+    panels = _allocate(op, 0, enum, itemsize, panels_shape, status)
+    if _code(status):
+        _fail(op, status)
+    else:
+        from_array = _array(weights, shape, element)
+        to_array = units_of(_array(panels, panels_shape, element))
+        for n in range(shape[0]):
+            if transposed:
+                pack_transposed(from_array[n], to_array[n])
+            else:
+                pack(from_array[n], to_array[n])
+    for tensor in (meta, weights, panels):
+        _delete_tensor(tensor)
+    _delete_status(status)
+
+
+@compiled
+def _packed(panels, element):
+    """Packed weights as an array of units; of the length 0 where there are none."""
+    return units_of(_array(panels, (_dim(panels, 0), _dim(panels, 1)), element))
+
+
+@compiled
 def _forward(op, element, enum, itemsize):
     status = _new_status()
-    meta, z, bias = _take(op, 0, status), _take(op, 2, status), _take(op, 3, status)
-    h_before, c_initial, mask = _take(op, 4, status), _take(op, 5, status), _take(op, 6, status)
-    step, steps, _, returns, keep = _array(meta, (5,), np.int32)
+    meta, x, kernels, recurrents = (
+        _take(op, 0, status), _take(op, 1, status), _take(op, 2, status), _take(op, 3, status))
+    z, bias, h_before = _take(op, 5, status), _take(op, 6, status), _take(op, 7, status)
+    c_initial, mask = _take(op, 8, status), _take(op, 9, status)
+    first, end, steps, backward_steps, returns, keep, from_zero = _array(meta, (7,), np.int32)
     _, batch, units = _shape(c_initial)
-    h_shape, gates_shape = (2, batch, units), (2, batch, steps, GATES * units)
+    h_shape, gates_shape = (2, batch, units), (2, batch, steps if keep else 0, GATES * units)
+    if _dim(kernels, 0) == 0:
+        gates_shape = (2, batch, steps, GATES * units)
     mask_shape, before_shape = (_dim(mask, 0), _dim(mask, 1)), (2, batch, steps if keep else 0, units)
     y_shape = (batch, mask_shape[1] if returns == SEQUENCE else 1, 2 * units)
     states_shape = (steps + 1 if keep else 1, 2, batch, units)
     h = _allocate(op, 0, enum, itemsize, h_shape, status)
-    gates = _keep(op, 1, 1, itemsize, gates_shape, status)
-    y = _keep(op, 7, 2, 4, y_shape, status)
-    before = _keep(op, 8, 3, itemsize, before_shape, status)
-    states = _keep(op, 9, 4, 4, states_shape, status)
+    gates = _keep(op, 4, 1, itemsize, gates_shape, False, status)
+    y = _keep(op, 10, 2, 4, y_shape, True, status)
+    before = _keep(op, 11, 3, itemsize, before_shape, False, status)
+    states = _keep(op, 12, 4, 4, states_shape, False, status)
     if _code(status):
         _fail(op, status)
     else:
-        h_array, c = _array(h, h_shape, element), _array(states, states_shape, np.float32)
+        h_array, states_array = _array(h, h_shape, element), _array(states, states_shape, np.float32)
         h_array[:] = _array(h_before, h_shape, element)
-        if step == 0:
-            c[0] = _array(c_initial, h_shape, np.float32)
-        before_step, after_step = (step, step + 1) if keep else (0, 0)
-        forward_step(step, returns, keep, _array(gates, gates_shape, element), _array(z, _shape(z), element),
-                     _array(bias, (2, GATES * units), np.float32), c[before_step], c[after_step], h_array,
-                     _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
-                     _array(y, y_shape, np.float32))
-    for tensor in (meta, z, bias, h_before, c_initial, mask, h, gates, y, before, states):
+        before_array = _array(before, before_shape, element)
+        if first == 0:
+            states_array[0] = _array(c_initial, h_shape, np.float32)
+            if keep:
+                # The backward direction may lack this step: then it has no part in the weights' gradients.
+                before_array[1, :, 0] = 0
+        forward(first, (end, min(end, backward_steps)), steps, returns, keep, from_zero,
+                      _array(x, _shape(x), element), _packed(kernels, element), _packed(recurrents, element),
+                      _array(gates, gates_shape, element), _array(z, _shape(z), element),
+                      _array(bias, (2, GATES * units), np.float32), states_array, h_array, before_array,
+                      _array(mask, mask_shape, np.float32), _array(y, y_shape, np.float32))
+    for tensor in (meta, x, kernels, recurrents, z, bias, h_before, c_initial, mask, h, gates, y, before,
+                   states):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -145,57 +191,84 @@ def _forward(op, element, enum, itemsize):
 @compiled
 def _backward(op, element, enum, itemsize):
     status = _new_status()
-    meta, states, mask = _take(op, 0, status), _take(op, 2, status), _take(op, 3, status)
-    d_y, d_h = _take(op, 4, status), _take(op, 5, status)
-    step, steps, backward_steps, returns, _ = _array(meta, (5,), np.int32)
+    meta, recurrents, states = _take(op, 0, status), _take(op, 1, status), _take(op, 3, status)
+    mask, d_y, d_h_later = _take(op, 4, status), _take(op, 5, status), _take(op, 6, status)
+    first, end, steps, backward_steps, returns, _, from_zero = _array(meta, (7,), np.int32)
+    through_here = _dim(recurrents, 0) > 0
     batch, units = _dim(states, 2), _dim(states, 3)
-    directions = 2 if step < backward_steps else 1
     states_shape, gates_shape = (steps + 1, 2, batch, units), (2, batch, steps, GATES * units)
-    mask_shape, d_z_shape = (_dim(mask, 0), _dim(mask, 1)), (directions, batch, GATES * units)
+    mask_shape = (_dim(mask, 0), _dim(mask, 1))
+    d_z_shape = (1 if first >= backward_steps else 2, batch, units if through_here else GATES * units)
     d_c_shape, passed_shape, d_bias_shape = (2, batch, units), (2, mask_shape[0], units), (2, GATES * units)
     d_z = _allocate(op, 0, enum, itemsize, d_z_shape, status)
-    gates = _keep(op, 1, 1, itemsize, gates_shape, status)
-    d_c = _keep(op, 6, 2, 4, d_c_shape, status)
-    passed = _keep(op, 7, 3, 4, passed_shape, status)
-    d_bias = _keep(op, 8, 4, 4, d_bias_shape, status)
+    gates = _keep(op, 2, 1, itemsize, gates_shape, False, status)
+    d_c = _keep(op, 7, 2, 4, d_c_shape, True, status)
+    passed = _keep(op, 8, 3, 4, passed_shape, True, status)
+    d_bias = _keep(op, 9, 4, 4, d_bias_shape, True, status)
     if _code(status):
         _fail(op, status)
     else:
-        gates_array, c = _array(gates, gates_shape, element), _array(states, states_shape, np.float32)
-        if directions == 1:
-            # The backward direction has no such step: it has no part in the weights' gradients.
-            gates_array[1, :, steps - 1 - step] = 0
-        backward_step(step, (step == steps - 1, step == backward_steps - 1), returns, gates_array,
-                      c[step], c[step + 1], _array(mask, mask_shape, np.float32),
-                      _array(d_y, _shape(d_y), np.float32), _array(d_h, _shape(d_h), element),
-                      _array(d_c, d_c_shape, np.float32), _array(passed, passed_shape, np.float32),
-                      _array(d_bias, d_bias_shape, np.float32), _array(d_z, d_z_shape, element))
-    for tensor in (meta, states, mask, d_y, d_h, d_z, gates, d_c, passed, d_bias):
+        gates_array, d_z_array = _array(gates, gates_shape, element), _array(d_z, d_z_shape, element)
+        if end > backward_steps:
+            gates_array[1, :, :steps - backward_steps] = 0
+        # With packed weights, there is no d_z, and in its place the gradient of the initial h.
+        if through_here:
+            d_z_array[:] = 0
+        d_h_array = d_z_array if through_here else _array(d_h_later, _shape(d_h_later), element)
+        backward(first, (end, min(end, backward_steps)), (steps - 1, backward_steps - 1), returns, from_zero,
+                 _packed(recurrents, element), gates_array, _array(states, states_shape, np.float32),
+                 _array(mask, mask_shape, np.float32), _array(d_y, _shape(d_y), np.float32), d_h_array,
+                 _array(d_c, d_c_shape, np.float32), _array(passed, passed_shape, np.float32),
+                 _array(d_bias, d_bias_shape, np.float32), d_z_array)
+    for tensor in (meta, recurrents, states, mask, d_y, d_h_later, d_z, gates, d_c, passed, d_bias):
         _delete_tensor(tensor)
     _delete_status(status)
 
 
 @compiled
-def _product(op, enum):
+def _weight_gradients(op, element, enum, itemsize):
     status = _new_status()
-    meta, a, b = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
-    transpose_a, transpose_b = _array(meta, (2,), np.int32)
-    lefts, rights = _array(a, _shape(a), np.float32), _array(b, _shape(b), np.float32)
-    shape = (len(rights), lefts.shape[2 if transpose_a else 1], rights.shape[1 if transpose_b else 2])
-    product = _allocate(op, 0, enum, 4, shape, status)
+    x, before, d_gates = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
+    (batch, time, features), steps, units = _shape(x), _dim(before, 2), _dim(before, 3)
+    kernel_shape, recurrent_shape = (2, features, GATES * units), (2, units, GATES * units)
+    d_kernel = _allocate(op, 0, enum, itemsize, kernel_shape, status)
+    d_recurrent = _allocate(op, 1, enum, itemsize, recurrent_shape, status)
     if _code(status):
         _fail(op, status)
     else:
-        out = _array(product, shape, np.float32)
-        for n in range(len(rights)):
-            left, right = lefts[n if len(lefts) > 1 else 0], rights[n]
-            if transpose_a:
-                np.dot(left.T, right, out[n])
-            elif transpose_b:
-                np.dot(left, right.T, out[n])
-            else:
-                np.dot(left, right, out[n])
-    for tensor in (meta, a, b, product):
+        x_array, before_array = _array(x, (batch, time, features), element), _array(
+            before, (2, batch, steps, units), element)
+        gates_array = _array(d_gates, (2, batch, steps, GATES * units), element)
+        kernel_array, recurrent_array = (
+            _array(d_kernel, kernel_shape, element), _array(d_recurrent, recurrent_shape, element))
+        total = np.empty((features + units, padded(GATES * units)), np.float32)
+        for d in range(2):
+            offset = 0 if d == 0 else time - steps
+            multiply_transposed(x_array[:, offset:offset + steps], before_array[d], gates_array[d], total)
+            for row in range(features + units):
+                out = kernel_array[d, row] if row < features else recurrent_array[d, row - features]
+                total_row = total[row]
+                for k in range(GATES * units):
+                    store(out, k, total_row[k])
+    for tensor in (x, before, d_gates, d_kernel, d_recurrent):
+        _delete_tensor(tensor)
+    _delete_status(status)
+
+
+@compiled
+def _input_gradient(op, element, enum, itemsize):
+    status = _new_status()
+    meta, kernels, d_gates = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
+    time, features = _array(meta, (2,), np.int32)
+    gates_shape = (2, _dim(d_gates, 1), _dim(d_gates, 2), _dim(d_gates, 3))
+    shape = (gates_shape[1], np.int64(time), np.int64(features))
+    d_x = _allocate(op, 0, enum, itemsize, shape, status)
+    if _code(status):
+        _fail(op, status)
+    else:
+        input_gradients(_packed(kernels, element), _array(d_gates, gates_shape, element),
+                        _array(d_x, shape, element))
+    for tensor in (meta, kernels, d_gates, d_x):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -204,6 +277,14 @@ _FLOAT32, _BFLOAT16 = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
 
 
 # TensorFlow calls them with the state of the kernel, of which there is none, and the operation's context.
+
+
+def _pack_float32(_, op):
+    _pack(op, np.float32, _FLOAT32, 4)
+
+
+def _pack_bfloat16(_, op):
+    _pack(op, np.uint16, _BFLOAT16, 2)
 
 
 def _forward_float32(_, op):
@@ -222,14 +303,28 @@ def _backward_bfloat16(_, op):
     _backward(op, np.uint16, _BFLOAT16, 2)
 
 
-def _product_float32(_, op):
-    _product(op, _FLOAT32)
+def _weight_gradients_float32(_, op):
+    _weight_gradients(op, np.float32, _FLOAT32, 4)
 
 
+def _weight_gradients_bfloat16(_, op):
+    _weight_gradients(op, np.uint16, _BFLOAT16, 2)
+
+
+def _input_gradient_float32(_, op):
+    _input_gradient(op, np.float32, _FLOAT32, 4)
+
+
+def _input_gradient_bfloat16(_, op):
+    _input_gradient(op, np.uint16, _BFLOAT16, 2)
+
+
+# In the order of OPERATIONS.
 _KERNELS = {
-    tf.float32: {"BilstmForward": _forward_float32, "BilstmBackward": _backward_float32,
-                 "BilstmProduct": _product_float32},
-    tf.bfloat16: {"BilstmForward": _forward_bfloat16, "BilstmBackward": _backward_bfloat16},
+    tf.float32: (_pack_float32, _forward_float32, _backward_float32, _weight_gradients_float32,
+                 _input_gradient_float32),
+    tf.bfloat16: (_pack_bfloat16, _forward_bfloat16, _backward_bfloat16, _weight_gradients_bfloat16,
+                  _input_gradient_bfloat16),
 }
 _kernel = kept(numba.cfunc(types.void(_address, _address), cache=True))
 
@@ -237,7 +332,7 @@ _kernel = kept(numba.cfunc(types.void(_address, _address), cache=True))
 @cache
 def _compile(dtype):
     """The kernels for one type T; TensorFlow calls them as long as the process lives."""
-    return {name: _kernel(function) for name, function in _KERNELS[dtype].items()}
+    return {name: _kernel(function) for name, function in zip(OPERATIONS, _KERNELS[dtype])}
 
 
 class _Library:
@@ -309,12 +404,22 @@ def operation(name, dtype, *inputs):
         attrs={"T": tf.compat.v1.AttrValue(type=dtype.as_datatype_enum)}).outputs
 
 
-def product(a, b, transpose_a=False, transpose_b=False):
-    """Matrix products of n pairs, or of one a and n b: `(n, rows, columns)` of type float32 or bfloat16.
+def multiplies_here(dtype, features, units):
+    """Whether a layer's matrix products are done in the operations of this file, rather than by TensorFlow.
 
-    In float32 they are those of SciPy's BLAS: TensorFlow's take up to half as long again for operands as
-    small as a step's. In bfloat16 there are only TensorFlow's.
+    In bfloat16 they are where the processor has the instructions for it, but no unit for whole matrices, and
+    for inputs and states of an even size.
     """
-    if a.dtype == tf.float32:
-        return operation("BilstmProduct", a.dtype, tf.constant([transpose_a, transpose_b], tf.int32), a, b)[0]
-    return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return dtype == tf.float32 or (multiplies_bfloat16() and features % 2 == 0 and units % 2 == 0)
+
+
+def operations_at_once():
+    """How many operations TensorFlow runs at the same time."""
+    return (tf.config.threading.get_inter_op_parallelism_threads()
+            or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
+            or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+
+
+def packed(weights, transposed=False):
+    """`(2, depth, columns)`, or transposed, in the order in which `products.multiply` reads them."""
+    return operation("BilstmPack", weights.dtype, tf.constant([transposed], tf.int32), weights)[0]

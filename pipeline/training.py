@@ -327,9 +327,10 @@ def fingerprint(recipe, digits):
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (digits.images, digits.labels, digits.folds, digits.unlabelled):
         digest.update(np.ascontiguousarray(array))
-    for module in ("augment", "bilstm", "kernels", "lstm_step", "network", "training", "workers"):
+    for module in ("augment", "bilstm", "compiled", "kernels", "lstm_step", "network", "products", "training",
+                   "workers"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
-    for package in ("keras", "llvmlite", "numba", "numpy", "scipy", "tensorflow"):
+    for package in ("keras", "llvmlite", "numba", "numpy", "tensorflow"):
         digest.update(version(package).encode())
     return digest.hexdigest()[:16]
 

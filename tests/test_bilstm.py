@@ -11,6 +11,7 @@ from conftest import run_python, small_recipe
 from pipeline import bilstm
 from pipeline.bilstm import BiLSTM
 from pipeline.kernels import operation
+from pipeline.products import multiplies_bfloat16
 
 UNITS, FEATURES, BATCH = 5, 3, 4
 READOUTS = ("sequence", "middle", "last", "mean")
@@ -80,9 +81,17 @@ CASES = [  # steps, with initial states, lengths
 ]
 
 
+def multiply_in_tensorflow(monkeypatch):
+    """As on a processor with AMX, or in bfloat16 on one without it."""
+    monkeypatch.setattr(bilstm, "multiplies_here", lambda *_: False)
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(("steps", "with_states", "lengths"), CASES)
-def test_outputs_and_gradients_are_keras_own(readout, steps, with_states, lengths):
+@pytest.mark.parametrize("products", ["here", "in TensorFlow"])
+def test_outputs_and_gradients_are_keras_own(monkeypatch, readout, steps, with_states, lengths, products):
+    if products == "in TensorFlow":
+        multiply_in_tensorflow(monkeypatch)
     stock = stock_layer()
     layer = BiLSTM.from_keras(stock, readout=readout)
     x = tf.constant(values(BATCH, steps, FEATURES))
@@ -93,6 +102,52 @@ def test_outputs_and_gradients_are_keras_own(readout, steps, with_states, length
     ours = outcome(lambda: layer(x, initial_state=initial, lengths=lengths), inputs,
                    layer.trainable_variables)
     assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("units", [4, 8, 12, 16, 37])
+@pytest.mark.parametrize("features", [1, 50])
+def test_any_size_and_batch(units, features):
+    """Tiles of every width and height, whole ones and what is left over."""
+    stock = stock_layer(units, features)
+    layer = BiLSTM.from_keras(stock)
+    x = tf.constant(values(29, 5, features))
+    theirs = outcome(lambda: stock(x), [x], stock.trainable_variables)
+    assert_close(outcome(lambda: layer(x), [x], layer.trainable_variables), theirs)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor does not multiply bfloat16 in vectors")
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize(("steps", "lengths"), [(6, None), (7, None), (7, [2, 7, 4] * 9)])
+def test_bfloat16_products_here_and_in_tensorflow(monkeypatch, readout, steps, lengths):
+    layer, x = BiLSTM(38, readout=readout, precision="bfloat16"), tf.constant(values(27, steps, 50))
+    initial = [tf.constant(values(27, 38, seed=seed)) for seed in (10, 11, 12, 13)]
+
+    def run():
+        layer(x)
+        return outcome(lambda: layer(x, initial_state=initial, lengths=lengths), [x, *initial],
+                       layer.trainable_variables)
+
+    here = run()
+    multiply_in_tensorflow(monkeypatch)
+    in_tensorflow = run()
+    assert_close(here[:1], in_tensorflow[:1], BFLOAT16_OUTPUT)
+    assert_close(here[1:], in_tensorflow[1:], BFLOAT16_GRADIENT)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_parts_of_a_batch_change_nothing(monkeypatch, readout, batch):
+    """A batch is cut into as many parts as there are threads, even where some get no sample."""
+    layer, x = BiLSTM(UNITS, readout=readout), tf.constant(values(batch, 6, FEATURES))
+    initial = [tf.constant(values(batch, UNITS, seed=seed)) for seed in (10, 11, 12, 13)]
+    results = []
+    for parts in (1, 3):
+        monkeypatch.setattr(bilstm, "operations_at_once", lambda: parts)
+        layer(x)
+        results.append(outcome(lambda: layer(x, initial_state=initial, lengths=[6, 3, 1, 2, 4][:batch]),
+                               [x, *initial], layer.trainable_variables))
+    assert np.array_equal(results[0][0], results[1][0])
+    assert_close(*results)
 
 
 def test_last_is_return_sequences_false():
@@ -407,7 +462,7 @@ def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
 
     def spy(name, dtype, numbers, *inputs):
         if name == "BilstmForward":
-            kept.add(int(tf.get_static_value(numbers)[-1]))
+            kept.add(int(tf.get_static_value(numbers)[5]))
         return operation(name, dtype, numbers, *inputs)
 
     monkeypatch.setattr(bilstm, "operation", spy)
