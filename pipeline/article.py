@@ -22,8 +22,9 @@ PRINTED = {
 TEST_BATCH = 1000
 # Steps from one measurement to the next.
 DISPLAY = 10
-# Parts of a batch that TensorFlow may compute side by side; a fixed number, for the sums' order.
-PARTS = 2
+# Operations that TensorFlow runs at once, and so the parts into which the layer cuts a batch. A fixed number,
+# for the order of sums would else depend on the machine's cores.
+AT_ONCE = 2
 
 
 def build_network(units, readout, precision, seed):
@@ -80,11 +81,8 @@ def train(network, batches, learning_rate):
 
     @tf.function
     def step(images, labels):
-        bounds = [part * len(images) // PARTS for part in range(PARTS + 1)]
         with tf.GradientTape() as tape:
-            logits = tf.concat([network(images[start:end], training=True)
-                                for start, end in zip(bounds, bounds[1:])], axis=0)
-            cost = cross_entropy(labels, logits)
+            cost = cross_entropy(labels, network(images, training=True))
         optimizer.apply(tape.gradient(cost, network.trainable_variables), network.trainable_variables)
         return cost
 

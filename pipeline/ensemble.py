@@ -27,13 +27,16 @@ def build_ensemble(networks):
     return average(networks, [f"fold_{fold}" for fold in range(len(networks))], "ensemble")
 
 
-def use_one_thread_an_operation():
+def use_one_thread_an_operation(at_once=None):
     """To be called before TensorFlow computes: `predict` keeps the cores busy in its own way.
 
     The matrix products of one step are too small to share.
+
+    Args:
+        at_once: operations at the same time; default one a core.
     """
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(len(available_cores()))
+    tf.config.threading.set_inter_op_parallelism_threads(at_once or len(available_cores()))
 
 
 def predict(model, images):

@@ -19,10 +19,10 @@ SHOWN = 100  # steps from one line on the terminal to the next
 
 def main():
     # TensorFlow comes with them, and must come when its log is out of the way (see run_stage).
-    from pipeline.article import PRINTED, beside_printed, measure, run
+    from pipeline.article import AT_ONCE, PRINTED, beside_printed, measure, run
     from pipeline.ensemble import load_network, use_one_thread_an_operation
 
-    use_one_thread_an_operation()
+    use_one_thread_an_operation(AT_ONCE)
     settings, precision = load_params().article, best_precision()
     mnist = load_mnist(MNIST)
     images, labels = mnist["test_images"], mnist["test_labels"]
