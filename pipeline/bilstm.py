@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from pipeline.kernels import multiplies_here, operation, operations_at_once, packed
 from pipeline.lstm_step import END, GATES, MEAN, SEQUENCE
+from pipeline.vectors import LANES
 
 READOUTS = ("sequence", "middle", "last", "mean")
 PRECISIONS = ("float32", "bfloat16")
@@ -25,7 +26,8 @@ class BiLSTM(keras.layers.Layer):
     - all steps are one compiled TensorFlow operation (`kernels.py`), which takes a few samples at a time
       through them, with matrix products of its own (`products.py`), and of which each core runs one; where
       the processor has AMX, TensorFlow's products are faster still: it does them, a step at a time;
-    - the backward pass is written by hand, its weight gradients are one product over all steps.
+    - the backward pass is written by hand, its weight gradients are one product over all steps. They are
+      sums over the batch's parts, one a core, so that their last bits depend on the number of cores.
 
     Not differentiable twice, and not for SavedModel: `to_keras` gives a layer that is both.
 
@@ -34,8 +36,8 @@ class BiLSTM(keras.layers.Layer):
         readout: `"sequence"`, all outputs; `"middle"`, the output at step `steps // 2`; `"last"`,
             the forward output at the last step joined with the backward output at the first
             (`return_sequences=False` of Keras); `"mean"`, the average over the steps.
-        precision: `"float32"`, or `"bfloat16"` for matrix products in bfloat16 around float32
-            cell states and gates.
+        precision: `"float32"`, or `"bfloat16"` for matrix products of bfloat16 around float32 cell states;
+            gates are then computed to 13 bits, and kept for the gradient in bfloat16.
 
     Call arguments:
         inputs: `(batch, steps, features)`; `steps` must be known when the graph is built.
@@ -119,7 +121,7 @@ class BiLSTM(keras.layers.Layer):
             h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
         run = _in_parts_in_a_graph if tf.executing_eagerly() else _in_parts
         dtype = tf.dtypes.as_dtype(self.precision)
-        here = multiplies_here(dtype, inputs.shape[2], self.units)
+        here = multiplies_here(dtype)
         return run(operations_at_once() if here else 1, inputs, tf.stack(kernels), tf.stack(recurrents),
                    tf.stack(biases), h0, c0, mask, self.readout, dtype, training is not False, here)
 
@@ -219,28 +221,69 @@ def _own_steps(mask):
     return tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
 
 
+def _in_groups(gates):
+    """Weights or biases `(..., 4 * units)` in Keras's order, in that of `lstm_step.py`."""
+    gates = _whole_groups(tf.reshape(gates, (*gates.shape[:-1], GATES, -1)))
+    gates = tf.reshape(gates, (*gates.shape[:-1], -1, LANES))
+    rank = len(gates.shape)
+    gates = tf.transpose(gates, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
+    return tf.reshape(gates, (*gates.shape[:-3], -1))
+
+
+def _whole_groups(values, axis=-1):
+    """With as many zeros as the last group of cells lacks to be whole.
+
+    Cells whose weights are all 0 remain 0, and nobody sees them.
+    """
+    missing = -values.shape[axis] % LANES
+    if not missing:
+        return values
+    zeros = list(values.shape)
+    zeros[axis] = missing
+    if zeros[1] is None:
+        zeros[1] = tf.shape(values)[1]
+    return tf.concat([values, tf.zeros(zeros, values.dtype)], axis)
+
+
 def _in_parts(parts, x, kernel, recurrent, bias, h0, c0, mask, *how):
-    """`_bilstm`, with the batch cut into parts, each an operation of its own, which runs in one thread."""
-    if parts == 1:
-        return _bilstm(x, kernel, recurrent, bias, h0, c0, mask, *how)
-    batch, outputs = tf.shape(x)[0], []
-    for part in range(parts):
-        own = slice(batch * part // parts, batch * (part + 1) // parts)
-        states = [None, None] if h0 is None else [h0[:, own], c0[:, own]]
-        own_mask = None if mask is None else mask[own]
-        outputs.append(_bilstm(x[own], kernel, recurrent, bias, *states, own_mask, *how))
-    output = tf.concat(outputs, axis=0)
-    output.set_shape((x.shape[0], *output.shape[1:]))
-    return output
-
-
-def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep, here):
-    """Both directions of the recurrence, and the readout: see `lstm_step.py` for the equations.
+    """`_bilstm`, with the batch cut into parts, each an operation of its own, which runs in one thread.
 
     Args:
         x: `(batch, time, features)`.
         kernel: `(2, features, 4 * units)`, forward then backward; `recurrent`: `(2, units, 4 * units)`;
             `bias`: `(2, 4 * units)`.
+        h0, c0: `(2, batch, units)`, or both None for zeros.
+        mask, how: as `_bilstm`'s.
+    """
+    batch, units = tf.shape(x)[0], recurrent.shape[1]
+    weights = _in_groups(tf.concat([_whole_groups(recurrent, axis=1), kernel], axis=1))
+    bias = _in_groups(bias)
+    if h0 is not None:
+        h0, c0 = _whole_groups(h0), _whole_groups(c0)
+    ends = [batch * part // parts for part in range(parts + 1)]
+    sizes = [end - start for start, end in zip(ends, ends[1:])]
+
+    def cut(values, axis):
+        # The gradient of a slice is as large as the whole, that of a split is not.
+        return [values] * parts if values is None or parts == 1 else tf.split(values, sizes, axis)
+
+    cuts = zip(cut(x, 0), cut(h0, 1), cut(c0, 1), cut(mask, 0))
+    outputs = [_bilstm(x_part, weights, bias, *others, *how) for x_part, *others in cuts]
+    output = outputs[0] if parts == 1 else tf.concat(outputs, axis=0)
+    if units % LANES:
+        forward, backward = tf.split(output, 2, axis=-1)
+        output = tf.concat([forward[..., :units], backward[..., :units]], axis=-1)
+    output.set_shape((x.shape[0], *output.shape[1:]))
+    return output
+
+
+def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
+    """Both directions of the recurrence, and the readout: see `lstm_step.py` for the equations.
+
+    Args:
+        x: `(batch, time, features)`.
+        weights: `(2, units + features, 4 * units)`, forward then backward, of the states and of the inputs;
+            `bias`: `(2, 4 * units)`; both in the order of `lstm_step.py`.
         h0, c0: `(2, batch, units)`, or both None for zeros.
         mask: None, or `(batch, time)`, 1 within a sample and 0 past its end.
         dtype: of the matrix products' operands.
@@ -252,9 +295,9 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep, here
         `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
     """
     if readout == "mean" and mask is not None:
-        sequence = _bilstm(x, kernel, recurrent, bias, h0, c0, mask, "sequence", dtype, keep, here)
+        sequence = _bilstm(x, weights, bias, h0, c0, mask, "sequence", dtype, keep, here)
         return tf.reduce_sum(sequence, axis=1) / _own_steps(mask)
-    time, features, units = x.shape[1], x.shape[2], recurrent.shape[1]
+    time, features, units = x.shape[1], x.shape[2], bias.shape[1] // GATES
     from_zero = h0 is None
     if from_zero:
         h0 = c0 = tf.zeros((2, tf.shape(x)[0], units))
@@ -274,38 +317,59 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep, here
         return 2 if step < backward_steps else 1
 
     def rows_of(x):
-        """What each direction reads of x, as a matrix: the same unless both leave out some steps."""
-        rows = x[None] if steps == time else tf.stack([x[:, :steps], x[:, time - steps:]])
-        return tf.reshape(rows, (-1, tf.shape(x)[0] * steps, features))
+        """What each direction reads of x, as a matrix, a step's rows together."""
+        x = tf.transpose(x, (1, 0, 2))
+        rows = x[None] if steps == time else tf.stack([x[:steps], x[time - steps:]])
+        return tf.reshape(rows, (-1, steps * tf.shape(x)[1], features))
 
-    def forward(x, kernel, recurrent, bias, h0, c0, keep):
+    def forward(x, weights, bias, h0, c0, keep):
         y, before, states = nothing(3), nothing(4, dtype), nothing(4)
+        weights = tf.cast(weights, dtype)
         if here:
             _, gates, y, before, states = operation(
-                "BilstmForward", dtype, numbers(0, steps, keep), x, packed(kernel), packed(recurrent),
-                nothing(4, dtype), nothing(3, dtype), bias, h0, c0, mask_or_empty, y, before, states)
+                "BilstmForward", dtype, numbers(0, steps, keep), x, packed(weights), nothing(4, dtype),
+                nothing(3, dtype), bias, h0, c0, mask_or_empty, y, before, states)
         else:
-            h, gates = h0, tf.reshape(tf.matmul(rows_of(x), kernel), (2, -1, steps, GATES * units))
+            recurrent, kernel = weights[:, :units], weights[:, units:]
+            h, gates = h0, tf.reshape(tf.matmul(rows_of(x), kernel), (2, steps, -1, GATES * units))
             for step in range(steps):
                 z = nothing(3, dtype)
                 if step > 0 or not from_zero:
                     z = tf.matmul(h[:directions(step)], recurrent[:directions(step)])
                 h, gates, y, before, states = operation(
                     "BilstmForward", dtype, numbers(step, step + 1, keep), nothing(3, dtype),
-                    nothing(2, dtype), nothing(2, dtype), gates, z, bias, h, c0, mask_or_empty, y, before,
-                    states)
+                    nothing(2, dtype), gates, z, bias, h, c0, mask_or_empty, y, before, states)
                 h.set_shape(h0.shape)
         y.set_shape((x.shape[0], time if readout == "sequence" else 1, 2 * units))
         return y, gates, before, states
 
-    def backward_here(x, kernel, recurrent, bias, gates, before, states, d_y):
-        d_h0, d_gates, d_c, passed, d_bias = operation(
-            "BilstmBackward", dtype, numbers(0, steps), packed(recurrent, transposed=True), gates, states,
-            mask_or_empty, d_y, nothing(3, dtype), nothing(3), nothing(3), nothing(2))
-        d_x, = operation("BilstmInputGradient", dtype, tf.constant([time, features], tf.int32),
-                         packed(kernel, transposed=True), d_gates)
-        d_kernel, d_recurrent = operation("BilstmWeightGradients", dtype, x, before, d_gates)
-        return d_x, d_kernel, d_recurrent, d_bias, d_h0, d_c, passed
+    def backward_here(x, weights, gates, before, states, d_y):
+        d_h0, d_gates, d_c0, passed, d_bias, d_weights = operation(
+            "BilstmBackward", dtype, numbers(0, steps), x, packed(weights[:, :units], transposed=True), gates,
+            states, before, mask_or_empty, d_y, nothing(3, dtype), nothing(3), nothing(3), nothing(2))
+        sizes = tf.constant([time, features, backward_steps], tf.int32)
+        d_x, = operation(
+            "BilstmInputGradient", dtype, sizes, packed(weights[:, units:], transposed=True), d_gates)
+        return d_x, d_weights, d_bias, d_h0, d_c0, passed
+
+    def backward_by_steps(x, weights, gates, before, states, d_y):
+        d_gates, d_h, d_c, passed, d_bias = gates, nothing(3, dtype), nothing(3), nothing(3), nothing(2)
+        batch, transposed = tf.shape(x)[0], tf.transpose(weights, (0, 2, 1))
+        for step in reversed(range(steps)):
+            d_z, d_gates, d_c, passed, d_bias, _ = operation(
+                "BilstmBackward", dtype, numbers(step, step + 1), nothing(3, dtype), nothing(2, dtype),
+                d_gates, states, before, mask_or_empty, d_y, d_h, d_c, passed, d_bias)
+            d_z.set_shape((directions(step), None, GATES * units))
+            d_h = tf.matmul(d_z, transposed[:directions(step), :, :units])
+        d_rows = tf.reshape(d_gates, (2, steps * batch, GATES * units))
+        d_kernel = tf.matmul(rows_of(x), d_rows, transpose_a=True)
+        d_recurrent = tf.matmul(tf.reshape(before, (2, steps * batch, units)), d_rows, transpose_a=True)
+        d_x = tf.reshape(tf.matmul(d_rows, transposed[:, :, units:]), (2, steps, batch, features))
+        left_out = time - steps
+        d_x = (tf.pad(d_x[0], ((0, left_out), (0, 0), (0, 0)))
+               + tf.pad(d_x[1], ((left_out, 0), (0, 0), (0, 0))))
+        d_weights = tf.cast(tf.concat([d_recurrent, d_kernel], axis=1), tf.float32)
+        return tf.cast(tf.transpose(d_x, (1, 0, 2)), tf.float32), d_weights, d_bias, d_h, d_c, passed
 
     @tf.custom_gradient
     def run_without_keeping(*arguments):
@@ -315,47 +379,27 @@ def _bilstm(x, kernel, recurrent, bias, h0, c0, mask, readout, dtype, keep, here
                 y = run(*arguments)
             return tape.gradient(y, arguments, d_y)
 
-        return forward(*arguments, keep=False)[0], gradient
-
-    def backward_by_steps(x, kernel, recurrent, bias, gates, before, states, d_y):
-        d_gates, d_h, d_c, passed, d_bias = gates, nothing(3, dtype), nothing(3), nothing(3), nothing(2)
-        batch, recurrent_transposed = tf.shape(x)[0], tf.transpose(recurrent, (0, 2, 1))
-        for step in reversed(range(steps)):
-            d_z, d_gates, d_c, passed, d_bias = operation(
-                "BilstmBackward", dtype, numbers(step, step + 1), nothing(2, dtype), d_gates, states,
-                mask_or_empty, d_y, d_h, d_c, passed, d_bias)
-            d_z.set_shape((directions(step), None, GATES * units))
-            d_h = tf.matmul(d_z, recurrent_transposed[:directions(step)])
-        rows, d_rows = rows_of(x), tf.reshape(d_gates, (2, batch * steps, GATES * units))
-        d_kernel = tf.matmul(rows, d_rows, transpose_a=True)
-        d_recurrent = tf.matmul(tf.reshape(before, (2, batch * steps, units)), d_rows, transpose_a=True)
-        d_x = tf.matmul(d_rows, kernel, transpose_b=True)
-        d_x = tf.unstack(tf.reshape(d_x, (2, batch, steps, features)))
-        if steps < time:
-            left_out = time - steps
-            d_x = [tf.pad(d_x[0], ((0, 0), (0, left_out), (0, 0))),
-                   tf.pad(d_x[1], ((0, 0), (left_out, 0), (0, 0)))]
-        return d_x[0] + d_x[1], d_kernel, d_recurrent, d_bias, d_h, d_c, passed
+        return forward(tf.cast(arguments[0], dtype), *arguments[1:], keep=False)[0], gradient
 
     @tf.custom_gradient
-    def run(x, kernel, recurrent, bias, h0, c0):
-        y, gates, before, states = forward(x, kernel, recurrent, bias, h0, c0, keep=True)
+    def run(x, weights, bias, h0, c0):
+        x_cast = tf.cast(x, dtype)
+        y, gates, before, states = forward(x_cast, weights, bias, h0, c0, keep=True)
 
         def gradient(d_y):
             backward = backward_here if here else backward_by_steps
-            d_x, d_kernel, d_recurrent, d_bias, d_h0, d_c0, passed = backward(
-                x, kernel, recurrent, bias, gates, before, states, d_y)
+            d_x, d_weights, d_bias, d_h0, d_c0, passed = backward(
+                x_cast, tf.cast(weights, dtype), gates, before, states, d_y)
             if mask is not None:
                 d_h0 = tf.cast(tf.cast(d_h0, tf.float32) + passed, h0.dtype)
-            gradients = d_x, d_kernel, d_recurrent, d_bias, d_h0, d_c0
-            for value, of in zip(gradients, (x, kernel, recurrent, bias, h0, c0)):
+            gradients = d_x, d_weights, d_bias, d_h0, d_c0
+            for value, of in zip(gradients, (x, weights, bias, h0, c0)):
                 value.set_shape(of.shape)
             return gradients
 
         return y, gradient
 
-    output = (run if keep else run_without_keeping)(
-        tf.cast(x, dtype), tf.cast(kernel, dtype), tf.cast(recurrent, dtype), bias, tf.cast(h0, dtype), c0)
+    output = (run if keep else run_without_keeping)(x, weights, bias, tf.cast(h0, dtype), c0)
     if readout == "sequence":
         return output
     output = output[:, 0]

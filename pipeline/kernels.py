@@ -17,24 +17,22 @@ import tensorflow as tf
 from numba.core import types
 from numba.extending import intrinsic
 
-from pipeline.compiled import compiled, kept, store
-from pipeline.lstm_step import GATES, SEQUENCE, backward, forward, input_gradients
-from pipeline.products import (
-    multiplies_bfloat16, multiply_transposed, pack, pack_transposed, padded, units_of)
+from pipeline.compiled import compiled, kept
+from pipeline.lstm_step import GATES, MEAN, SEQUENCE, backward, forward, input_gradients
+from pipeline.products import multiplies_bfloat16, pack, pack_transposed, padded, units_of
 
 # Name, inputs, outputs. An output `..._next` goes on in the memory of the input of that name.
 OPERATIONS = {
     "BilstmPack": ("meta: int32, weights: T", "panels: T"),
     "BilstmForward": (
-        "meta: int32, x: T, kernels: T, recurrents: T, gates: T, z: T, bias: float, h: T, c: float, "
-        "mask: float, y: float, before: T, states: float",
+        "meta: int32, x: T, weights: T, gates: T, z: T, bias: float, h: T, c: float, mask: float, y: float, "
+        "before: T, states: float",
         "h_next: T, gates_next: T, y_next: float, before_next: T, states_next: float"),
     "BilstmBackward": (
-        "meta: int32, recurrents: T, gates: T, states: float, mask: float, d_y: float, d_h: T, d_c: float, "
-        "passed: float, d_bias: float",
-        "d_z: T, gates_next: T, d_c_next: float, passed_next: float, d_bias_next: float"),
-    "BilstmWeightGradients": ("x: T, before: T, d_gates: T", "d_kernel: T, d_recurrent: T"),
-    "BilstmInputGradient": ("meta: int32, kernels: T, d_gates: T", "d_x: T"),
+        "meta: int32, x: T, weights: T, gates: T, states: float, before: T, mask: float, d_y: float, d_h: T, "
+        "d_c: float, passed: float, d_bias: float",
+        "d_z: T, gates_next: T, d_c_next: float, passed_next: float, d_bias_next: float, d_weights: float"),
+    "BilstmInputGradient": ("meta: int32, weights: T, d_gates: T", "d_x: float"),
 }
 
 _LIBRARY = str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*")))
@@ -149,41 +147,34 @@ def _packed(panels, element):
 @compiled
 def _forward(op, element, enum, itemsize):
     status = _new_status()
-    meta, x, kernels, recurrents = (
-        _take(op, 0, status), _take(op, 1, status), _take(op, 2, status), _take(op, 3, status))
-    z, bias, h_before = _take(op, 5, status), _take(op, 6, status), _take(op, 7, status)
-    c_initial, mask = _take(op, 8, status), _take(op, 9, status)
+    meta, x, weights = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
+    z, bias, h_before = _take(op, 4, status), _take(op, 5, status), _take(op, 6, status)
+    c_initial, mask = _take(op, 7, status), _take(op, 8, status)
     first, end, steps, backward_steps, returns, keep, from_zero = _array(meta, (7,), np.int32)
     _, batch, units = _shape(c_initial)
-    h_shape, gates_shape = (2, batch, units), (2, batch, steps if keep else 0, GATES * units)
-    if _dim(kernels, 0) == 0:
-        gates_shape = (2, batch, steps, GATES * units)
-    mask_shape, before_shape = (_dim(mask, 0), _dim(mask, 1)), (2, batch, steps if keep else 0, units)
+    h_shape, kept_steps = (2, batch, units), steps if keep else 0
+    gates_shape = (2, steps if _dim(weights, 0) == 0 else kept_steps, batch, GATES * units)
+    mask_shape, before_shape = (_dim(mask, 0), _dim(mask, 1)), (2, kept_steps, batch, units)
     y_shape = (batch, mask_shape[1] if returns == SEQUENCE else 1, 2 * units)
     states_shape = (steps + 1 if keep else 1, 2, batch, units)
     h = _allocate(op, 0, enum, itemsize, h_shape, status)
-    gates = _keep(op, 4, 1, itemsize, gates_shape, False, status)
-    y = _keep(op, 10, 2, 4, y_shape, True, status)
-    before = _keep(op, 11, 3, itemsize, before_shape, False, status)
-    states = _keep(op, 12, 4, 4, states_shape, False, status)
+    gates = _keep(op, 3, 1, itemsize, gates_shape, False, status)
+    y = _keep(op, 9, 2, 4, y_shape, returns == MEAN, status)
+    before = _keep(op, 10, 3, itemsize, before_shape, False, status)
+    states = _keep(op, 11, 4, 4, states_shape, False, status)
     if _code(status):
         _fail(op, status)
     else:
         h_array, states_array = _array(h, h_shape, element), _array(states, states_shape, np.float32)
         h_array[:] = _array(h_before, h_shape, element)
-        before_array = _array(before, before_shape, element)
         if first == 0:
             states_array[0] = _array(c_initial, h_shape, np.float32)
-            if keep:
-                # The backward direction may lack this step: then it has no part in the weights' gradients.
-                before_array[1, :, 0] = 0
         forward(first, (end, min(end, backward_steps)), steps, returns, keep, from_zero,
-                      _array(x, _shape(x), element), _packed(kernels, element), _packed(recurrents, element),
-                      _array(gates, gates_shape, element), _array(z, _shape(z), element),
-                      _array(bias, (2, GATES * units), np.float32), states_array, h_array, before_array,
-                      _array(mask, mask_shape, np.float32), _array(y, y_shape, np.float32))
-    for tensor in (meta, x, kernels, recurrents, z, bias, h_before, c_initial, mask, h, gates, y, before,
-                   states):
+                _array(x, _shape(x), element), _packed(weights, element), _array(gates, gates_shape, element),
+                _array(z, _shape(z), element), _array(bias, (2, GATES * units), np.float32), states_array,
+                h_array, _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
+                _array(y, y_shape, np.float32))
+    for tensor in (meta, x, weights, z, bias, h_before, c_initial, mask, h, gates, y, before, states):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -191,66 +182,43 @@ def _forward(op, element, enum, itemsize):
 @compiled
 def _backward(op, element, enum, itemsize):
     status = _new_status()
-    meta, recurrents, states = _take(op, 0, status), _take(op, 1, status), _take(op, 3, status)
-    mask, d_y, d_h_later = _take(op, 4, status), _take(op, 5, status), _take(op, 6, status)
+    meta, x, weights = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
+    states, before, mask = _take(op, 4, status), _take(op, 5, status), _take(op, 6, status)
+    d_y, d_h_later = _take(op, 7, status), _take(op, 8, status)
     first, end, steps, backward_steps, returns, _, from_zero = _array(meta, (7,), np.int32)
-    through_here = _dim(recurrents, 0) > 0
+    here = _dim(weights, 0) > 0
     batch, units = _dim(states, 2), _dim(states, 3)
-    states_shape, gates_shape = (steps + 1, 2, batch, units), (2, batch, steps, GATES * units)
+    states_shape, gates_shape = (steps + 1, 2, batch, units), (2, steps, batch, GATES * units)
     mask_shape = (_dim(mask, 0), _dim(mask, 1))
-    d_z_shape = (1 if first >= backward_steps else 2, batch, units if through_here else GATES * units)
+    d_z_shape = (1 if first >= backward_steps else 2, batch, units if here else GATES * units)
     d_c_shape, passed_shape, d_bias_shape = (2, batch, units), (2, mask_shape[0], units), (2, GATES * units)
+    d_weights_shape = (2 if here else 0, units + _dim(x, 2), GATES * units)
     d_z = _allocate(op, 0, enum, itemsize, d_z_shape, status)
-    gates = _keep(op, 2, 1, itemsize, gates_shape, False, status)
-    d_c = _keep(op, 7, 2, 4, d_c_shape, True, status)
-    passed = _keep(op, 8, 3, 4, passed_shape, True, status)
-    d_bias = _keep(op, 9, 4, 4, d_bias_shape, True, status)
+    gates = _keep(op, 3, 1, itemsize, gates_shape, False, status)
+    d_c = _keep(op, 9, 2, 4, d_c_shape, True, status)
+    passed = _keep(op, 10, 3, 4, passed_shape, True, status)
+    d_bias = _keep(op, 11, 4, 4, d_bias_shape, True, status)
+    d_weights = _allocate(op, 5, _FLOAT32, 4, d_weights_shape, status)
     if _code(status):
         _fail(op, status)
     else:
         gates_array, d_z_array = _array(gates, gates_shape, element), _array(d_z, d_z_shape, element)
+        d_weights_array = _array(d_weights, d_weights_shape, np.float32)
+        d_weights_array[:] = 0
         if end > backward_steps:
-            gates_array[1, :, :steps - backward_steps] = 0
-        # With packed weights, there is no d_z, and in its place the gradient of the initial h.
-        if through_here:
+            gates_array[1, :steps - backward_steps] = 0
+        # With weights, there is no d_z, and in its place the gradient of the initial h.
+        if here:
             d_z_array[:] = 0
-        d_h_array = d_z_array if through_here else _array(d_h_later, _shape(d_h_later), element)
+        d_h_array = d_z_array if here else _array(d_h_later, _shape(d_h_later), element)
         backward(first, (end, min(end, backward_steps)), (steps - 1, backward_steps - 1), returns, from_zero,
-                 _packed(recurrents, element), gates_array, _array(states, states_shape, np.float32),
+                 _array(x, _shape(x), element), _packed(weights, element), gates_array,
+                 _array(states, states_shape, np.float32), _array(before, (2, steps, batch, units), element),
                  _array(mask, mask_shape, np.float32), _array(d_y, _shape(d_y), np.float32), d_h_array,
                  _array(d_c, d_c_shape, np.float32), _array(passed, passed_shape, np.float32),
-                 _array(d_bias, d_bias_shape, np.float32), d_z_array)
-    for tensor in (meta, recurrents, states, mask, d_y, d_h_later, d_z, gates, d_c, passed, d_bias):
-        _delete_tensor(tensor)
-    _delete_status(status)
-
-
-@compiled
-def _weight_gradients(op, element, enum, itemsize):
-    status = _new_status()
-    x, before, d_gates = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
-    (batch, time, features), steps, units = _shape(x), _dim(before, 2), _dim(before, 3)
-    kernel_shape, recurrent_shape = (2, features, GATES * units), (2, units, GATES * units)
-    d_kernel = _allocate(op, 0, enum, itemsize, kernel_shape, status)
-    d_recurrent = _allocate(op, 1, enum, itemsize, recurrent_shape, status)
-    if _code(status):
-        _fail(op, status)
-    else:
-        x_array, before_array = _array(x, (batch, time, features), element), _array(
-            before, (2, batch, steps, units), element)
-        gates_array = _array(d_gates, (2, batch, steps, GATES * units), element)
-        kernel_array, recurrent_array = (
-            _array(d_kernel, kernel_shape, element), _array(d_recurrent, recurrent_shape, element))
-        total = np.empty((features + units, padded(GATES * units)), np.float32)
-        for d in range(2):
-            offset = 0 if d == 0 else time - steps
-            multiply_transposed(x_array[:, offset:offset + steps], before_array[d], gates_array[d], total)
-            for row in range(features + units):
-                out = kernel_array[d, row] if row < features else recurrent_array[d, row - features]
-                total_row = total[row]
-                for k in range(GATES * units):
-                    store(out, k, total_row[k])
-    for tensor in (x, before, d_gates, d_kernel, d_recurrent):
+                 _array(d_bias, d_bias_shape, np.float32), d_weights_array, d_z_array)
+    for tensor in (meta, x, weights, states, before, mask, d_y, d_h_later, d_z, gates, d_c, passed, d_bias,
+                   d_weights):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -258,17 +226,17 @@ def _weight_gradients(op, element, enum, itemsize):
 @compiled
 def _input_gradient(op, element, enum, itemsize):
     status = _new_status()
-    meta, kernels, d_gates = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
-    time, features = _array(meta, (2,), np.int32)
+    meta, weights, d_gates = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
+    time, features, backward_steps = _array(meta, (3,), np.int32)
     gates_shape = (2, _dim(d_gates, 1), _dim(d_gates, 2), _dim(d_gates, 3))
-    shape = (gates_shape[1], np.int64(time), np.int64(features))
-    d_x = _allocate(op, 0, enum, itemsize, shape, status)
+    shape = (gates_shape[2], np.int64(time), np.int64(features))
+    d_x = _allocate(op, 0, _FLOAT32, 4, shape, status)
     if _code(status):
         _fail(op, status)
     else:
-        input_gradients(_packed(kernels, element), _array(d_gates, gates_shape, element),
-                        _array(d_x, shape, element))
-    for tensor in (meta, kernels, d_gates, d_x):
+        input_gradients(_packed(weights, element), backward_steps, _array(d_gates, gates_shape, element),
+                        _array(d_x, shape, np.float32))
+    for tensor in (meta, weights, d_gates, d_x):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -303,14 +271,6 @@ def _backward_bfloat16(_, op):
     _backward(op, np.uint16, _BFLOAT16, 2)
 
 
-def _weight_gradients_float32(_, op):
-    _weight_gradients(op, np.float32, _FLOAT32, 4)
-
-
-def _weight_gradients_bfloat16(_, op):
-    _weight_gradients(op, np.uint16, _BFLOAT16, 2)
-
-
 def _input_gradient_float32(_, op):
     _input_gradient(op, np.float32, _FLOAT32, 4)
 
@@ -321,10 +281,8 @@ def _input_gradient_bfloat16(_, op):
 
 # In the order of OPERATIONS.
 _KERNELS = {
-    tf.float32: (_pack_float32, _forward_float32, _backward_float32, _weight_gradients_float32,
-                 _input_gradient_float32),
-    tf.bfloat16: (_pack_bfloat16, _forward_bfloat16, _backward_bfloat16, _weight_gradients_bfloat16,
-                  _input_gradient_bfloat16),
+    tf.float32: (_pack_float32, _forward_float32, _backward_float32, _input_gradient_float32),
+    tf.bfloat16: (_pack_bfloat16, _forward_bfloat16, _backward_bfloat16, _input_gradient_bfloat16),
 }
 _kernel = kept(numba.cfunc(types.void(_address, _address), cache=True))
 
@@ -404,13 +362,12 @@ def operation(name, dtype, *inputs):
         attrs={"T": tf.compat.v1.AttrValue(type=dtype.as_datatype_enum)}).outputs
 
 
-def multiplies_here(dtype, features, units):
+def multiplies_here(dtype):
     """Whether a layer's matrix products are done in the operations of this file, rather than by TensorFlow.
 
-    In bfloat16 they are where the processor has the instructions for it, but no unit for whole matrices, and
-    for inputs and states of an even size.
+    In bfloat16 they are where the processor has the instructions for it, but no unit for whole matrices.
     """
-    return dtype == tf.float32 or (multiplies_bfloat16() and features % 2 == 0 and units % 2 == 0)
+    return dtype == tf.float32 or multiplies_bfloat16()
 
 
 def operations_at_once():

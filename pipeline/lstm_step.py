@@ -7,59 +7,51 @@ al. 2000), the gradient is their chain rule:
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g)
     c = f * c_before + i * g;  h = o * tanh(c)
 
-`kernels.py` makes TensorFlow operations of the two functions, `bilstm.py` strings them together.
+`kernels.py` makes TensorFlow operations of these functions, `bilstm.py` strings them together.
 """
 
 import numpy as np
 
-from pipeline.compiled import AHEAD, bits_of_float, compiled, float_of_bits, inlined, load, prefetch, store
-from pipeline.products import ROWS, multiply, padded, units_of
+from pipeline.compiled import compiled, inlined
+from pipeline.products import (
+    add_transposed, multiply, pack_units, pack_units_beside, padded, units_in, units_of, values_in_unit)
+from pipeline.vectors import LANES, aligned, copy, prefetch, read, sigmoid, splat, tanh, write
 
-# Keras's LSTM orders its gates: input, forget, candidate, output.
+# Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
+# groups of LANES, whose number is rounded up, and a group's four gates lie side by side, as a product of
+# matrices yields them together.
 GATES = 4
 # What a layer returns of the states h: each, their mean, or the one that each direction ends with.
 SEQUENCE, MEAN, END = range(3)
 
-# 2**f for f in [-1/2, 1/2], to 1e-7.
-_P0, _P1, _P2, _P3, _P4, _P5, _P6 = np.polynomial.Polynomial.cast(
-    np.polynomial.Chebyshev.interpolate(lambda f: 2.0**f, 6, (-0.5, 0.5))).coef.astype(np.float32)
-_LOG2_E = np.float32(np.log2(np.e))
-_LARGEST = np.float32(126)  # exponent of a normal float32
-# Adding it leaves no bits for a fraction: the sum's lowest bits are the rounded integer.
-_ROUNDER = np.float32(1.5 * 2**23)
-_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
+# Samples that take their steps together: a whole number of the products' tiles.
+_BLOCK = 12
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @inlined
-def _sigmoid(x):
-    """1 / (1 + exp(-x)), of operations that the processor does for many values at once."""
-    y = min(max(-x * _LOG2_E, -_LARGEST), _LARGEST)
-    rounded = y + _ROUNDER
-    f = y - (rounded - _ROUNDER)
-    power = _P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * (_P5 + f * _P6)))))
-    scale = float_of_bits(np.uint32((bits_of_float(rounded) << np.uint32(23)) + np.uint32(127 << 23)))
-    return _ONE / (_ONE + scale * power)
+def _place(d, step, steps, time):
+    """Where a direction's step is among the steps that are taken, and in time."""
+    return (step, step) if d == 0 else (steps - 1 - step, time - 1 - step)
 
 
 @inlined
-def _tanh(x):
-    return _TWO * _sigmoid(_TWO * x) - _ONE
-
-
-# Samples that take their steps together.
-_BLOCK = 2 * ROWS
-
-# The inner loops are many and small so that each has few arrays: with more, the compiler gives up
-# proving that they do not overlap, and does one value at a time.
+def _copy(a, i, b, j, number):
+    """So many values of a, from an item on, to b."""
+    whole = number - number % LANES
+    for k in range(0, whole, LANES):
+        copy(a, i[:-1] + (i[-1] + k,), b, j[:-1] + (j[-1] + k,))
+    for k in range(whole, number):
+        b[j[:-1] + (j[-1] + k,)] = a[i[:-1] + (i[-1] + k,)]
 
 
 @compiled
-def forward(first, end, steps, returns, keep, from_zero, x, kernels, recurrents, gates, z, bias, states, h,
-            before, mask, y):
+def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, bias, states, h, before, mask,
+            y):
     """Steps of both directions.
 
     The matrix products of a step are either done here, with packed weights, or were done before: then
-    `kernels` has the length 0, there is one step only, `gates` holds the inputs' products and z the states'.
+    `weights` has the length 0, there is one step only, `gates` holds the inputs' products and z the states'.
 
     Args:
         first: number of the first step, in the order of computation; end: for each direction, that after the
@@ -67,216 +59,244 @@ def forward(first, end, steps, returns, keep, from_zero, x, kernels, recurrents,
         returns: `SEQUENCE`, `MEAN` or `END`: what of h to write into y.
         keep: whether `gates`, `before` and all of `states` are to be written, which only the gradient needs.
         from_zero: whether h is zero before step 0, and its product left out.
-        x: inputs `(batch, time, features)`; kernels, recurrents: packed weights of each direction.
-        gates: `(2, batch, steps, 4 * units)`, forward then backward, steps in the input's order: is filled
+        x: inputs `(batch, time, features)`; weights: of each direction, packed: `(units + features, 4 *
+            units)`, of the states and then of the inputs.
+        gates: `(2, steps, batch, 4 * units)`, forward then backward, steps in the input's order: is filled
             with the steps' gates.
         z: `(1 or 2, batch, 4 * units)`, or `(0, ...)` for zeros; bias: `(2, 4 * units)`.
         states: cell states `(steps + 1, 2, batch, units)` before and after each step; without `keep`
             `(1, 2, batch, units)`, replaced in every step.
-        h: `(2, batch, units)`, states before the steps, replaced by those after them.
-        before: `(2, batch, steps, units)`: gets h as it was before each step.
+        h: `(2, batch, units)`, states before the steps; without weights replaced by those after the step.
+        before: `(2, steps, batch, units)`: gets h as it was before each step.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
-        y: `(batch, time, 2 * units)` for `SEQUENCE`, else `(batch, 1, 2 * units)`; before the first
-            step all zero.
+        y: `(batch, time, 2 * units)` for `SEQUENCE`, else `(batch, 1, 2 * units)`; for `MEAN` zero before
+            the first step.
     """
     _, batch, units = h.shape
-    time = mask.shape[1]
-    projected = len(kernels) == 0
-    rows_z = np.empty((_BLOCK, padded(GATES * units)), np.float32)
-    rows_z[:] = 0
-    out = np.empty(units, np.float32)
+    time, features = mask.shape[1], x.shape[2]
+    projected = len(weights) == 0
+    # Left operands of all steps' products: the states, which a step writes for the next one, and the inputs.
+    depth = units_in(h, units + features)
+    rows = np.zeros((0 if projected else time, _BLOCK, depth * values_in_unit(h)), h.dtype)
+    z_rows = aligned(_BLOCK * GATES * LANES, y).reshape((_BLOCK, GATES * LANES))
     share = _ONE / np.float32(steps)
-    for d in range(2):
-        own, bias_d = slice(d * units, (d + 1) * units), bias[d]
-        for start in range(0, batch, _BLOCK):
-            stop = min(start + _BLOCK, batch)
+    for start in range(0, batch, _BLOCK):
+        number = min(_BLOCK, batch - start)
+        if not projected:
+            for n in range(number):
+                for t in range(time):
+                    _copy(x, (start + n, t, 0), rows, (t, n, units), features)
+        for d in range(2):
+            if first == 0:
+                slot, t = _place(d, 0, steps, time)
+                for n in range(number):
+                    if not projected:
+                        _copy(h, (d, start + n, 0), rows, (t, n, 0), units)
+                    if keep:
+                        _copy(h, (d, start + n, 0), before, (d, slot, start + n, 0), units)
             for step in range(first, end[d]):
-                slot, t = (step, step) if d == 0 else (steps - 1 - step, time - 1 - step)
+                slot, t = _place(d, step, steps, time)
+                next_slot, next_t = _place(d, step + 1, steps, time)
                 y_slot = t if returns == SEQUENCE else 0
-                c_before, c = (states[step, d], states[step + 1, d]) if keep else (states[0, d], states[0, d])
-                for b in range(start, stop):
-                    gate = rows_z[b - start]
-                    for k in range(GATES * units):
-                        gate[k] = bias_d[k]
-                if projected:
-                    for b in range(start, stop):
-                        gate, gates_b = rows_z[b - start], gates[d, b, slot]
-                        for k in range(GATES * units):
-                            gate[k] += load(gates_b[k])
-                        if len(z) > 0:
-                            z_b = z[d, b]
-                            for k in range(GATES * units):
-                                gate[k] += load(z_b[k])
-                else:
-                    block = rows_z[:stop - start]
-                    multiply(units_of(x)[start:stop, t], kernels[d], block)
-                    if step > 0 or not from_zero:
-                        multiply(units_of(h)[d, start:stop], recurrents[d], block)
-                for b in range(start, stop):
-                    ahead = min(b + AHEAD, stop - 1)
-                    prefetch(y[ahead, y_slot, own])
-                    gate = rows_z[b - start, :GATES * units]
-                    i, f = gate[:units], gate[units:2 * units]
-                    g, o = gate[2 * units:3 * units], gate[3 * units:]
-                    h_b, c_before_b, c_b, y_b = h[d, b], c_before[b], c[b], y[b, y_slot, own]
-                    if keep:
-                        prefetch(gates[d, ahead, slot])
-                        prefetch(before[d, ahead, slot])
-                        before_b = before[d, b, slot]
-                        for k in range(units):
-                            before_b[k] = h_b[k]
-                    if len(mask) > 0 and mask[b, t] == 0:
-                        for k in range(units):
-                            c_b[k] = c_before_b[k]
-                        if returns == END:
-                            for k in range(units):
-                                y_b[k] = load(h_b[k])
-                        if keep:
-                            gates_b = gates[d, b, slot]
-                            for k in range(GATES * units):
-                                store(gates_b, k, _ZERO)
-                        continue
-                    for k in range(2 * units):
-                        gate[k] = _sigmoid(gate[k])
-                    for k in range(units):
-                        g[k] = _tanh(g[k])
-                    for k in range(units):
-                        o[k] = _sigmoid(o[k])
-                    if keep:
-                        gates_b = gates[d, b, slot]
-                        for k in range(GATES * units):
-                            store(gates_b, k, gate[k])
-                    # By way of `out`, of which the compiler sees that it overlaps with nothing.
-                    for k in range(units):
-                        out[k] = f[k] * c_before_b[k] + i[k] * g[k]
-                    for k in range(units):
-                        c_b[k] = out[k]
-                    for k in range(units):
-                        out[k] = o[k] * _tanh(out[k])
-                    for k in range(units):
-                        store(h_b, k, out[k])
-                    if returns == MEAN:
-                        for k in range(units):
-                            y_b[k] += out[k] * share
+                c_before, c = (step, step + 1) if keep else (0, 0)
+                # Where the states are zero, what is left is the inputs.
+                operand = units_of(rows)[t, :number, units_in(h, units) if step == 0 and from_zero else 0:]
+                for k in range(0, units, LANES):
+                    j = GATES * k
+                    if projected:
+                        for n in range(number):
+                            for v in range(0, GATES * LANES, LANES):
+                                total = read(gates, (d, slot, start + n, j + v)) + read(bias, (d, j + v))
+                                if len(z) > 0:
+                                    total = total + read(z, (d, start + n, j + v))
+                                write(z_rows, (n, v), total)
                     else:
-                        for k in range(units):
-                            y_b[k] = out[k]
+                        multiply(operand, weights[d, j * depth:(j + GATES * LANES) * depth],
+                                 bias[d, j:j + GATES * LANES], z_rows[:number])
+                    ahead_k = k + LANES if k + LANES < units else 0
+                    ahead = step if ahead_k > 0 else min(step + 1, end[d] - 1)
+                    ahead_slot, ahead_t = _place(d, ahead, steps, time)
+                    for n in range(number):
+                        b = start + n
+                        if returns == SEQUENCE:
+                            prefetch(y, (b, ahead_t, d * units + ahead_k), LANES)
+                        if keep:
+                            prefetch(gates, (d, ahead_slot, b, GATES * ahead_k), GATES * LANES)
+                            prefetch(states, (ahead + 1, d, b, ahead_k), LANES)
+                        c_place = (c, d, b, k)
+                        if len(mask) > 0 and mask[b, t] == 0:
+                            write(states, c_place, read(states, (c_before, d, b, k)))
+                            i = f = g = o = splat(_ZERO)
+                        else:
+                            i = sigmoid(read(z_rows, (n, 0)), h)
+                            f = sigmoid(read(z_rows, (n, LANES)), h)
+                            g = tanh(read(z_rows, (n, 2 * LANES)), h)
+                            o = sigmoid(read(z_rows, (n, 3 * LANES)), h)
+                            write(states, c_place, f * read(states, (c_before, d, b, k)) + i * g)
+                        write(z_rows, (n, 0), o)
+                        if keep:
+                            write(gates, (d, slot, b, j), i)
+                            write(gates, (d, slot, b, j + LANES), f)
+                            write(gates, (d, slot, b, j + 2 * LANES), g)
+                            write(gates, (d, slot, b, j + 3 * LANES), o)
+                    for n in range(number):
+                        b = start + n
+                        place = (b, y_slot, d * units + k)
+                        if len(mask) > 0 and mask[b, t] == 0:
+                            out = read(h, (d, b, k)) if projected else read(rows, (t, n, k))
+                            if returns != MEAN:
+                                write(y, place, out if returns == END else splat(_ZERO))
+                        else:
+                            out = read(z_rows, (n, 0)) * tanh(read(states, (c, d, b, k)), h)
+                            if returns == MEAN:
+                                write(y, place, out * share + read(y, place))
+                            elif returns == SEQUENCE or step + 1 == end[d]:
+                                write(y, place, out)
+                        if projected:
+                            write(h, (d, b, k), out)
+                        elif step + 1 < end[d]:
+                            write(rows, (next_t, n, k), out)
+                        if keep and step + 1 < steps:
+                            write(before, (d, next_slot, b, k), out)
 
 
 @compiled
-def backward(first, end, last, returns, from_zero, recurrents, gates, states, mask, d_y, d_h, d_c, passed,
-             d_bias, d_z):
+def backward(first, end, last, returns, from_zero, x, weights, gates, states, before, mask, d_y, d_h, d_c,
+             passed, d_bias, d_weights, d_z):
     """The gradient of `forward`; "d_" is the loss's derivative. Steps are taken from `end` back to `first`.
 
     Args:
         last: for each direction the number of its last step, the one that `END` returns.
-        recurrents: packed transposed weights of each direction, or of the length 0: then there is one step
-            only, and d_h came through the next step's product.
+        weights: the states' weights of each direction, packed transposed, or of the length 0: then there is
+            one step only, and d_h came through the next step's product.
         gates: are replaced by the gradient of their arguments z.
         d_y: of y; d_h: `(directions, batch, units)`, of h after the steps, or `(0, ...)` for zeros; with
-            recurrents it is written instead, of h before step 0, unless that was zero.
+            weights it is written instead, of h before step 0, unless that was zero.
         d_c: `(2, batch, units)`, of the cell states after the steps, replaced by of those before them.
         passed: `(2, len(mask), units)`: what of d_h came past a sample's end, around the products.
         d_bias: `(2, 4 * units)`, these steps' is added.
-        d_z: without recurrents `(directions, batch, 4 * units)`, written: the gates' new values once more.
+        d_weights: `(2, units + features, 4 * units)`, these steps' is added, if there are weights.
+        d_z: without weights `(directions, batch, 4 * units)`, written: the gates' new values once more.
     """
     _, batch, units = d_c.shape
-    time, steps = mask.shape[1], gates.shape[2]
-    through_here = len(recurrents) > 0
-    gate = np.empty(GATES * units, np.float32)
-    i, f, g, o = gate[:units], gate[units:2 * units], gate[2 * units:3 * units], gate[3 * units:]
-    rows_h, tanh_c = np.empty((_BLOCK, padded(units)), np.float32), np.empty(units, np.float32)
+    time, steps = mask.shape[1], gates.shape[1]
+    features = x.shape[2]
+    through_here = len(weights) > 0
+    h_rows = aligned(_BLOCK * units, d_y).reshape((_BLOCK, units))
+    zeros = np.zeros(units, np.float32)
     share = _ONE / np.float32(steps)
+    most = steps * units_in(before, _BLOCK) if through_here else 0
+    left = np.empty((most, units + features), weights.dtype)
+    panels = aligned(most * GATES * units, left)
     for d in range(2):
-        own, d_bias_d = slice(d * units, (d + 1) * units), d_bias[d]
         for start in range(0, batch, _BLOCK):
-            stop = min(start + _BLOCK, batch)
+            number = min(_BLOCK, batch - start)
+            stop = start + number
+            in_step = units_in(before, number)
+            depth = in_step * (end[d] - first)
             for step in range(end[d] - 1, first - 1, -1):
-                slot, t = (step, step) if d == 0 else (steps - 1 - step, time - 1 - step)
+                slot, t = _place(d, step, steps, time)
                 y_slot = t if returns == SEQUENCE else 0
-                c_before, c = states[step, d], states[step + 1, d]
-                rows_h[:] = _ZERO
+                if through_here and step < last[d]:
+                    later = slot + 1 if d == 0 else slot - 1
+                    multiply(units_of(gates)[d, later, start:stop], weights[d], zeros, h_rows[:number])
+                elif not through_here and d < len(d_h):
+                    for n in range(number):
+                        for k in range(0, units, LANES):
+                            write(h_rows, (n, k), read(d_h, (d, start + n, k)))
+                else:
+                    h_rows[:] = 0
+                for k in range(0, units, LANES):
+                    j = GATES * k
+                    bias_i, bias_f = read(d_bias, (d, j)), read(d_bias, (d, j + LANES))
+                    bias_g, bias_o = read(d_bias, (d, j + 2 * LANES)), read(d_bias, (d, j + 3 * LANES))
+                    ahead_k = k + LANES if k + LANES < units else 0
+                    ahead = step if ahead_k > 0 else max(step - 1, first)
+                    ahead_slot, ahead_t = _place(d, ahead, steps, time)
+                    for n in range(number):
+                        b = start + n
+                        prefetch(gates, (d, ahead_slot, b, GATES * ahead_k), GATES * LANES)
+                        prefetch(states, (ahead, d, b, ahead_k), LANES)
+                        prefetch(d_y, (b, ahead_t if returns == SEQUENCE else 0, d * units + ahead_k), LANES)
+                        if through_here:
+                            prefetch(before, (d, slot, b, k), LANES)
+                            prefetch(x, (b, t, k * features // units), features * LANES // units)
+                        d_out = read(h_rows, (n, k))
+                        beyond = len(mask) > 0 and mask[b, t] == 0
+                        if returns == MEAN:
+                            d_out = d_out + read(d_y, (b, y_slot, d * units + k)) * share
+                        elif step == last[d] if returns == END else not beyond:
+                            d_out = d_out + read(d_y, (b, y_slot, d * units + k))
+                        if len(mask) > 0:
+                            d_out = d_out + read(passed, (d, b, k))
+                            write(passed, (d, b, k), d_out if beyond else splat(_ZERO))
+                        if beyond:
+                            d_i = d_f = d_g = d_o = splat(_ZERO)
+                        else:
+                            i, f = read(gates, (d, slot, b, j)), read(gates, (d, slot, b, j + LANES))
+                            g = read(gates, (d, slot, b, j + 2 * LANES))
+                            o = read(gates, (d, slot, b, j + 3 * LANES))
+                            tanh_c = tanh(read(states, (step + 1, d, b, k)), gates)
+                            d_state = read(d_c, (d, b, k)) + d_out * o * (_ONE - tanh_c * tanh_c)
+                            d_i = d_state * g * i * (_ONE - i)
+                            d_f = d_state * read(states, (step, d, b, k)) * f * (_ONE - f)
+                            d_g = d_state * i * (_ONE - g * g)
+                            d_o = d_out * tanh_c * o * (_ONE - o)
+                            write(d_c, (d, b, k), d_state * f)
+                            bias_i, bias_f = bias_i + d_i, bias_f + d_f
+                            bias_g, bias_o = bias_g + d_g, bias_o + d_o
+                        write(gates, (d, slot, b, j), d_i)
+                        write(gates, (d, slot, b, j + LANES), d_f)
+                        write(gates, (d, slot, b, j + 2 * LANES), d_g)
+                        write(gates, (d, slot, b, j + 3 * LANES), d_o)
+                        if not through_here:
+                            for v in range(0, GATES * LANES, LANES):
+                                write(d_z, (d, b, j + v), read(gates, (d, slot, b, j + v)))
+                    write(d_bias, (d, j), bias_i)
+                    write(d_bias, (d, j + LANES), bias_f)
+                    write(d_bias, (d, j + 2 * LANES), bias_g)
+                    write(d_bias, (d, j + 3 * LANES), bias_o)
                 if through_here:
-                    if step < last[d]:
-                        later = slot + 1 if d == 0 else slot - 1
-                        multiply(units_of(gates)[d, start:stop, later], recurrents[d], rows_h[:stop - start])
-                elif d < len(d_h):
-                    for b in range(start, stop):
-                        d_out, d_h_b = rows_h[b - start], d_h[d, b]
-                        for k in range(units):
-                            d_out[k] = load(d_h_b[k])
-                for b in range(start, stop):
-                    ahead = min(b + AHEAD, stop - 1)
-                    prefetch(gates[d, ahead, slot])
-                    prefetch(d_y[ahead, y_slot, own])
-                    d_out, gates_b = rows_h[b - start, :units], gates[d, b, slot]
-                    c_before_b, c_b, d_c_b, d_y_b = c_before[b], c[b], d_c[d, b], d_y[b, y_slot, own]
-                    beyond = len(mask) > 0 and mask[b, t] == 0
-                    if returns == MEAN:
-                        for k in range(units):
-                            d_out[k] += d_y_b[k] * share
-                    elif step == last[d] if returns == END else not beyond:
-                        for k in range(units):
-                            d_out[k] += d_y_b[k]
-                    if len(mask) > 0:
-                        passed_b = passed[d, b]
-                        for k in range(units):
-                            d_out[k] += passed_b[k]
-                            passed_b[k] = d_out[k] if beyond else _ZERO
-                    if beyond:
-                        for k in range(GATES * units):
-                            gate[k] = _ZERO
-                    else:
-                        for k in range(GATES * units):
-                            gate[k] = load(gates_b[k])
-                        for k in range(units):
-                            tanh_c[k] = _tanh(c_b[k])
-                        for k in range(units):
-                            d_c_b[k] += d_out[k] * o[k] * (_ONE - tanh_c[k] * tanh_c[k])
-                        for k in range(units):
-                            o[k] = d_out[k] * tanh_c[k] * o[k] * (_ONE - o[k])
-                        for k in range(units):
-                            d_i = d_c_b[k] * g[k] * i[k] * (_ONE - i[k])
-                            g[k] = d_c_b[k] * i[k] * (_ONE - g[k] * g[k])
-                            i[k] = d_i
-                        for k in range(units):
-                            d_f = d_c_b[k] * c_before_b[k] * f[k] * (_ONE - f[k])
-                            d_c_b[k] *= f[k]
-                            f[k] = d_f
-                        for k in range(GATES * units):
-                            d_bias_d[k] += gate[k]
-                    for k in range(GATES * units):
-                        store(gates_b, k, gate[k])
-                    if not through_here:
-                        d_z_b = d_z[d, b]
-                        for k in range(GATES * units):
-                            d_z_b[k] = gates_b[k]
-            if through_here and not from_zero:
-                slot = 0 if d == 0 else steps - 1
-                rows_h[:] = _ZERO
-                multiply(units_of(gates)[d, start:stop, slot], recurrents[d], rows_h[:stop - start])
-                for b in range(start, stop):
-                    d_out, d_h_b = rows_h[b - start], d_h[d, b]
-                    for k in range(units):
-                        store(d_h_b, k, d_out[k])
+                    k = (step - first) * in_step
+                    pack_units_beside(before[d, slot, start:stop], x[start:stop, t], k, left)
+                    pack_units(gates[d, slot, start:stop], k, depth, panels)
+            if through_here:
+                # Before step 0 the states are zero, if they are not given.
+                skip = in_step if from_zero else 0
+                add_transposed(left[skip:depth, :units], panels, depth, d_weights[d, :units])
+                add_transposed(left[:depth, units:], panels, depth, d_weights[d, units:])
+                if not from_zero:
+                    multiply(units_of(gates)[d, 0 if d == 0 else steps - 1, start:stop], weights[d], zeros,
+                             h_rows[:number])
+                    for n in range(number):
+                        for k in range(0, units, LANES):
+                            write(d_h, (d, start + n, k), read(h_rows, (n, k)))
 
 
 @compiled
-def input_gradients(kernels, gates, d_x):
+def input_gradients(weights, backward_steps, gates, d_x):
     """The gradient of x by way of both directions.
 
     Args:
-        kernels: packed transposed weights of each direction; gates: of `backward`.
-        d_x: values `(batch, time, features)`, of which a direction has read the first or last steps; written.
+        weights: the inputs' weights of each direction, packed transposed; backward_steps: how many of the
+            steps the backward direction takes; gates: of `backward`.
+        d_x: float32 `(batch, time, features)`, written.
     """
-    _, batch, steps, _ = gates.shape
+    _, steps, batch, _ = gates.shape
     _, time, features = d_x.shape
-    rows = np.empty((time, padded(features)), np.float32)
-    for b in range(batch):
-        rows[:] = _ZERO
-        multiply(units_of(gates)[0, b], kernels[0], rows[:steps])
-        multiply(units_of(gates)[1, b], kernels[1], rows[time - steps:])
+    whole = features - features % LANES
+    zeros = np.zeros(padded(features), np.float32)
+    rows = aligned(2 * _BLOCK * len(zeros), zeros).reshape((2, _BLOCK, len(zeros)))
+    for start in range(0, batch, _BLOCK):
+        number = min(_BLOCK, batch - start)
         for t in range(time):
-            d_x_t, row = d_x[b, t], rows[t]
-            for k in range(features):
-                store(d_x_t, k, row[k])
+            rows[:] = 0
+            for d, slot in ((0, t), (1, t - (time - steps))):
+                if (slot < steps) if d == 0 else (slot >= steps - backward_steps):
+                    multiply(units_of(gates)[d, slot, start:start + number], weights[d], zeros,
+                             rows[d, :number])
+            for n in range(number):
+                for k in range(0, whole, LANES):
+                    write(d_x, (start + n, t, k), read(rows, (0, n, k)) + read(rows, (1, n, k)))
+                for k in range(whole, features):
+                    d_x[start + n, t, k] = rows[0, n, k] + rows[1, n, k]

@@ -15,16 +15,15 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from pipeline.compiled import compiled, host_has, inlined, prefetch
+from pipeline.compiled import compiled, host_has, inlined
+from pipeline.vectors import LANES, BFloat16, everywhere, item, prefetch
 
 # A tile of the product, in registers: so many rows, and so many vectors of so many float32. With one of each
 # operand they fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
-ROWS = 6
-LANES = 16
-VECTORS = 4 if host_has("avx512f") else 1
-# Rows that are summed over at once in `multiply_transposed`: their packed copies stay in the second cache.
-DEPTH = 512
-# While packing, units are asked for so many before they are needed.
+ROWS, VECTORS = (12, 2) if host_has("avx512f") else (6, 1)
+# Rows that are left over are taken so many at a time, and then singly.
+FEW = 4
+# Rows of weights that are asked for ahead while packing.
 _AHEAD = 8
 
 
@@ -36,31 +35,27 @@ def multiplies_bfloat16():
     return host_has("avx512bf16") and not host_has("amx-bf16")
 
 
-class _BFloat16(ir.types.Type):
-    """LLVM's type of that name, which llvmlite lacks."""
-
-    def _to_string(self):
-        return "bfloat"
-
-
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
+_PAIRS = ir.VectorType(BFloat16(), 2 * LANES)
 _BYTE, _INT, _LONG = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def _tile(typing_context, a, panel, out, rows, vectors):
-    """Add the product of a's first rows and a panel to as many rows and vectors of out.
+def _tile(typing_context, a, panel, start, out, rows, vectors):
+    """Write the product of a's first rows and a panel to as many rows and vectors of out.
 
     Args:
         a: units `(rows or more, depth)`; panel: units `(depth * vectors * LANES)`; out: float32 `(rows or
             more, vectors * LANES or more)`, each row contiguous.
+        start: what to add to each row, float32 `(vectors * LANES or more)`; None for what is in out.
         rows, vectors: constants.
     """
     def generate(context, builder, signature, arguments):
-        heights, widths = range(signature.args[3].literal_value), range(signature.args[4].literal_value)
-        a, panel, out = (context.make_array(kind)(context, builder, value)
-                         for kind, value in zip(signature.args[:3], arguments))
+        heights, widths = range(signature.args[4].literal_value), range(signature.args[5].literal_value)
+        from_out = isinstance(signature.args[2], types.NoneType)
+        a, panel, start, out = (None if isinstance(kind, types.NoneType)
+                                else context.make_array(kind)(context, builder, value)
+                                for kind, value in zip(signature.args[:4], arguments))
         depth = cgutils.unpack_tuple(builder, a.shape, 2)[1]
         row_bytes, unit_bytes = cgutils.unpack_tuple(builder, a.strides, 2)
         out_bytes = cgutils.unpack_tuple(builder, out.strides, 2)[0]
@@ -82,18 +77,15 @@ def _tile(typing_context, a, panel, out, rows, vectors):
         def operand(value):
             return builder.bitcast(value, _PAIRS) if in_pairs else value
 
-        def everywhere(value):
-            nothing = ir.Constant(units, ir.Undefined)
-            first = builder.insert_element(nothing, value, _INT(0))
-            zeros = ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES)
-            return builder.shuffle_vector(first, nothing, zeros)
-
         vector_bytes = 4 * LANES
         row_starts = [builder.mul(out_bytes, _LONG(i)) for i in heights]
         places = [[at(out.data, builder.add(row_starts[i], _LONG(vector_bytes * j)), _FLOATS) for j in widths]
                   for i in heights]
         starts = [builder.mul(row_bytes, _LONG(i)) for i in heights]
-        sums = [[read(place, _LONG(0), _FLOATS) for place in row] for row in places]
+        if from_out:
+            sums = [[read(place, _LONG(0), _FLOATS) for place in row] for row in places]
+        else:
+            sums = [[read(start.data, _LONG(vector_bytes * j), _FLOATS) for j in widths]] * len(heights)
 
         before, loop = builder.block, builder.append_basic_block("sum")
         after = builder.append_basic_block("summed")
@@ -108,7 +100,7 @@ def _tile(typing_context, a, panel, out, rows, vectors):
         unit_offset = builder.mul(k, unit_bytes)
         results = [[None for _ in widths] for _ in heights]
         for i in heights:
-            left = operand(everywhere(read(a.data, builder.add(starts[i], unit_offset), unit)))
+            left = operand(everywhere(builder, read(a.data, builder.add(starts[i], unit_offset), unit)))
             for j in widths:
                 factors = (running[i][j], left, right[j]) if in_pairs else (left, right[j], running[i][j])
                 results[i][j] = builder.call(function, factors)
@@ -128,39 +120,40 @@ def _tile(typing_context, a, panel, out, rows, vectors):
             for j in widths:
                 builder.store(results[i][j], places[i][j]).align = 4
         return context.get_dummy_value()
-    return types.void(a, panel, out, rows, vectors), generate
+    return types.void(a, panel, start, out, rows, vectors), generate
 
 
 @inlined
-def _tile_of_width(a, panel, out, rows, vectors):
+def _tile_of_width(a, panel, start, out, rows, vectors):
     if vectors == 1:
-        _tile(a, panel, out, rows, 1)
-    elif vectors == 2:
-        _tile(a, panel, out, rows, 2)
-    elif vectors == 3:
-        _tile(a, panel, out, rows, 3)
+        _tile(a, panel, start, out, rows, 1)
     else:
-        _tile(a, panel, out, rows, 4)
+        _tile(a, panel, start, out, rows, 2)
 
 
 @compiled
-def multiply(a, panels, out):
-    """Add the product of a and packed weights to out.
+def multiply(a, panels, start, out):
+    """Write the product of a and packed weights to out.
 
     Args:
-        a: units `(rows, depth)`; panels: of `pack`; out: float32 `(rows, columns)`, each row contiguous,
-            columns a multiple of `LANES`.
+        a: units `(rows, depth)`; panels: of `pack`, whose depth may be larger: a is multiplied with the last.
+        start: what to add to each row, float32 `(columns)`.
+        out: float32 `(rows, columns)`, each row contiguous, columns a multiple of `LANES`.
     """
-    rows, depth = a.shape
-    vectors = out.shape[1] // LANES
-    for v in range(0, vectors, VECTORS):
-        panel, columns = panels[v * LANES * depth:], out[:, v * LANES:]
-        width = min(VECTORS, vectors - v)
-        full = rows - rows % ROWS
+    rows, used = a.shape
+    columns = out.shape[1]
+    depth = len(panels) // columns
+    full = rows - rows % ROWS
+    few = rows - rows % FEW
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, columns - column)
+        panel, place = panels[column * depth + width * (depth - used):], out[:, column:]
         for r in range(0, full, ROWS):
-            _tile_of_width(a[r:], panel, columns[r:], ROWS, width)
-        for r in range(full, rows):
-            _tile_of_width(a[r:], panel, columns[r:], 1, width)
+            _tile_of_width(a[r:], panel, start[column:], place[r:], ROWS, width // LANES)
+        for r in range(full, few, FEW):
+            _tile_of_width(a[r:], panel, start[column:], place[r:], FEW, width // LANES)
+        for r in range(few, rows):
+            _tile_of_width(a[r:], panel, start[column:], place[r:], 1, width // LANES)
 
 
 @compiled
@@ -181,56 +174,98 @@ def _units_of_any(array):
 
 
 @compiled
+def values_in_unit(array):
+    return 2 if array.itemsize == 2 else 1
+
+
+@compiled
 def units_in(array, number):
-    """How many units so many values of the array's type make: half as many pairs, an odd one filled up."""
+    """How many units so many values of the array's type make, the last one filled up."""
     return (number + 1) // 2 if array.itemsize == 2 else number
 
 
-def _interleave(rows, k, start, out):
-    """Units number k of some rows `(depth, columns)`, from column `start` on, to out."""
+@intrinsic
+def _write_units(typing_context, out, k, first, i, second, j):
+    """LANES units to a row of them, made of values of two arrays; of float32, of the first's."""
+    def generate(context, builder, signature, arguments):
+        kinds = signature.args
+        in_pairs = kinds[0].dtype == types.uint32
+        values = ir.VectorType(ir.IntType(16) if in_pairs else ir.FloatType(), LANES)
+
+        def address(n, of):
+            return builder.bitcast(item(context, builder, kinds[n:], arguments[n:]), of.as_pointer())
+
+        def load(n):
+            value = builder.load(address(n, values))
+            value.align = 2 if in_pairs else 4
+            return value
+
+        units = load(2)
+        if in_pairs:
+            ints = ir.VectorType(_INT, LANES)
+            high = builder.shl(builder.zext(load(4), ints), ir.Constant(ints, [16] * LANES))
+            units = builder.or_(builder.zext(units, ints), high)
+        builder.store(units, address(0, units.type)).align = 4
+        return context.get_dummy_value()
+    return types.void(out, k, first, i, second, j), generate
 
 
-@overload(_interleave, inline="always")
-def _interleave_any(rows, k, start, out):
-    if rows.dtype == types.uint16:
-        def interleave(rows, k, start, out):
-            first = rows[2 * k, start:start + len(out)]
-            if 2 * k + 1 < len(rows):
-                second = rows[2 * k + 1, start:start + len(out)]
-                for j in range(len(out)):
-                    out[j] = np.uint32(first[j]) | (np.uint32(second[j]) << np.uint32(16))
-            else:
-                for j in range(len(out)):
-                    out[j] = np.uint32(first[j])
-    else:
-        def interleave(rows, k, start, out):
-            row = rows[k, start:start + len(out)]
-            for j in range(len(out)):
-                out[j] = row[j]
-    return interleave
+def _unit(first, second):
+    """As `_write_units`, of single values."""
+
+
+@overload(_unit, inline="always")
+def _unit_of_any(first, second):
+    if first == types.uint16:
+        return lambda first, second: np.uint32(first) | (np.uint32(second) << np.uint32(16))
+    return lambda first, second: first
+
+
+def _drop_second(units):
+    """Clear the second value of each pair."""
+
+
+@overload(_drop_second)
+def _drop_second_of_any(units):
+    if units.dtype == types.uint32:
+        def drop(units):
+            for k in range(len(units)):
+                units[k] &= np.uint32(0xFFFF)
+        return drop
+    return lambda units: None
+
+
+@compiled
+def pack_units(a, k, depth, out):
+    """Write rows in the order in which tiles read a right operand, some of the units that are summed over.
+
+    Args:
+        a: values `(rows, columns)`, columns a multiple of LANES.
+        k: number of the first unit; depth: of them all.
+        out: units, flat: panels of VECTORS vectors (the last of those that are left), unit by unit. A row
+            that is missing to a unit is anything: on the left it must be 0.
+    """
+    rows, columns = a.shape
+    in_unit = values_in_unit(a)
+    for first in range(0, rows, in_unit):
+        second = min(first + in_unit, rows) - 1
+        for column in range(0, columns, VECTORS * LANES):
+            width = min(VECTORS * LANES, columns - column)
+            for v in range(column, column + width, LANES):
+                place = column * depth + k * width + v - column
+                _write_units(out, (place,), a, (first, v), a, (second, v))
+        k += 1
 
 
 @compiled
 def pack(weights, panels):
-    """Write the right operand of a product in the order in which tiles read it.
-
-    Args:
-        weights: values `(depth, columns)`, each row contiguous.
-        panels: units, flat: panels of VECTORS vectors (the last of those that are left), unit by unit;
-            columns that are missing to a multiple of LANES are 0.
-    """
-    columns = weights.shape[1]
-    depth, vectors = units_in(weights, len(weights)), padded(columns) // LANES
-    per_unit = 2 if weights.itemsize == 2 else 1
-    for k in range(depth):
-        for row in range((k + _AHEAD) * per_unit, min((k + _AHEAD + 1) * per_unit, len(weights))):
-            prefetch(weights[row])
-        for v in range(0, vectors, VECTORS):
-            width = min(VECTORS, vectors - v) * LANES
-            start = v * LANES * depth + k * width
-            own = min(width, columns - v * LANES)
-            _interleave(weights, k, v * LANES, panels[start:start + own])
-            panels[start + own:start + width] = 0
+    """`pack_units` of all of a right operand: weights `(depth, columns)`."""
+    rows, columns = weights.shape
+    in_unit = values_in_unit(weights)
+    for first in range(0, rows, in_unit):
+        for ahead in range(first + _AHEAD * in_unit, min(first + (_AHEAD + 1) * in_unit, rows)):
+            prefetch(weights, (ahead, 0), columns)
+        pack_units(weights[first:first + in_unit], first // in_unit, units_in(weights, rows), panels)
 
 
 @compiled
@@ -238,42 +273,64 @@ def pack_transposed(weights, panels):
     """`pack` for the transpose of weights `(columns, depth)`, contiguous, depth a number of whole units."""
     units = units_of(weights)
     columns, depth = units.shape
-    vectors = padded(columns) // LANES
-    for v in range(0, vectors, VECTORS):
-        width = min(VECTORS, vectors - v) * LANES
-        panel = panels[v * LANES * depth:v * LANES * depth + width * depth].reshape((depth, width))
-        own = min(width, columns - v * LANES)
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, padded(columns) - column)
+        own = min(width, columns - column)
+        panel = panels[column * depth:(column + width) * depth].reshape((depth, width))
         for k in range(depth):
             for j in range(own):
-                panel[k, j] = units[v * LANES + j, k]
+                panel[k, j] = units[column + j, k]
             panel[k, own:] = 0
 
 
 @compiled
-def multiply_transposed(a, b, c, out):
-    """The transposed [a | b] times c: weights' gradients from their inputs and from their outputs' gradients.
+def pack_units_beside(a, b, k, out):
+    """Write rows [a | b] as units of a left operand, transposed.
 
     Args:
-        a: values `(samples, steps, a's rows)`; b: values `(samples, steps, b's rows)`; c: values `(samples,
-            steps, columns)`, contiguous. The sum is over samples and steps.
-        out: float32 `(a's and b's rows, padded(columns))`.
+        a: values `(rows, a's columns)`, a multiple of LANES; b: values `(rows, b's columns)`.
+        k: number of the first unit; out: units `(depth, a's and b's columns)`. A row that is missing to a
+            unit is 0.
     """
-    samples, steps, split = a.shape
-    rows, columns = split + b.shape[2], c.shape[2]
-    at_once = max(1, DEPTH // steps)
-    left_rows = np.empty((at_once * steps, rows), a.dtype)
-    depth = units_in(a, len(left_rows))
-    left = np.empty((depth, rows), units_of(np.empty(2, a.dtype)).dtype)
-    panels = np.empty(depth * padded(columns), left.dtype)
-    out[:] = 0
-    for start in range(0, samples, at_once):
-        number = min(at_once, samples - start)
-        for n in range(number):
-            left_rows[n * steps:(n + 1) * steps, :split] = a[start + n]
-            left_rows[n * steps:(n + 1) * steps, split:] = b[start + n]
-        summed = number * steps
-        depth = units_in(a, summed)
-        for k in range(depth):
-            _interleave(left_rows[:summed], k, 0, left[k])
-        pack(c[start:start + number].reshape((summed, columns)), panels)
-        multiply(left[:depth].T, panels, out)
+    rows, split = a.shape
+    columns, in_unit = b.shape[1], values_in_unit(a)
+    whole = columns - columns % LANES
+    for first in range(0, rows, in_unit):
+        second = min(first + in_unit, rows) - 1
+        for j in range(0, split, LANES):
+            _write_units(out, (k, j), a, (first, j), a, (second, j))
+        for j in range(0, whole, LANES):
+            _write_units(out, (k, split + j), b, (first, j), b, (second, j))
+        for j in range(whole, columns):
+            out[k, split + j] = _unit(b[first, j], b[second, j])
+        if first + in_unit > rows:
+            _drop_second(out[k])
+        k += 1
+
+
+@inlined
+def _add_rows(a, panels, depth, out, rows):
+    used, columns = a.shape[1], out.shape[1]
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, columns - column)
+        _tile_of_width(a, panels[column * depth + width * (depth - used):], None, out[:, column:], rows,
+                       width // LANES)
+
+
+@compiled
+def add_transposed(left, panels, depth, out):
+    """Add the transposed `left` of `pack_units_beside`, times `panels` of `pack_units`.
+
+    Args:
+        depth: number of the panels' units; `left` may have fewer: it is multiplied with the last.
+        out: float32 `(left's columns, panels' columns)`.
+    """
+    rows = left.shape[1]
+    full = rows - rows % ROWS
+    few = rows - rows % FEW
+    for r in range(0, full, ROWS):
+        _add_rows(left[:, r:].T, panels, depth, out[r:], ROWS)
+    for r in range(full, few, FEW):
+        _add_rows(left[:, r:].T, panels, depth, out[r:], FEW)
+    for r in range(few, rows):
+        _add_rows(left[:, r:].T, panels, depth, out[r:], 1)

@@ -118,9 +118,11 @@ def test_any_size_and_batch(units, features):
 @pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor does not multiply bfloat16 in vectors")
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(("steps", "lengths"), [(6, None), (7, None), (7, [2, 7, 4] * 9)])
-def test_bfloat16_products_here_and_in_tensorflow(monkeypatch, readout, steps, lengths):
-    layer, x = BiLSTM(38, readout=readout, precision="bfloat16"), tf.constant(values(27, steps, 50))
-    initial = [tf.constant(values(27, 38, seed=seed)) for seed in (10, 11, 12, 13)]
+@pytest.mark.parametrize(("units", "features"), [(38, 50), (7, 5)])
+def test_bfloat16_products_here_and_in_tensorflow(monkeypatch, readout, steps, lengths, units, features):
+    layer = BiLSTM(units, readout=readout, precision="bfloat16")
+    x = tf.constant(values(27, steps, features))
+    initial = [tf.constant(values(27, units, seed=seed)) for seed in (10, 11, 12, 13)]
 
     def run():
         layer(x)

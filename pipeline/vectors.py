@@ -1,0 +1,267 @@
+"""Vectors of float32, for compiled code: what the compiler would have to find out by itself, said outright.
+
+Given loops over single values, it makes vectors of them only where it can prove that no two arrays overlap,
+and leaves the rest of a loop, all of it if it is short, to single values. In compiled code a `vector` is read
+from and written to arrays of float32, or of bfloat16 as uint16, and has the operators +, -, * with vectors
+and with float32. LLVM makes of it whatever vectors the processor has.
+"""
+
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
+
+from pipeline.compiled import compiled, host_has, inlined
+
+LANES = 16
+
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTS = ir.VectorType(ir.IntType(32), LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), LANES)
+_CACHE_LINE = 64  # bytes
+
+
+class BFloat16(ir.types.Type):
+    """LLVM's type of that name, which llvmlite lacks."""
+
+    def _to_string(self):
+        return "bfloat"
+
+
+class _Vector(types.Type):
+    def __init__(self):
+        super().__init__("vector")
+
+
+vector = _Vector()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _FLOATS)
+
+
+def everywhere(builder, value):
+    """A vector of one value, in LLVM."""
+    nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_INTS, [0] * LANES))
+
+
+def _operator(function, instruction):
+    kinds = ((vector, vector), (vector, types.float32), (types.float32, vector))
+
+    @type_callable(function)
+    def type_operator(typing_context):
+        def result(left, right):
+            return vector if (left, right) in kinds else None
+        return result
+
+    def generate(context, builder, signature, arguments):
+        left, right = (value if kind == vector else everywhere(builder, value)
+                       for kind, value in zip(signature.args, arguments))
+        return getattr(builder, instruction)(left, right, flags=("contract",))
+
+    for pair in kinds:
+        lower_builtin(function, *pair)(generate)
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+
+
+def item(context, builder, kinds, arguments):
+    """The address of an item, in LLVM; of an intrinsic's first two arguments: an array and the indices."""
+    kind = kinds[0]
+    array = context.make_array(kind)(context, builder, arguments[0])
+    indices = [context.cast(builder, index, of, types.intp) for of, index in
+               zip(kinds[1], cgutils.unpack_tuple(builder, arguments[1]))]
+    return cgutils.get_item_pointer(context, builder, kind, array, indices)
+
+
+@intrinsic
+def read(typing_context, array, indices):
+    """The vector that begins at an item of an array whose last dimension is contiguous."""
+    def generate(context, builder, signature, arguments):
+        address = item(context, builder, signature.args, arguments)
+        in_shorts = signature.args[0].dtype == types.uint16
+        value = builder.load(builder.bitcast(address, (_SHORTS if in_shorts else _FLOATS).as_pointer()))
+        value.align = 2 if in_shorts else 4
+        if in_shorts:
+            bits = builder.shl(builder.zext(value, _INTS), ir.Constant(_INTS, [16] * LANES))
+            return builder.bitcast(bits, _FLOATS)
+        return value
+    return vector(array, indices), generate
+
+
+@intrinsic
+def write(typing_context, array, indices, value):
+    """A vector to where `read` would find it; in bfloat16 rounded to nearest, ties to even."""
+    def generate(context, builder, signature, arguments):
+        address, value = item(context, builder, signature.args, arguments), arguments[2]
+        in_shorts = signature.args[0].dtype == types.uint16
+        if in_shorts and host_has("avx512bf16"):
+            halves = ir.VectorType(BFloat16(), LANES)
+            function = builder.module.declare_intrinsic(
+                "llvm.x86.avx512bf16.cvtneps2bf16.512", (), ir.FunctionType(halves, [_FLOATS]))
+            value = builder.bitcast(builder.call(function, [value]), _SHORTS)
+        elif in_shorts:
+            def constant(number):
+                return ir.Constant(_INTS, [number] * LANES)
+            bits = builder.bitcast(value, _INTS)
+            odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+            rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+            value = builder.trunc(builder.lshr(rounded, constant(16)), _SHORTS)
+        builder.store(value, builder.bitcast(address, value.type.as_pointer())).align = 2 if in_shorts else 4
+        return context.get_dummy_value()
+    return types.void(array, indices, value), generate
+
+
+@intrinsic
+def copy(typing_context, array, indices, to, places):
+    """LANES values from one array to another, of the same type."""
+    def generate(context, builder, signature, arguments):
+        dtype = signature.args[0].dtype
+        kind = ir.VectorType(context.get_value_type(dtype), LANES)
+        source, target = (builder.bitcast(item(context, builder, signature.args[n:], arguments[n:]),
+                                          kind.as_pointer()) for n in (0, 2))
+        value = builder.load(source)
+        value.align = dtype.bitwidth // 8
+        builder.store(value, target).align = dtype.bitwidth // 8
+        return context.get_dummy_value()
+    return types.void(array, indices, to, places), generate
+
+
+@intrinsic
+def prefetch(typing_context, array, indices, number):
+    """Start to fetch so many values of an array's last dimension into the nearest cache, from an item on."""
+    def generate(context, builder, signature, arguments):
+        byte, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, int32, int32, int32]))
+        start = builder.bitcast(item(context, builder, signature.args, arguments), byte)
+        number = context.cast(builder, arguments[2], signature.args[2], types.intp)
+        size = builder.mul(number, number.type(signature.args[0].dtype.bitwidth // 8))
+        with cgutils.for_range_slice(builder, size.type(0), size, size.type(_CACHE_LINE)) as (offset, _):
+            # To read, into all levels, data rather than instructions.
+            builder.call(function, [builder.gep(start, [offset]), int32(0), int32(3), int32(1)])
+        return context.get_dummy_value()
+    return types.void(array, indices, number), generate
+
+
+@compiled
+def aligned(number, like):
+    """An array of so many zeros, of another's type, which begins at the start of a cache line.
+
+    Vectors that lie across two lines are read and written twice.
+    """
+    spare = _CACHE_LINE // like.itemsize
+    flat = np.zeros(number + spare, like.dtype)
+    start = -flat.ctypes.data % _CACHE_LINE // like.itemsize
+    return flat[start:start + number]
+
+
+@intrinsic
+def splat(typing_context, value):
+    """A vector of one float32."""
+    def generate(context, builder, signature, arguments):
+        return everywhere(builder, arguments[0])
+    return vector(types.float32), generate
+
+
+@intrinsic
+def _within(typing_context, value, bound):
+    """The vector's values between -bound and bound; not a number remains that."""
+    def generate(context, builder, signature, arguments):
+        value, bound = arguments
+        low, high = everywhere(builder, builder.fneg(bound)), everywhere(builder, bound)
+        value = builder.select(builder.fcmp_ordered(">", low, value), low, value)
+        return builder.select(builder.fcmp_ordered("<", high, value), high, value)
+    return vector(vector, types.float32), generate
+
+
+@intrinsic
+def _power(typing_context, rounded):
+    """2**n, n being the integer in the lowest bits of a float32."""
+    def generate(context, builder, signature, arguments):
+        bits = builder.shl(builder.bitcast(arguments[0], _INTS), ir.Constant(_INTS, [23] * LANES))
+        return builder.bitcast(builder.add(bits, ir.Constant(_INTS, [127 << 23] * LANES)), _FLOATS)
+    return vector(vector), generate
+
+
+@intrinsic
+def _reciprocal_estimate(typing_context, value):
+    """1 / value: to 14 bits where the processor can do that, else exactly."""
+    def generate(context, builder, signature, arguments):
+        if not host_has("avx512f"):
+            return builder.fdiv(ir.Constant(_FLOATS, [1.0] * LANES), arguments[0])
+        mask = ir.IntType(16)
+        function = builder.module.declare_intrinsic(
+            "llvm.x86.avx512.rcp14.ps.512", (), ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, mask]))
+        return builder.call(function, [arguments[0], ir.Constant(_FLOATS, [0.0] * LANES), mask(0xFFFF)])
+    return vector(vector), generate
+
+
+def _power_series(degree):
+    """Coefficients of 2**f for f in [-1/2, 1/2]."""
+    return np.polynomial.Polynomial.cast(np.polynomial.Chebyshev.interpolate(
+        lambda f: 2.0**f, degree, (-0.5, 0.5))).coef.astype(np.float32)
+
+
+_P0, _P1, _P2, _P3, _P4, _P5 = _power_series(5)  # to 1e-7
+_Q0, _Q1, _Q2, _Q3 = _power_series(3)  # to 1e-4
+_LOG2_E = np.float32(np.log2(np.e))
+_LARGEST = np.float32(126)  # exponent of a normal float32
+# Adding it leaves no bits for a fraction: the sum's lowest bits are the rounded integer.
+_ROUNDER = np.float32(1.5 * 2**23)
+_ONE, _TWO = np.float32(1), np.float32(2)
+
+
+@inlined
+def _sigmoid_of_scaled(y):
+    """1 / (1 + 2**y)"""
+    y = _within(y, _LARGEST)
+    rounded = y + _ROUNDER
+    f = y - (rounded - _ROUNDER)
+    power = _P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * _P5))))
+    below = _ONE + _power(rounded) * power
+    estimate = _reciprocal_estimate(below)
+    # A step of Newton's method doubles the number of bits.
+    return estimate + estimate * (_ONE - below * estimate)
+
+
+@inlined
+def _coarse_sigmoid_of_scaled(y):
+    """To 13 bits."""
+    y = _within(y, _LARGEST)
+    rounded = y + _ROUNDER
+    f = y - (rounded - _ROUNDER)
+    power = _Q0 + f * (_Q1 + f * (_Q2 + f * _Q3))
+    return _reciprocal_estimate(_ONE + _power(rounded) * power)
+
+
+def sigmoid(x, like):
+    """1 / (1 + exp(-x)), as accurate as the type of the array `like` calls for: bfloat16 has 8 bits."""
+
+
+@overload(sigmoid, inline="always")
+def _sigmoid_like(x, like):
+    if like.dtype == types.uint16:
+        return lambda x, like: _coarse_sigmoid_of_scaled(x * -_LOG2_E)
+    return lambda x, like: _sigmoid_of_scaled(x * -_LOG2_E)
+
+
+def tanh(x, like):
+    """As `sigmoid`."""
+
+
+@overload(tanh, inline="always")
+def _tanh_like(x, like):
+    if like.dtype == types.uint16:
+        return lambda x, like: _TWO * _coarse_sigmoid_of_scaled(x * (-_TWO * _LOG2_E)) - _ONE
+    return lambda x, like: _TWO * _sigmoid_of_scaled(x * (-_TWO * _LOG2_E)) - _ONE
