@@ -26,8 +26,9 @@ class BiLSTM(keras.layers.Layer):
     - all steps are one compiled TensorFlow operation (`kernels.py`), which takes a few samples at a time
       through them, with matrix products of its own (`products.py`), and of which each core runs one; where
       the processor has AMX, TensorFlow's products are faster still: it does them, a step at a time;
-    - the backward pass is written by hand, its weight gradients are one product over all steps. They are
-      sums over the batch's parts, one a core, so that their last bits depend on the number of cores.
+    - the backward pass is written by hand; weight gradients are products over all steps of these samples,
+      while what they need is in the caches. The batch's parts are added up: a gradient's last bits depend
+      on the number of cores.
 
     Not differentiable twice, and not for SavedModel: `to_keras` gives a layer that is both.
 
@@ -233,16 +234,11 @@ def _in_groups(gates):
 def _whole_groups(values, axis=-1):
     """With as many zeros as the last group of cells lacks to be whole.
 
-    Cells whose weights are all 0 remain 0, and nobody sees them.
+    Nobody reads these cells: the weights from them are 0, their outputs are cut off.
     """
-    missing = -values.shape[axis] % LANES
-    if not missing:
-        return values
-    zeros = list(values.shape)
-    zeros[axis] = missing
-    if zeros[1] is None:
-        zeros[1] = tf.shape(values)[1]
-    return tf.concat([values, tf.zeros(zeros, values.dtype)], axis)
+    paddings = [(0, 0)] * len(values.shape)
+    paddings[axis] = (0, -values.shape[axis] % LANES)
+    return values if paddings[axis] == (0, 0) else tf.pad(values, paddings)
 
 
 def _in_parts(parts, x, kernel, recurrent, bias, h0, c0, mask, *how):
@@ -320,7 +316,7 @@ def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
         """What each direction reads of x, as a matrix, a step's rows together."""
         x = tf.transpose(x, (1, 0, 2))
         rows = x[None] if steps == time else tf.stack([x[:steps], x[time - steps:]])
-        return tf.reshape(rows, (-1, steps * tf.shape(x)[1], features))
+        return tf.reshape(rows, (rows.shape[0], steps * tf.shape(x)[1], features))
 
     def forward(x, weights, bias, h0, c0, keep):
         y, before, states = nothing(3), nothing(4, dtype), nothing(4)

@@ -1,16 +1,10 @@
-"""What the compiled code is made with: Numba, its results kept on disk, and bfloat16, which it does not have.
-
-Used by `products.py`, `lstm_step.py` and `kernels.py`.
-"""
+"""Numba as all compiled code of the pipeline uses it, its results kept on disk."""
 
 import hashlib
 from pathlib import Path
 
 import numba
-import numpy as np
-from numba.core import types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, overload
 
 # The files whose functions are compiled.
 COMPILED = ("compiled", "vectors", "products", "lstm_step", "kernels")

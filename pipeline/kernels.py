@@ -88,7 +88,9 @@ def _take(op, number, status):
 def _allocate(op, number, enum, itemsize, shape, status):
     """An output's tensor, to be deleted; 0 if there is no memory."""
     dims = np.array(shape, np.int64)
-    return _allocate_output(op, number, enum, dims.ctypes.data, len(dims), dims.prod() * itemsize, status)
+    tensor = _allocate_output(op, number, enum, dims.ctypes.data, len(dims), dims.prod() * itemsize, status)
+    # Used once more, so that Numba does not free it before the call.
+    return tensor if len(dims) > 0 else 0
 
 
 @compiled
@@ -101,7 +103,7 @@ def _keep(op, source, number, itemsize, shape, clear, status):
     candidate, forwarded = np.array([source], np.int32), np.zeros(1, np.int32)
     tensor = _forward_input_or_allocate_output(op, candidate.ctypes.data, 1, number, dims.ctypes.data,
                                                len(dims), forwarded.ctypes.data, status)
-    if forwarded[0] < 0 and tensor:
+    if forwarded[0] != candidate[0] and tensor:
         size = dims.prod() * itemsize
         to = _array(tensor, size, np.uint8)
         before = _take(op, source, status)
@@ -205,7 +207,7 @@ def _backward(op, element, enum, itemsize):
         gates_array, d_z_array = _array(gates, gates_shape, element), _array(d_z, d_z_shape, element)
         d_weights_array = _array(d_weights, d_weights_shape, np.float32)
         d_weights_array[:] = 0
-        if end > backward_steps:
+        if end > backward_steps and not here:
             gates_array[1, :steps - backward_steps] = 0
         # With weights, there is no d_z, and in its place the gradient of the initial h.
         if here:

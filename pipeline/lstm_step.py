@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.compiled import compiled, inlined
 from pipeline.products import (
-    add_transposed, multiply, pack_units, pack_units_beside, padded, units_in, units_of, values_in_unit)
+    multiply, pack_units, pack_units_beside, padded, units_in, units_of, values_in_unit)
 from pipeline.vectors import LANES, aligned, copy, prefetch, read, sigmoid, splat, tanh, write
 
 # Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
@@ -56,13 +56,13 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
     Args:
         first: number of the first step, in the order of computation; end: for each direction, that after the
             last; steps: all that there are.
-        returns: `SEQUENCE`, `MEAN` or `END`: what of h to write into y.
+        returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what of h to write into y.
         keep: whether `gates`, `before` and all of `states` are to be written, which only the gradient needs.
         from_zero: whether h is zero before step 0, and its product left out.
         x: inputs `(batch, time, features)`; weights: of each direction, packed: `(units + features, 4 *
             units)`, of the states and then of the inputs.
-        gates: `(2, steps, batch, 4 * units)`, forward then backward, steps in the input's order: is filled
-            with the steps' gates.
+        gates: `(2, steps, batch, 4 * units)`, forward then backward, steps in the input's order: with `keep`
+            is filled with the steps' gates.
         z: `(1 or 2, batch, 4 * units)`, or `(0, ...)` for zeros; bias: `(2, 4 * units)`.
         states: cell states `(steps + 1, 2, batch, units)` before and after each step; without `keep`
             `(1, 2, batch, units)`, replaced in every step.
@@ -144,8 +144,7 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
                         place = (b, y_slot, d * units + k)
                         if len(mask) > 0 and mask[b, t] == 0:
                             out = read(h, (d, b, k)) if projected else read(rows, (t, n, k))
-                            if returns != MEAN:
-                                write(y, place, out if returns == END else splat(_ZERO))
+                            write(y, place, out if returns == END else splat(_ZERO))
                         else:
                             out = read(z_rows, (n, 0)) * tanh(read(states, (c, d, b, k)), h)
                             if returns == MEAN:
@@ -156,6 +155,7 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
                             write(h, (d, b, k), out)
                         elif step + 1 < end[d]:
                             write(rows, (next_t, n, k), out)
+                        # Also for the step that the backward direction may lack: its part is 0 times this.
                         if keep and step + 1 < steps:
                             write(before, (d, next_slot, b, k), out)
 
@@ -251,7 +251,7 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
                         write(gates, (d, slot, b, j + 3 * LANES), d_o)
                         if not through_here:
                             for v in range(0, GATES * LANES, LANES):
-                                write(d_z, (d, b, j + v), read(gates, (d, slot, b, j + v)))
+                                copy(gates, (d, slot, b, j + v), d_z, (d, b, j + v))
                     write(d_bias, (d, j), bias_i)
                     write(d_bias, (d, j + LANES), bias_f)
                     write(d_bias, (d, j + 2 * LANES), bias_g)
@@ -263,8 +263,9 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
             if through_here:
                 # Before step 0 the states are zero, if they are not given.
                 skip = in_step if from_zero else 0
-                add_transposed(left[skip:depth, :units], panels, depth, d_weights[d, :units])
-                add_transposed(left[:depth, units:], panels, depth, d_weights[d, units:])
+                right = panels[:depth * GATES * units]
+                multiply(left[skip:depth, :units].T, right, None, d_weights[d, :units])
+                multiply(left[:depth, units:].T, right, None, d_weights[d, units:])
                 if not from_zero:
                     multiply(units_of(gates)[d, 0 if d == 0 else steps - 1, start:stop], weights[d], zeros,
                              h_rows[:number])

@@ -16,7 +16,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
 from pipeline.compiled import compiled, host_has, inlined
-from pipeline.vectors import LANES, BFloat16, everywhere, item, prefetch
+from pipeline.vectors import FLOATS, INTS, LANES, BFloat16, everywhere, item, prefetch
 
 # A tile of the product, in registers: so many rows, and so many vectors of so many float32. With one of each
 # operand they fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
@@ -35,7 +35,6 @@ def multiplies_bfloat16():
     return host_has("avx512bf16") and not host_has("amx-bf16")
 
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _PAIRS = ir.VectorType(BFloat16(), 2 * LANES)
 _BYTE, _INT, _LONG = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 
@@ -60,9 +59,10 @@ def _tile(typing_context, a, panel, start, out, rows, vectors):
         row_bytes, unit_bytes = cgutils.unpack_tuple(builder, a.strides, 2)
         out_bytes = cgutils.unpack_tuple(builder, out.strides, 2)[0]
         in_pairs = signature.args[0].dtype == types.uint32
-        name, inputs = (("llvm.x86.avx512bf16.dpbf16ps.512", [_FLOATS, _PAIRS, _PAIRS]) if in_pairs
-                        else (f"llvm.fma.v{LANES}f32", [_FLOATS, _FLOATS, _FLOATS]))
-        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(_FLOATS, inputs))
+        fused = builder.module.declare_intrinsic(
+            f"llvm.fma.v{LANES}f32", (), ir.FunctionType(FLOATS, [FLOATS, FLOATS, FLOATS]))
+        of_pairs = in_pairs and host_has("avx512bf16") and builder.module.declare_intrinsic(
+            "llvm.x86.avx512bf16.dpbf16ps.512", (), ir.FunctionType(FLOATS, [FLOATS, _PAIRS, _PAIRS]))
         unit = _INT if in_pairs else ir.FloatType()
         units = ir.VectorType(unit, LANES)
 
@@ -74,18 +74,26 @@ def _tile(typing_context, a, panel, start, out, rows, vectors):
             value.align = 4
             return value
 
-        def operand(value):
-            return builder.bitcast(value, _PAIRS) if in_pairs else value
+        def add_product(total, left, right):
+            if of_pairs:
+                return builder.call(of_pairs, [total, *(builder.bitcast(of, _PAIRS) for of in (left, right))])
+            if in_pairs:
+                for take, by in ((builder.shl, 16), (builder.and_, 0xFFFF0000)):
+                    factors = [builder.bitcast(take(of, ir.Constant(INTS, [by] * LANES)), FLOATS)
+                               for of in (left, right)]
+                    total = builder.call(fused, [*factors, total])
+                return total
+            return builder.call(fused, [left, right, total])
 
         vector_bytes = 4 * LANES
         row_starts = [builder.mul(out_bytes, _LONG(i)) for i in heights]
-        places = [[at(out.data, builder.add(row_starts[i], _LONG(vector_bytes * j)), _FLOATS) for j in widths]
+        places = [[at(out.data, builder.add(row_starts[i], _LONG(vector_bytes * j)), FLOATS) for j in widths]
                   for i in heights]
         starts = [builder.mul(row_bytes, _LONG(i)) for i in heights]
         if from_out:
-            sums = [[read(place, _LONG(0), _FLOATS) for place in row] for row in places]
+            sums = [[read(place, _LONG(0), FLOATS) for place in row] for row in places]
         else:
-            sums = [[read(start.data, _LONG(vector_bytes * j), _FLOATS) for j in widths]] * len(heights)
+            sums = [[read(start.data, _LONG(vector_bytes * j), FLOATS) for j in widths]] * len(heights)
 
         before, loop = builder.block, builder.append_basic_block("sum")
         after = builder.append_basic_block("summed")
@@ -93,17 +101,15 @@ def _tile(typing_context, a, panel, start, out, rows, vectors):
         builder.position_at_end(loop)
         k = builder.phi(_LONG)
         k.add_incoming(_LONG(0), before)
-        running = [[builder.phi(_FLOATS) for _ in widths] for _ in heights]
+        running = [[builder.phi(FLOATS) for _ in widths] for _ in heights]
         panel_offset = builder.mul(k, _LONG(vector_bytes * len(widths)))
-        right = [operand(read(panel.data, builder.add(panel_offset, _LONG(vector_bytes * j)), units))
-                 for j in widths]
+        right = [read(panel.data, builder.add(panel_offset, _LONG(vector_bytes * j)), units) for j in widths]
         unit_offset = builder.mul(k, unit_bytes)
         results = [[None for _ in widths] for _ in heights]
         for i in heights:
-            left = operand(everywhere(builder, read(a.data, builder.add(starts[i], unit_offset), unit)))
+            left = everywhere(builder, read(a.data, builder.add(starts[i], unit_offset), unit))
             for j in widths:
-                factors = (running[i][j], left, right[j]) if in_pairs else (left, right[j], running[i][j])
-                results[i][j] = builder.call(function, factors)
+                results[i][j] = add_product(running[i][j], left, right[j])
         following = builder.add(k, _LONG(1))
         k.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
@@ -112,7 +118,7 @@ def _tile(typing_context, a, panel, start, out, rows, vectors):
             for j in widths:
                 running[i][j].add_incoming(sums[i][j], before)
                 running[i][j].add_incoming(results[i][j], loop)
-                total = builder.phi(_FLOATS)
+                total = builder.phi(FLOATS)
                 total.add_incoming(sums[i][j], before)
                 total.add_incoming(results[i][j], loop)
                 results[i][j] = total
@@ -123,12 +129,28 @@ def _tile(typing_context, a, panel, start, out, rows, vectors):
     return types.void(a, panel, start, out, rows, vectors), generate
 
 
+def _from(start, column):
+    """What to add from a column on."""
+
+
+@overload(_from, inline="always")
+def _from_any(start, column):
+    if isinstance(start, types.NoneType):
+        return lambda start, column: None
+    return lambda start, column: start[column:]
+
+
 @inlined
-def _tile_of_width(a, panel, start, out, rows, vectors):
-    if vectors == 1:
-        _tile(a, panel, start, out, rows, 1)
-    else:
-        _tile(a, panel, start, out, rows, 2)
+def _multiply_rows(a, panels, start, out, rows):
+    used, columns = a.shape[1], out.shape[1]
+    depth = len(panels) // columns
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, columns - column)
+        panel, place = panels[column * depth + width * (depth - used):], out[:, column:]
+        if width == LANES:
+            _tile(a, panel, _from(start, column), place, rows, 1)
+        else:
+            _tile(a, panel, _from(start, column), place, rows, 2)
 
 
 @compiled
@@ -136,24 +158,20 @@ def multiply(a, panels, start, out):
     """Write the product of a and packed weights to out.
 
     Args:
-        a: units `(rows, depth)`; panels: of `pack`, whose depth may be larger: a is multiplied with the last.
-        start: what to add to each row, float32 `(columns)`.
+        a: units `(rows, depth)`; panels: of `pack_units`, whose depth may be larger: a is multiplied with
+            the last.
+        start: what to add to each row, float32 `(columns)`; None for what is in out.
         out: float32 `(rows, columns)`, each row contiguous, columns a multiple of `LANES`.
     """
-    rows, used = a.shape
-    columns = out.shape[1]
-    depth = len(panels) // columns
+    rows = len(a)
     full = rows - rows % ROWS
-    few = rows - rows % FEW
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
-        panel, place = panels[column * depth + width * (depth - used):], out[:, column:]
-        for r in range(0, full, ROWS):
-            _tile_of_width(a[r:], panel, start[column:], place[r:], ROWS, width // LANES)
-        for r in range(full, few, FEW):
-            _tile_of_width(a[r:], panel, start[column:], place[r:], FEW, width // LANES)
-        for r in range(few, rows):
-            _tile_of_width(a[r:], panel, start[column:], place[r:], 1, width // LANES)
+    few = rows - (rows - full) % FEW
+    for r in range(0, full, ROWS):
+        _multiply_rows(a[r:], panels, start, out[r:], ROWS)
+    for r in range(full, few, FEW):
+        _multiply_rows(a[r:], panels, start, out[r:], FEW)
+    for r in range(few, rows):
+        _multiply_rows(a[r:], panels, start, out[r:], 1)
 
 
 @compiled
@@ -181,7 +199,8 @@ def values_in_unit(array):
 @compiled
 def units_in(array, number):
     """How many units so many values of the array's type make, the last one filled up."""
-    return (number + 1) // 2 if array.itemsize == 2 else number
+    in_unit = values_in_unit(array)
+    return (number + in_unit - 1) // in_unit
 
 
 @intrinsic
@@ -202,9 +221,8 @@ def _write_units(typing_context, out, k, first, i, second, j):
 
         units = load(2)
         if in_pairs:
-            ints = ir.VectorType(_INT, LANES)
-            high = builder.shl(builder.zext(load(4), ints), ir.Constant(ints, [16] * LANES))
-            units = builder.or_(builder.zext(units, ints), high)
+            high = builder.shl(builder.zext(load(4), INTS), ir.Constant(INTS, [16] * LANES))
+            units = builder.or_(builder.zext(units, INTS), high)
         builder.store(units, address(0, units.type)).align = 4
         return context.get_dummy_value()
     return types.void(out, k, first, i, second, j), generate
@@ -306,31 +324,3 @@ def pack_units_beside(a, b, k, out):
         if first + in_unit > rows:
             _drop_second(out[k])
         k += 1
-
-
-@inlined
-def _add_rows(a, panels, depth, out, rows):
-    used, columns = a.shape[1], out.shape[1]
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
-        _tile_of_width(a, panels[column * depth + width * (depth - used):], None, out[:, column:], rows,
-                       width // LANES)
-
-
-@compiled
-def add_transposed(left, panels, depth, out):
-    """Add the transposed `left` of `pack_units_beside`, times `panels` of `pack_units`.
-
-    Args:
-        depth: number of the panels' units; `left` may have fewer: it is multiplied with the last.
-        out: float32 `(left's columns, panels' columns)`.
-    """
-    rows = left.shape[1]
-    full = rows - rows % ROWS
-    few = rows - rows % FEW
-    for r in range(0, full, ROWS):
-        _add_rows(left[:, r:].T, panels, depth, out[r:], ROWS)
-    for r in range(full, few, FEW):
-        _add_rows(left[:, r:].T, panels, depth, out[r:], FEW)
-    for r in range(few, rows):
-        _add_rows(left[:, r:].T, panels, depth, out[r:], 1)

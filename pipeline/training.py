@@ -22,6 +22,9 @@ PREDICTION_BATCH = 250
 # Pixels down and to the right, see `average`.
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 AUGMENTATION_BATCH = 512
+# The modules whose code decides what a network becomes.
+CODE = ("augment", "bilstm", "compiled", "kernels", "lstm_step", "network", "products", "training", "vectors",
+        "workers")
 # Where a random stream is used is part of its seed, so that no two uses share one.
 _SHUFFLE, _AUGMENT, _WEIGHTS = range(3)
 
@@ -327,8 +330,7 @@ def fingerprint(recipe, digits):
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (digits.images, digits.labels, digits.folds, digits.unlabelled):
         digest.update(np.ascontiguousarray(array))
-    for module in ("augment", "bilstm", "compiled", "kernels", "lstm_step", "network", "products", "training",
-                   "workers"):
+    for module in CODE:
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     for package in ("keras", "llvmlite", "numba", "numpy", "tensorflow"):
         digest.update(version(package).encode())

@@ -18,8 +18,8 @@ from pipeline.compiled import compiled, host_has, inlined
 
 LANES = 16
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_INTS = ir.VectorType(ir.IntType(32), LANES)
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+INTS = ir.VectorType(ir.IntType(32), LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
 _CACHE_LINE = 64  # bytes
 
@@ -42,14 +42,14 @@ vector = _Vector()
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, FLOATS)
 
 
 def everywhere(builder, value):
     """A vector of one value, in LLVM."""
     nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     first = builder.insert_element(nothing, value, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(_INTS, [0] * LANES))
+    return builder.shuffle_vector(first, nothing, ir.Constant(INTS, [0] * LANES))
 
 
 def _operator(function, instruction):
@@ -90,11 +90,11 @@ def read(typing_context, array, indices):
     def generate(context, builder, signature, arguments):
         address = item(context, builder, signature.args, arguments)
         in_shorts = signature.args[0].dtype == types.uint16
-        value = builder.load(builder.bitcast(address, (_SHORTS if in_shorts else _FLOATS).as_pointer()))
+        value = builder.load(builder.bitcast(address, (_SHORTS if in_shorts else FLOATS).as_pointer()))
         value.align = 2 if in_shorts else 4
         if in_shorts:
-            bits = builder.shl(builder.zext(value, _INTS), ir.Constant(_INTS, [16] * LANES))
-            return builder.bitcast(bits, _FLOATS)
+            bits = builder.shl(builder.zext(value, INTS), ir.Constant(INTS, [16] * LANES))
+            return builder.bitcast(bits, FLOATS)
         return value
     return vector(array, indices), generate
 
@@ -108,12 +108,12 @@ def write(typing_context, array, indices, value):
         if in_shorts and host_has("avx512bf16"):
             halves = ir.VectorType(BFloat16(), LANES)
             function = builder.module.declare_intrinsic(
-                "llvm.x86.avx512bf16.cvtneps2bf16.512", (), ir.FunctionType(halves, [_FLOATS]))
+                "llvm.x86.avx512bf16.cvtneps2bf16.512", (), ir.FunctionType(halves, [FLOATS]))
             value = builder.bitcast(builder.call(function, [value]), _SHORTS)
         elif in_shorts:
             def constant(number):
-                return ir.Constant(_INTS, [number] * LANES)
-            bits = builder.bitcast(value, _INTS)
+                return ir.Constant(INTS, [number] * LANES)
+            bits = builder.bitcast(value, INTS)
             odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
             rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
             value = builder.trunc(builder.lshr(rounded, constant(16)), _SHORTS)
@@ -189,8 +189,8 @@ def _within(typing_context, value, bound):
 def _power(typing_context, rounded):
     """2**n, n being the integer in the lowest bits of a float32."""
     def generate(context, builder, signature, arguments):
-        bits = builder.shl(builder.bitcast(arguments[0], _INTS), ir.Constant(_INTS, [23] * LANES))
-        return builder.bitcast(builder.add(bits, ir.Constant(_INTS, [127 << 23] * LANES)), _FLOATS)
+        bits = builder.shl(builder.bitcast(arguments[0], INTS), ir.Constant(INTS, [23] * LANES))
+        return builder.bitcast(builder.add(bits, ir.Constant(INTS, [127 << 23] * LANES)), FLOATS)
     return vector(vector), generate
 
 
@@ -199,11 +199,11 @@ def _reciprocal_estimate(typing_context, value):
     """1 / value: to 14 bits where the processor can do that, else exactly."""
     def generate(context, builder, signature, arguments):
         if not host_has("avx512f"):
-            return builder.fdiv(ir.Constant(_FLOATS, [1.0] * LANES), arguments[0])
+            return builder.fdiv(ir.Constant(FLOATS, [1.0] * LANES), arguments[0])
         mask = ir.IntType(16)
         function = builder.module.declare_intrinsic(
-            "llvm.x86.avx512.rcp14.ps.512", (), ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, mask]))
-        return builder.call(function, [arguments[0], ir.Constant(_FLOATS, [0.0] * LANES), mask(0xFFFF)])
+            "llvm.x86.avx512.rcp14.ps.512", (), ir.FunctionType(FLOATS, [FLOATS, FLOATS, mask]))
+        return builder.call(function, [arguments[0], ir.Constant(FLOATS, [0.0] * LANES), mask(0xFFFF)])
     return vector(vector), generate
 
 
@@ -237,7 +237,7 @@ def _sigmoid_of_scaled(y):
 
 @inlined
 def _coarse_sigmoid_of_scaled(y):
-    """To 13 bits."""
+    """The same with an error of up to 1e-4."""
     y = _within(y, _LARGEST)
     rounded = y + _ROUNDER
     f = y - (rounded - _ROUNDER)
@@ -246,7 +246,7 @@ def _coarse_sigmoid_of_scaled(y):
 
 
 def sigmoid(x, like):
-    """1 / (1 + exp(-x)), as accurate as the type of the array `like` calls for: bfloat16 has 8 bits."""
+    """1 / (1 + exp(-x)), for arrays of the type of `like`: with an error of up to 1e-4 for bfloat16."""
 
 
 @overload(sigmoid, inline="always")

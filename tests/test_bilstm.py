@@ -1,5 +1,6 @@
 """The BiLSTM layer: Keras's numbers, TensorFlow 1's numbers, and at home in every way to use a layer."""
 
+import platform
 from unittest.mock import Mock
 
 import keras
@@ -104,15 +105,24 @@ def test_outputs_and_gradients_are_keras_own(monkeypatch, readout, steps, with_s
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("units", [4, 8, 12, 16, 37])
-@pytest.mark.parametrize("features", [1, 50])
+@pytest.mark.parametrize("units", [4, 16, 32, 37])
+@pytest.mark.parametrize("features", [1, 8, 10, 50])
 def test_any_size_and_batch(units, features):
     """Tiles of every width and height, whole ones and what is left over."""
     stock = stock_layer(units, features)
     layer = BiLSTM.from_keras(stock)
-    x = tf.constant(values(29, 5, features))
-    theirs = outcome(lambda: stock(x), [x], stock.trainable_variables)
-    assert_close(outcome(lambda: layer(x), [x], layer.trainable_variables), theirs)
+    for batch in (16, 29):
+        x = tf.constant(values(batch, 5, features))
+        theirs = outcome(lambda: stock(x), [x], stock.trainable_variables)
+        assert_close(outcome(lambda: layer(x), [x], layer.trainable_variables), theirs)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the older processor is an x86")
+def test_a_processor_with_shorter_vectors():
+    """Compiled for AVX2: smaller tiles, no instructions for bfloat16."""
+    tests = run_python("-m", "pytest", "-q", __file__, "-k", "any_size or bfloat16_stays",
+                       NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma")
+    assert tests.returncode == 0, tests.stdout + tests.stderr
 
 
 @pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor does not multiply bfloat16 in vectors")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import keras
@@ -17,9 +18,10 @@ from conftest import ROOT, run_python, small_recipe
 from ruamel.yaml import YAML
 
 from pipeline import training, workers
+from pipeline.compiled import COMPILED
 from pipeline.stages.train import fold_metrics, history_table
 from pipeline.training import (
-    READERS, Network, Trainer, augment_all, best_precision, fingerprint, rounds, smooth)
+    CODE, READERS, Network, Trainer, augment_all, best_precision, fingerprint, rounds, smooth)
 from pipeline.workers import WORKER_ENVIRONMENT, train_folds
 
 FOLDS = 2
@@ -310,6 +312,13 @@ def test_a_damaged_state_is_as_good_as_none(tmp_path, content):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-300] if content is None else content)
     assert states.read(network) == ([], []) and states.pseudo_labels(0) is None
+
+
+def test_the_fingerprint_knows_the_code():
+    stage = YAML().load((ROOT / "dvc.yaml").read_text())["stages"]["train"]
+    named = {path.stem for path in map(Path, stage["deps"]) if path.parent == Path("pipeline")}
+    # How accuracy is measured changes no network.
+    assert set(CODE) == named - {"accuracy"} and set(COMPILED) < set(CODE)
 
 
 def test_the_fingerprint_knows_recipe_and_data(digits):
