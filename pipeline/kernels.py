@@ -90,7 +90,7 @@ def _allocate(op, number, enum, itemsize, shape, status):
     dims = np.array(shape, np.int64)
     tensor = _allocate_output(op, number, enum, dims.ctypes.data, len(dims), dims.prod() * itemsize, status)
     # Used once more, so that Numba does not free it before the call.
-    return tensor if len(dims) > 0 else 0
+    return tensor if len(dims) > 0 else np.uintp(0)
 
 
 @compiled
