@@ -169,12 +169,10 @@ def _forward(op, element, enum, itemsize):
     else:
         h_array, states_array = _array(h, h_shape, element), _array(states, states_shape, np.float32)
         h_array[:] = _array(h_before, h_shape, element)
-        if first == 0:
-            states_array[0] = _array(c_initial, h_shape, np.float32)
         forward(first, (end, min(end, backward_steps)), steps, returns, keep, from_zero,
                 _array(x, _shape(x), element), _packed(weights, element), _array(gates, gates_shape, element),
-                _array(z, _shape(z), element), _array(bias, (2, GATES * units), np.float32), states_array,
-                h_array, _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
+                _array(z, _shape(z), element), _array(bias, (2, GATES * units), np.float32),
+                _array(c_initial, h_shape, np.float32), states_array, h_array, _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
                 _array(y, y_shape, np.float32))
     for tensor in (meta, x, weights, z, bias, h_before, c_initial, mask, h, gates, y, before, states):
         _delete_tensor(tensor)

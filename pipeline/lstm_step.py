@@ -36,6 +36,15 @@ def _place(d, step, steps, time):
 
 
 @inlined
+def _cells(index, batch, start, units):
+    """Number of a block's first cell in an array `(..., batch, units)`, of which `index` batches come before.
+
+    A block's cells lie there in the order in which they are computed: group by group, each of all its samples.
+    """
+    return (index * batch + start) * units
+
+
+@inlined
 def _copy(a, i, b, j, number):
     """So many values of a, from an item on, to b."""
     whole = number - number % LANES
@@ -46,8 +55,8 @@ def _copy(a, i, b, j, number):
 
 
 @compiled
-def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, bias, states, h, before, mask,
-            y):
+def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, bias, c, states, h, before,
+            mask, y):
     """Steps of both directions.
 
     The matrix products of a step are either done here, with packed weights, or were done before: then
@@ -80,8 +89,10 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
     rows = np.zeros((0 if projected else time, _BLOCK, depth * values_in_unit(h)), h.dtype)
     z_rows = aligned(_BLOCK * GATES * LANES, y).reshape((_BLOCK, GATES * LANES))
     share = _ONE / np.float32(steps)
+    gates, states, before = gates.reshape(-1), states.reshape(-1), before.reshape(-1)
     for start in range(0, batch, _BLOCK):
         number = min(_BLOCK, batch - start)
+        k_apart, n_apart = (1, units) if projected else (number, LANES)
         if not projected:
             for n in range(number):
                 for t in range(time):
@@ -89,16 +100,23 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
         for d in range(2):
             if first == 0:
                 slot, t = _place(d, 0, steps, time)
+                old, cells = _cells(d, batch, start, units), _cells(d * steps + slot, batch, start, units)
                 for n in range(number):
                     if not projected:
                         _copy(h, (d, start + n, 0), rows, (t, n, 0), units)
-                    if keep:
-                        _copy(h, (d, start + n, 0), before, (d, slot, start + n, 0), units)
+                    for k in range(0, units, LANES):
+                        cell = k * k_apart + n * n_apart
+                        copy(c, (d, start + n, k), states, (old + cell,))
+                        if keep:
+                            copy(h, (d, start + n, k), before, (cells + cell,))
             for step in range(first, end[d]):
                 slot, t = _place(d, step, steps, time)
                 next_slot, next_t = _place(d, step + 1, steps, time)
                 y_slot = t if returns == SEQUENCE else 0
-                c_before, c = (step, step + 1) if keep else (0, 0)
+                cells = _cells(d * steps + slot, batch, start, units)
+                next_cells = _cells(d * steps + next_slot, batch, start, units)
+                old = _cells(2 * step + d if keep else d, batch, start, units)
+                new = _cells(2 * (step + 1) + d, batch, start, units) if keep else old
                 # Where the states are zero, what is left is the inputs.
                 operand = units_of(rows)[t, :number, units_in(h, units) if step == 0 and from_zero else 0:]
                 for k in range(0, units, LANES):
@@ -106,7 +124,7 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
                     if projected:
                         for n in range(number):
                             for v in range(0, GATES * LANES, LANES):
-                                total = read(gates, (d, slot, start + n, j + v)) + read(bias, (d, j + v))
+                                total = read(gates, (GATES * (cells + n * units + k) + v,)) + read(bias, (d, j + v))
                                 if len(z) > 0:
                                     total = total + read(z, (d, start + n, j + v))
                                 write(z_rows, (n, v), total)
@@ -116,37 +134,39 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
                     ahead_k = k + LANES if k + LANES < units else 0
                     ahead = step if ahead_k > 0 else min(step + 1, end[d] - 1)
                     ahead_slot, ahead_t = _place(d, ahead, steps, time)
+                    ahead_cells = _cells(d * steps + ahead_slot, batch, start, units) + ahead_k * k_apart
+                    ahead_new = _cells(2 * (ahead + 1) + d, batch, start, units) + ahead_k * k_apart
                     for n in range(number):
-                        b = start + n
+                        b, cell = start + n, k * k_apart + n * n_apart
                         if returns == SEQUENCE:
                             prefetch(y, (b, ahead_t, d * units + ahead_k), LANES)
                         if keep:
-                            prefetch(gates, (d, ahead_slot, b, GATES * ahead_k), GATES * LANES)
-                            prefetch(states, (ahead + 1, d, b, ahead_k), LANES)
-                        c_place = (c, d, b, k)
+                            prefetch(gates, (GATES * (ahead_cells + n * n_apart),), GATES * LANES)
+                            prefetch(states, (ahead_new + n * n_apart,), LANES)
                         if len(mask) > 0 and mask[b, t] == 0:
-                            write(states, c_place, read(states, (c_before, d, b, k)))
+                            write(states, (new + cell,), read(states, (old + cell,)))
                             i = f = g = o = splat(_ZERO)
                         else:
                             i = sigmoid(read(z_rows, (n, 0)), h)
                             f = sigmoid(read(z_rows, (n, LANES)), h)
                             g = tanh(read(z_rows, (n, 2 * LANES)), h)
                             o = sigmoid(read(z_rows, (n, 3 * LANES)), h)
-                            write(states, c_place, f * read(states, (c_before, d, b, k)) + i * g)
+                            write(states, (new + cell,), f * read(states, (old + cell,)) + i * g)
                         write(z_rows, (n, 0), o)
                         if keep:
-                            write(gates, (d, slot, b, j), i)
-                            write(gates, (d, slot, b, j + LANES), f)
-                            write(gates, (d, slot, b, j + 2 * LANES), g)
-                            write(gates, (d, slot, b, j + 3 * LANES), o)
+                            place = GATES * (cells + cell)
+                            write(gates, (place,), i)
+                            write(gates, (place + LANES,), f)
+                            write(gates, (place + 2 * LANES,), g)
+                            write(gates, (place + 3 * LANES,), o)
                     for n in range(number):
-                        b = start + n
+                        b, cell = start + n, k * k_apart + n * n_apart
                         place = (b, y_slot, d * units + k)
                         if len(mask) > 0 and mask[b, t] == 0:
                             out = read(h, (d, b, k)) if projected else read(rows, (t, n, k))
                             write(y, place, out if returns == END else splat(_ZERO))
                         else:
-                            out = read(z_rows, (n, 0)) * tanh(read(states, (c, d, b, k)), h)
+                            out = read(z_rows, (n, 0)) * tanh(read(states, (new + cell,)), h)
                             if returns == MEAN:
                                 write(y, place, out * share + read(y, place))
                             elif returns == SEQUENCE or step + 1 == end[d]:
@@ -157,7 +177,7 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
                             write(rows, (next_t, n, k), out)
                         # Also for the step that the backward direction may lack: its part is 0 times this.
                         if keep and step + 1 < steps:
-                            write(before, (d, next_slot, b, k), out)
+                            write(before, (next_cells + cell,), out)
 
 
 @compiled
@@ -188,18 +208,23 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
     most = steps * units_in(before, _BLOCK) if through_here else 0
     left = np.empty((most, units + features), weights.dtype)
     panels = aligned(most * GATES * units, left)
+    d_rows = aligned(_BLOCK * GATES * units, gates).reshape((_BLOCK, GATES * units))
+    gates, states, before = gates.reshape(-1), states.reshape(-1), before.reshape(-1)
     for d in range(2):
         for start in range(0, batch, _BLOCK):
             number = min(_BLOCK, batch - start)
             stop = start + number
             in_step = units_in(before, number)
             depth = in_step * (end[d] - first)
+            k_apart, n_apart = (number, LANES) if through_here else (1, units)
             for step in range(end[d] - 1, first - 1, -1):
                 slot, t = _place(d, step, steps, time)
                 y_slot = t if returns == SEQUENCE else 0
+                cells = _cells(d * steps + slot, batch, start, units)
+                old = _cells(2 * step + d, batch, start, units)
+                new = _cells(2 * (step + 1) + d, batch, start, units)
                 if through_here and step < last[d]:
-                    later = slot + 1 if d == 0 else slot - 1
-                    multiply(units_of(gates)[d, later, start:stop], weights[d], zeros, h_rows[:number])
+                    multiply(units_of(d_rows)[:number], weights[d], zeros, h_rows[:number])
                 elif not through_here and d < len(d_h):
                     for n in range(number):
                         for k in range(0, units, LANES):
@@ -213,13 +238,16 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
                     ahead_k = k + LANES if k + LANES < units else 0
                     ahead = step if ahead_k > 0 else max(step - 1, first)
                     ahead_slot, ahead_t = _place(d, ahead, steps, time)
+                    ahead_cells = _cells(d * steps + ahead_slot, batch, start, units) + ahead_k * k_apart
+                    ahead_old = _cells(2 * ahead + d, batch, start, units) + ahead_k * k_apart
                     for n in range(number):
-                        b = start + n
-                        prefetch(gates, (d, ahead_slot, b, GATES * ahead_k), GATES * LANES)
-                        prefetch(states, (ahead, d, b, ahead_k), LANES)
+                        b, cell = start + n, k * k_apart + n * n_apart
+                        place = GATES * (cells + cell)
+                        prefetch(gates, (GATES * (ahead_cells + n * n_apart),), GATES * LANES)
+                        prefetch(states, (ahead_old + n * n_apart,), LANES)
                         prefetch(d_y, (b, ahead_t if returns == SEQUENCE else 0, d * units + ahead_k), LANES)
                         if through_here:
-                            prefetch(before, (d, slot, b, k), LANES)
+                            prefetch(before, (cells + cell,), LANES)
                             prefetch(x, (b, t, k * features // units), features * LANES // units)
                         d_out = read(h_rows, (n, k))
                         beyond = len(mask) > 0 and mask[b, t] == 0
@@ -233,33 +261,34 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
                         if beyond:
                             d_i = d_f = d_g = d_o = splat(_ZERO)
                         else:
-                            i, f = read(gates, (d, slot, b, j)), read(gates, (d, slot, b, j + LANES))
-                            g = read(gates, (d, slot, b, j + 2 * LANES))
-                            o = read(gates, (d, slot, b, j + 3 * LANES))
-                            tanh_c = tanh(read(states, (step + 1, d, b, k)), gates)
+                            i, f = read(gates, (place,)), read(gates, (place + LANES,))
+                            g, o = read(gates, (place + 2 * LANES,)), read(gates, (place + 3 * LANES,))
+                            tanh_c = tanh(read(states, (new + cell,)), gates)
                             d_state = read(d_c, (d, b, k)) + d_out * o * (_ONE - tanh_c * tanh_c)
                             d_i = d_state * g * i * (_ONE - i)
-                            d_f = d_state * read(states, (step, d, b, k)) * f * (_ONE - f)
+                            d_f = d_state * read(states, (old + cell,)) * f * (_ONE - f)
                             d_g = d_state * i * (_ONE - g * g)
                             d_o = d_out * tanh_c * o * (_ONE - o)
                             write(d_c, (d, b, k), d_state * f)
                             bias_i, bias_f = bias_i + d_i, bias_f + d_f
                             bias_g, bias_o = bias_g + d_g, bias_o + d_o
-                        write(gates, (d, slot, b, j), d_i)
-                        write(gates, (d, slot, b, j + LANES), d_f)
-                        write(gates, (d, slot, b, j + 2 * LANES), d_g)
-                        write(gates, (d, slot, b, j + 3 * LANES), d_o)
-                        if not through_here:
-                            for v in range(0, GATES * LANES, LANES):
-                                copy(gates, (d, slot, b, j + v), d_z, (d, b, j + v))
+                        write(d_rows, (n, j), d_i)
+                        write(d_rows, (n, j + LANES), d_f)
+                        write(d_rows, (n, j + 2 * LANES), d_g)
+                        write(d_rows, (n, j + 3 * LANES), d_o)
+                        for v in range(0, GATES * LANES, LANES):
+                            copy(d_rows, (n, j + v), gates, (place + v,))
+                            if not through_here:
+                                copy(d_rows, (n, j + v), d_z, (d, b, j + v))
                     write(d_bias, (d, j), bias_i)
                     write(d_bias, (d, j + LANES), bias_f)
                     write(d_bias, (d, j + 2 * LANES), bias_g)
                     write(d_bias, (d, j + 3 * LANES), bias_o)
                 if through_here:
                     k = (step - first) * in_step
-                    pack_units_beside(before[d, slot, start:stop], x[start:stop, t], k, left)
-                    pack_units(gates[d, slot, start:stop], k, depth, panels)
+                    h_before = before[cells:cells + number * units].reshape((units // LANES, number, LANES))
+                    pack_units_beside(h_before, x[start:stop, t], k, left)
+                    pack_units(d_rows[:number], k, depth, panels)
             if through_here:
                 # Before step 0 the states are zero, if they are not given.
                 skip = in_step if from_zero else 0
@@ -267,8 +296,7 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
                 multiply(left[skip:depth, :units].T, right, None, d_weights[d, :units])
                 multiply(left[:depth, units:].T, right, None, d_weights[d, units:])
                 if not from_zero:
-                    multiply(units_of(gates)[d, 0 if d == 0 else steps - 1, start:stop], weights[d], zeros,
-                             h_rows[:number])
+                    multiply(units_of(d_rows)[:number], weights[d], zeros, h_rows[:number])
                     for n in range(number):
                         for k in range(0, units, LANES):
                             write(d_h, (d, start + n, k), read(h_rows, (n, k)))
@@ -283,8 +311,10 @@ def input_gradients(weights, backward_steps, gates, d_x):
             steps the backward direction takes; gates: of `backward`.
         d_x: float32 `(batch, time, features)`, written.
     """
-    _, steps, batch, _ = gates.shape
+    _, steps, batch, columns = gates.shape
     _, time, features = d_x.shape
+    d_rows = aligned(_BLOCK * columns, gates).reshape((_BLOCK, columns))
+    gates = gates.reshape(-1)
     whole = features - features % LANES
     zeros = np.zeros(padded(features), np.float32)
     rows = aligned(2 * _BLOCK * len(zeros), zeros).reshape((2, _BLOCK, len(zeros)))
@@ -294,8 +324,13 @@ def input_gradients(weights, backward_steps, gates, d_x):
             rows[:] = 0
             for d, slot in ((0, t), (1, t - (time - steps))):
                 if (slot < steps) if d == 0 else (slot >= steps - backward_steps):
-                    multiply(units_of(gates)[d, slot, start:start + number], weights[d], zeros,
-                             rows[d, :number])
+                    place = _cells(d * steps + slot, batch, start, columns)
+                    for j in range(0, columns, GATES * LANES):
+                        for n in range(number):
+                            for v in range(0, GATES * LANES, LANES):
+                                copy(gates, (place + v,), d_rows, (n, j + v))
+                            place += GATES * LANES
+                    multiply(units_of(d_rows)[:number], weights[d], zeros, rows[d, :number])
             for n in range(number):
                 for k in range(0, whole, LANES):
                     write(d_x, (start + n, t, k), read(rows, (0, n, k)) + read(rows, (1, n, k)))

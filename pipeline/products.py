@@ -306,17 +306,17 @@ def pack_units_beside(a, b, k, out):
     """Write rows [a | b] as units of a left operand, transposed.
 
     Args:
-        a: values `(rows, a's columns)`, a multiple of LANES; b: values `(rows, b's columns)`.
+        a: values `(a's columns / LANES, rows, LANES)`; b: values `(rows, b's columns)`.
         k: number of the first unit; out: units `(depth, a's and b's columns)`. A row that is missing to a
             unit is 0.
     """
-    rows, split = a.shape
-    columns, in_unit = b.shape[1], values_in_unit(a)
+    rows, columns = b.shape
+    split, in_unit = len(a) * LANES, values_in_unit(a)
     whole = columns - columns % LANES
     for first in range(0, rows, in_unit):
         second = min(first + in_unit, rows) - 1
-        for j in range(0, split, LANES):
-            _write_units(out, (k, j), a, (first, j), a, (second, j))
+        for g in range(len(a)):
+            _write_units(out, (k, g * LANES), a, (g, first, 0), a, (g, second, 0))
         for j in range(0, whole, LANES):
             _write_units(out, (k, split + j), b, (first, j), b, (second, j))
         for j in range(whole, columns):
