@@ -8,7 +8,7 @@ layer holds; only the way of computing with them differs (on a GPU not even that
 import keras
 import tensorflow as tf
 
-from pipeline.kernels import multiplies_here, operation, operations_at_once, packed
+from pipeline.kernels import grouped, multiplies_here, operation, operations_at_once, packed, ungrouped
 from pipeline.lstm_step import END, GATES, MEAN, SEQUENCE
 from pipeline.vectors import LANES
 
@@ -112,10 +112,9 @@ class BiLSTM(keras.layers.Layer):
         if tf.config.list_logical_devices("GPU"):
             return self._call_keras(inputs, initial_state, mask)
 
-        kernels, recurrents, biases = zip(*(
-            map(tf.convert_to_tensor, (cell.kernel, cell.recurrent_kernel, cell.bias))
-            for cell in (self.bidirectional.forward_layer.cell,
-                         self.bidirectional.backward_layer.cell)))
+        cells = self.bidirectional.forward_layer.cell, self.bidirectional.backward_layer.cell
+        parameters = [tf.convert_to_tensor(getattr(cell, name))
+                      for name in ("kernel", "recurrent_kernel", "bias") for cell in cells]
         h0 = c0 = None
         if initial_state is not None:
             h_forward, c_forward, h_backward, c_backward = initial_state
@@ -123,8 +122,8 @@ class BiLSTM(keras.layers.Layer):
         run = _in_parts_in_a_graph if tf.executing_eagerly() else _in_parts
         dtype = tf.dtypes.as_dtype(self.precision)
         here = multiplies_here(dtype)
-        return run(operations_at_once() if here else 1, inputs, tf.stack(kernels), tf.stack(recurrents),
-                   tf.stack(biases), h0, c0, mask, self.readout, dtype, training is not False, here)
+        return run(operations_at_once() if here else 1, inputs, parameters, h0, c0, mask, self.readout, dtype,
+                   training is not False, here)
 
     def _call_keras(self, inputs, initial_state, mask):
         """The same through the stock layer, which has a cuDNN path on a GPU."""
@@ -222,38 +221,27 @@ def _own_steps(mask):
     return tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
 
 
-def _in_groups(gates):
-    """Weights or biases `(..., 4 * units)` in Keras's order, in that of `lstm_step.py`."""
-    gates = _whole_groups(tf.reshape(gates, (*gates.shape[:-1], GATES, -1)))
-    gates = tf.reshape(gates, (*gates.shape[:-1], -1, LANES))
-    rank = len(gates.shape)
-    gates = tf.transpose(gates, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
-    return tf.reshape(gates, (*gates.shape[:-3], -1))
-
-
-def _whole_groups(values, axis=-1):
+def _whole_groups(states):
     """With as many zeros as the last group of cells lacks to be whole.
 
     Nobody reads these cells: the weights from them are 0, their outputs are cut off.
     """
-    paddings = [(0, 0)] * len(values.shape)
-    paddings[axis] = (0, -values.shape[axis] % LANES)
-    return values if paddings[axis] == (0, 0) else tf.pad(values, paddings)
+    missing = -states.shape[-1] % LANES
+    return tf.pad(states, ((0, 0), (0, 0), (0, missing))) if missing else states
 
 
-def _in_parts(parts, x, kernel, recurrent, bias, h0, c0, mask, *how):
+def _in_parts(parts, x, parameters, h0, c0, mask, readout, dtype, *how):
     """`_bilstm`, with the batch cut into parts, each an operation of its own, which runs in one thread.
 
     Args:
         x: `(batch, time, features)`.
-        kernel: `(2, features, 4 * units)`, forward then backward; `recurrent`: `(2, units, 4 * units)`;
-            `bias`: `(2, 4 * units)`.
+        parameters: kernels `(features, 4 * units)`, recurrent kernels `(units, 4 * units)` and biases `(4 *
+            units)` of Keras's layers, forward, backward of each.
         h0, c0: `(2, batch, units)`, or both None for zeros.
-        mask, how: as `_bilstm`'s.
+        mask, readout, dtype, how: as `_bilstm`'s.
     """
-    batch, units = tf.shape(x)[0], recurrent.shape[1]
-    weights = _in_groups(tf.concat([_whole_groups(recurrent, axis=1), kernel], axis=1))
-    bias = _in_groups(bias)
+    batch, units = tf.shape(x)[0], parameters[2].shape[0]
+    groups = grouped(parameters, dtype)
     if h0 is not None:
         h0, c0 = _whole_groups(h0), _whole_groups(c0)
     ends = [batch * part // parts for part in range(parts + 1)]
@@ -264,7 +252,7 @@ def _in_parts(parts, x, kernel, recurrent, bias, h0, c0, mask, *how):
         return [values] * parts if values is None or parts == 1 else tf.split(values, sizes, axis)
 
     cuts = zip(cut(x, 0), cut(h0, 1), cut(c0, 1), cut(mask, 0))
-    outputs = [_bilstm(x_part, weights, bias, *others, *how) for x_part, *others in cuts]
+    outputs = [_bilstm(x_part, parameters, groups, *others, readout, dtype, *how) for x_part, *others in cuts]
     output = outputs[0] if parts == 1 else tf.concat(outputs, axis=0)
     if units % LANES:
         forward, backward = tf.split(output, 2, axis=-1)
@@ -273,14 +261,14 @@ def _in_parts(parts, x, kernel, recurrent, bias, h0, c0, mask, *how):
     return output
 
 
-def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
+def _bilstm(x, parameters, groups, h0, c0, mask, readout, dtype, keep, here):
     """Both directions of the recurrence, and the readout: see `lstm_step.py` for the equations.
 
     Args:
         x: `(batch, time, features)`.
-        weights: `(2, units + features, 4 * units)`, forward then backward, of the states and of the inputs;
-            `bias`: `(2, 4 * units)`; both in the order of `lstm_step.py`.
-        h0, c0: `(2, batch, units)`, or both None for zeros.
+        parameters: as `_in_parts`'s; only their gradients are asked for here. groups: the same as weights and
+            biases of `grouped`.
+        h0, c0: `(2, batch, cells)`, cells being the units of whole groups, or both None for zeros.
         mask: None, or `(batch, time)`, 1 within a sample and 0 past its end.
         dtype: of the matrix products' operands.
         keep: what the gradient needs. Prediction is faster without; a gradient then runs all again.
@@ -288,15 +276,16 @@ def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
             TensorFlow, a step at a time.
 
     Returns:
-        `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
+        `(batch, time, 2 * cells)` for `"sequence"`, else `(batch, 2 * cells)`, float32.
     """
     if readout == "mean" and mask is not None:
-        sequence = _bilstm(x, weights, bias, h0, c0, mask, "sequence", dtype, keep, here)
+        sequence = _bilstm(x, parameters, groups, h0, c0, mask, "sequence", dtype, keep, here)
         return tf.reduce_sum(sequence, axis=1) / _own_steps(mask)
-    time, features, units = x.shape[1], x.shape[2], bias.shape[1] // GATES
+    weights, bias = groups
+    time, features, cells = x.shape[1], x.shape[2], bias.shape[1] // GATES
     from_zero = h0 is None
     if from_zero:
-        h0 = c0 = tf.zeros((2, tf.shape(x)[0], units))
+        h0 = c0 = tf.zeros((2, tf.shape(x)[0], cells))
     # For "middle" the forward direction runs from the start to the middle, the backward one from the
     # end: for an even number of steps one step less.
     steps, backward_steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
@@ -318,16 +307,15 @@ def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
         rows = x[None] if steps == time else tf.stack([x[:steps], x[time - steps:]])
         return tf.reshape(rows, (rows.shape[0], steps * tf.shape(x)[1], features))
 
-    def forward(x, weights, bias, h0, c0, keep):
+    def forward(x, h0, c0, keep):
         y, before, states = nothing(3), nothing(4, dtype), nothing(4)
-        weights = tf.cast(weights, dtype)
         if here:
             _, gates, y, before, states = operation(
                 "BilstmForward", dtype, numbers(0, steps, keep), x, packed(weights), nothing(4, dtype),
                 nothing(3, dtype), bias, h0, c0, mask_or_empty, y, before, states)
         else:
-            recurrent, kernel = weights[:, :units], weights[:, units:]
-            h, gates = h0, tf.reshape(tf.matmul(rows_of(x), kernel), (2, steps, -1, GATES * units))
+            recurrent, kernel = weights[:, :cells], weights[:, cells:]
+            h, gates = h0, tf.reshape(tf.matmul(rows_of(x), kernel), (2, steps, -1, GATES * cells))
             for step in range(steps):
                 z = nothing(3, dtype)
                 if step > 0 or not from_zero:
@@ -336,31 +324,31 @@ def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
                     "BilstmForward", dtype, numbers(step, step + 1, keep), nothing(3, dtype),
                     nothing(2, dtype), gates, z, bias, h, c0, mask_or_empty, y, before, states)
                 h.set_shape(h0.shape)
-        y.set_shape((x.shape[0], time if readout == "sequence" else 1, 2 * units))
+        y.set_shape((x.shape[0], time if readout == "sequence" else 1, 2 * cells))
         return y, gates, before, states
 
-    def backward_here(x, weights, gates, before, states, d_y):
+    def backward_here(x, gates, before, states, d_y):
         d_h0, d_gates, d_c0, passed, d_bias, d_weights = operation(
-            "BilstmBackward", dtype, numbers(0, steps), x, packed(weights[:, :units], transposed=True), gates,
+            "BilstmBackward", dtype, numbers(0, steps), x, packed(weights[:, :cells], transposed=True), gates,
             states, before, mask_or_empty, d_y, nothing(3, dtype), nothing(3), nothing(3), nothing(2))
         sizes = tf.constant([time, features, backward_steps], tf.int32)
         d_x, = operation(
-            "BilstmInputGradient", dtype, sizes, packed(weights[:, units:], transposed=True), d_gates)
+            "BilstmInputGradient", dtype, sizes, packed(weights[:, cells:], transposed=True), d_gates)
         return d_x, d_weights, d_bias, d_h0, d_c0, passed
 
-    def backward_by_steps(x, weights, gates, before, states, d_y):
+    def backward_by_steps(x, gates, before, states, d_y):
         d_gates, d_h, d_c, passed, d_bias = gates, nothing(3, dtype), nothing(3), nothing(3), nothing(2)
         batch, transposed = tf.shape(x)[0], tf.transpose(weights, (0, 2, 1))
         for step in reversed(range(steps)):
             d_z, d_gates, d_c, passed, d_bias, _ = operation(
                 "BilstmBackward", dtype, numbers(step, step + 1), nothing(3, dtype), nothing(2, dtype),
                 d_gates, states, before, mask_or_empty, d_y, d_h, d_c, passed, d_bias)
-            d_z.set_shape((directions(step), None, GATES * units))
-            d_h = tf.matmul(d_z, transposed[:directions(step), :, :units])
-        d_rows = tf.reshape(d_gates, (2, steps * batch, GATES * units))
+            d_z.set_shape((directions(step), None, GATES * cells))
+            d_h = tf.matmul(d_z, transposed[:directions(step), :, :cells])
+        d_rows = tf.reshape(d_gates, (2, steps * batch, GATES * cells))
         d_kernel = tf.matmul(rows_of(x), d_rows, transpose_a=True)
-        d_recurrent = tf.matmul(tf.reshape(before, (2, steps * batch, units)), d_rows, transpose_a=True)
-        d_x = tf.reshape(tf.matmul(d_rows, transposed[:, :, units:]), (2, steps, batch, features))
+        d_recurrent = tf.matmul(tf.reshape(before, (2, steps * batch, cells)), d_rows, transpose_a=True)
+        d_x = tf.reshape(tf.matmul(d_rows, transposed[:, :, cells:]), (2, steps, batch, features))
         left_out = time - steps
         d_x = (tf.pad(d_x[0], ((0, left_out), (0, 0), (0, 0)))
                + tf.pad(d_x[1], ((left_out, 0), (0, 0), (0, 0))))
@@ -375,30 +363,31 @@ def _bilstm(x, weights, bias, h0, c0, mask, readout, dtype, keep, here):
                 y = run(*arguments)
             return tape.gradient(y, arguments, d_y)
 
-        return forward(tf.cast(arguments[0], dtype), *arguments[1:], keep=False)[0], gradient
+        x, h0, c0, *_ = arguments
+        return forward(tf.cast(x, dtype), h0, c0, keep=False)[0], gradient
 
     @tf.custom_gradient
-    def run(x, weights, bias, h0, c0):
+    def run(x, h0, c0, *parameters):
         x_cast = tf.cast(x, dtype)
-        y, gates, before, states = forward(x_cast, weights, bias, h0, c0, keep=True)
+        y, gates, before, states = forward(x_cast, h0, c0, keep=True)
 
         def gradient(d_y):
             backward = backward_here if here else backward_by_steps
-            d_x, d_weights, d_bias, d_h0, d_c0, passed = backward(
-                x_cast, tf.cast(weights, dtype), gates, before, states, d_y)
+            d_x, d_weights, d_bias, d_h0, d_c0, passed = backward(x_cast, gates, before, states, d_y)
             if mask is not None:
                 d_h0 = tf.cast(tf.cast(d_h0, tf.float32) + passed, h0.dtype)
-            gradients = d_x, d_weights, d_bias, d_h0, d_c0
-            for value, of in zip(gradients, (x, weights, bias, h0, c0)):
+            gradients = d_x, d_h0, d_c0, *ungrouped(parameters[2].shape[0], d_weights, d_bias)
+            for value, of in zip(gradients, (x, h0, c0, *parameters), strict=True):
                 value.set_shape(of.shape)
             return gradients
 
         return y, gradient
 
-    output = (run if keep else run_without_keeping)(x, weights, bias, tf.cast(h0, dtype), c0)
+    output = (run if keep else run_without_keeping)(x, tf.cast(h0, dtype), c0, *parameters)
     if readout == "sequence":
         return output
-    output = output[:, 0]
+    # Not a slice, whose gradient would be copied.
+    output = tf.reshape(output, (-1, 2 * cells))
     if mask is not None and readout == "middle":
         return output * mask[:, time // 2, None]
     return output

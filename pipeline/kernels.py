@@ -18,11 +18,16 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from pipeline.compiled import compiled, kept
-from pipeline.lstm_step import GATES, MEAN, SEQUENCE, backward, forward, input_gradients
+from pipeline.lstm_step import (
+    GATES, MEAN, SEQUENCE, backward, forward, group, input_gradients, ungroup)
 from pipeline.products import multiplies_bfloat16, pack, pack_transposed, padded, units_of
 
 # Name, inputs, outputs. An output `..._next` goes on in the memory of the input of that name.
+_PARAMETERS = ", ".join(f"{name}_{direction}: float" for name in ("kernel", "recurrent", "bias")
+                        for direction in ("forward", "backward"))
 OPERATIONS = {
+    "BilstmGroup": (_PARAMETERS, "weights: T, bias: float"),
+    "BilstmUngroup": ("meta: int32, d_weights: float, d_bias: float", _PARAMETERS),
     "BilstmPack": ("meta: int32, weights: T", "panels: T"),
     "BilstmForward": (
         "meta: int32, x: T, weights: T, gates: T, z: T, bias: float, h: T, c: float, mask: float, y: float, "
@@ -113,6 +118,61 @@ def _keep(op, source, number, itemsize, shape, clear, status):
             to[:] = 0
         _delete_tensor(before)
     return tensor
+
+
+@compiled
+def _group(op, element, enum, itemsize):
+    status = _new_status()
+    kernel, kernel_back = _take(op, 0, status), _take(op, 1, status)
+    recurrent, recurrent_back = _take(op, 2, status), _take(op, 3, status)
+    bias, bias_back = _take(op, 4, status), _take(op, 5, status)
+    features, units = _dim(kernel, 0), _dim(recurrent, 0)
+    cells = padded(units)
+    weights_shape, bias_shape = (2, cells + features, GATES * cells), (2, 1, GATES * cells)
+    weights = _allocate(op, 0, enum, itemsize, weights_shape, status)
+    grouped_bias = _allocate(op, 1, _FLOAT32, 4, (2, GATES * cells), status)
+    if _code(status):
+        _fail(op, status)
+    else:
+        weights_array = _array(weights, weights_shape, element)
+        bias_array = _array(grouped_bias, bias_shape, np.float32)
+        group(_array(kernel, (features, GATES * units), np.float32),
+              _array(recurrent, (units, GATES * units), np.float32),
+              _array(bias, (1, GATES * units), np.float32), weights_array[0], bias_array[0])
+        group(_array(kernel_back, (features, GATES * units), np.float32),
+              _array(recurrent_back, (units, GATES * units), np.float32),
+              _array(bias_back, (1, GATES * units), np.float32), weights_array[1], bias_array[1])
+    for tensor in (kernel, kernel_back, recurrent, recurrent_back, bias, bias_back, weights, grouped_bias):
+        _delete_tensor(tensor)
+    _delete_status(status)
+
+
+@compiled
+def _ungroup(op):
+    status = _new_status()
+    meta, d_weights, d_bias = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
+    units, = _array(meta, (1,), np.int32)
+    weights_shape = _shape(d_weights)
+    columns = GATES * np.int64(units)
+    features = weights_shape[1] - padded(np.int64(units))
+    kernel = _allocate(op, 0, _FLOAT32, 4, (features, columns), status)
+    kernel_back = _allocate(op, 1, _FLOAT32, 4, (features, columns), status)
+    recurrent = _allocate(op, 2, _FLOAT32, 4, (np.int64(units), columns), status)
+    recurrent_back = _allocate(op, 3, _FLOAT32, 4, (np.int64(units), columns), status)
+    bias = _allocate(op, 4, _FLOAT32, 4, (columns,), status)
+    bias_back = _allocate(op, 5, _FLOAT32, 4, (columns,), status)
+    if _code(status):
+        _fail(op, status)
+    else:
+        weights_array = _array(d_weights, weights_shape, np.float32)
+        bias_array = _array(d_bias, (2, 1, weights_shape[2]), np.float32)
+        ungroup(weights_array[0], bias_array[0], _array(kernel, (features, columns), np.float32),
+                _array(recurrent, (units, columns), np.float32), _array(bias, (1, columns), np.float32))
+        ungroup(weights_array[1], bias_array[1], _array(kernel_back, (features, columns), np.float32),
+                _array(recurrent_back, (units, columns), np.float32), _array(bias_back, (1, columns), np.float32))
+    for tensor in (meta, d_weights, d_bias, kernel, kernel_back, recurrent, recurrent_back, bias, bias_back):
+        _delete_tensor(tensor)
+    _delete_status(status)
 
 
 @compiled
@@ -247,6 +307,18 @@ _FLOAT32, _BFLOAT16 = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
 # TensorFlow calls them with the state of the kernel, of which there is none, and the operation's context.
 
 
+def _group_float32(_, op):
+    _group(op, np.float32, _FLOAT32, 4)
+
+
+def _group_bfloat16(_, op):
+    _group(op, np.uint16, _BFLOAT16, 2)
+
+
+def _ungroup_any(_, op):
+    _ungroup(op)
+
+
 def _pack_float32(_, op):
     _pack(op, np.float32, _FLOAT32, 4)
 
@@ -281,8 +353,10 @@ def _input_gradient_bfloat16(_, op):
 
 # In the order of OPERATIONS.
 _KERNELS = {
-    tf.float32: (_pack_float32, _forward_float32, _backward_float32, _input_gradient_float32),
-    tf.bfloat16: (_pack_bfloat16, _forward_bfloat16, _backward_bfloat16, _input_gradient_bfloat16),
+    tf.float32: (_group_float32, _ungroup_any, _pack_float32, _forward_float32, _backward_float32,
+                 _input_gradient_float32),
+    tf.bfloat16: (_group_bfloat16, _ungroup_any, _pack_bfloat16, _forward_bfloat16, _backward_bfloat16,
+                  _input_gradient_bfloat16),
 }
 _kernel = kept(numba.cfunc(types.void(_address, _address), cache=True))
 
@@ -375,6 +449,27 @@ def operations_at_once():
     return (tf.config.threading.get_inter_op_parallelism_threads()
             or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
             or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+
+
+def grouped(parameters, dtype):
+    """Weights and biases in the order of `lstm_step.py`, of whole groups of cells.
+
+    Args:
+        parameters: kernels, recurrent kernels and biases of Keras's layers, forward, backward of each.
+
+    Returns:
+        `(2, cells + features, 4 * cells)` of the given type, and float32 `(2, 4 * cells)`.
+    """
+    weights, bias = operation("BilstmGroup", dtype, *parameters)
+    features, cells = parameters[0].shape[0], padded(parameters[2].shape[0])
+    weights.set_shape((2, cells + features, GATES * cells))
+    bias.set_shape((2, GATES * cells))
+    return weights, bias
+
+
+def ungrouped(units, weights, bias):
+    """The reverse of `grouped`, for its gradients: float32."""
+    return operation("BilstmUngroup", tf.float32, tf.constant([units], tf.int32), weights, bias)
 
 
 def packed(weights, transposed=False):

@@ -54,6 +54,59 @@ def _copy(a, i, b, j, number):
         b[j[:-1] + (j[-1] + k,)] = a[i[:-1] + (i[-1] + k,)]
 
 
+@inlined
+def _group_row(values, row, units, out, out_row, part):
+    for gate in range(GATES):
+        for k in range(0, units, LANES):
+            place = (out_row, GATES * k + gate * LANES)
+            if k + LANES <= units:
+                write(out, place, read(values, (row, gate * units + k)))
+            else:
+                part[:] = 0
+                for v in range(units - k):
+                    part[v] = values[row, gate * units + k + v]
+                write(out, place, read(part, (0,)))
+
+
+@inlined
+def _ungroup_row(values, row, units, out, out_row):
+    for gate in range(GATES):
+        for k in range(0, units, LANES):
+            _copy(values, (row, GATES * k + gate * LANES), out, (out_row, gate * units + k), min(LANES, units - k))
+
+
+@compiled
+def group(kernel, recurrent, bias, weights, grouped_bias):
+    """One direction's parameters, in Keras's order, in that of the functions below.
+
+    Args:
+        kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
+        weights: `(cells + features, 4 * cells)`, written, cells being the units of whole groups: of the states
+            and then of the inputs. All that belongs to the cells beyond the units is 0.
+        grouped_bias: float32 `(1, 4 * cells)`, written.
+    """
+    units, features = len(recurrent), len(kernel)
+    cells = len(weights) - features
+    part = np.zeros(LANES, np.float32)
+    for row in range(units):
+        _group_row(recurrent, row, units, weights, row, part)
+    weights[units:cells] = 0
+    for row in range(features):
+        _group_row(kernel, row, units, weights, cells + row, part)
+    _group_row(bias, 0, units, grouped_bias, 0, part)
+
+
+@compiled
+def ungroup(weights, grouped_bias, kernel, recurrent, bias):
+    """The reverse of `group`, for their gradients: all float32, the last three are written."""
+    units, features = len(recurrent), len(kernel)
+    for row in range(units):
+        _ungroup_row(weights, row, units, recurrent, row)
+    for row in range(features):
+        _ungroup_row(weights, len(weights) - features + row, units, kernel, row)
+    _ungroup_row(grouped_bias, 0, units, bias, 0)
+
+
 @compiled
 def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, bias, c, states, h, before,
             mask, y):
