@@ -8,7 +8,7 @@ layer holds; only the way of computing with them differs (on a GPU not even that
 import keras
 import tensorflow as tf
 
-from pipeline.kernels import grouped, multiplies_here, operation, operations_at_once, packed, ungrouped
+from pipeline.kernels import grouped, multiplies_here, operation, packed, parts_of_a_batch, ungrouped
 from pipeline.lstm_step import END, GATES, MEAN, SEQUENCE
 from pipeline.vectors import LANES
 
@@ -122,7 +122,7 @@ class BiLSTM(keras.layers.Layer):
         run = _in_parts_in_a_graph if tf.executing_eagerly() else _in_parts
         dtype = tf.dtypes.as_dtype(self.precision)
         here = multiplies_here(dtype)
-        return run(operations_at_once() if here else 1, inputs, parameters, h0, c0, mask, self.readout, dtype,
+        return run(parts_of_a_batch() if here else 1, inputs, parameters, h0, c0, mask, self.readout, dtype,
                    training is not False, here)
 
     def _call_keras(self, inputs, initial_state, mask):
@@ -376,7 +376,7 @@ def _bilstm(x, parameters, groups, h0, c0, mask, readout, dtype, keep, here):
             d_x, d_weights, d_bias, d_h0, d_c0, passed = backward(x_cast, gates, before, states, d_y)
             if mask is not None:
                 d_h0 = tf.cast(tf.cast(d_h0, tf.float32) + passed, h0.dtype)
-            gradients = d_x, d_h0, d_c0, *ungrouped(parameters[2].shape[0], d_weights, d_bias)
+            gradients = d_x, d_h0, d_c0, *ungrouped(parameters[2].shape[0], d_weights, d_bias, dtype)
             for value, of in zip(gradients, (x, h0, c0, *parameters), strict=True):
                 value.set_shape(of.shape)
             return gradients

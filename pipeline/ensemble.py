@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.files import PipelineError
+from pipeline.kernels import whole_batches
 from pipeline.training import available_cores, average
 
 # Prediction is fastest while a batch's activations stay in the processor's cache.
@@ -45,7 +46,8 @@ def predict(model, images):
     model.make_predict_function()
 
     def predict_batch(start):
-        return model.predict_on_batch(images[start:start + BATCH].astype("float32"))
+        with whole_batches():
+            return model.predict_on_batch(images[start:start + BATCH].astype("float32"))
 
     with ThreadPoolExecutor(len(available_cores())) as pool:
         return np.concatenate(list(pool.map(predict_batch, range(0, len(images), BATCH))))

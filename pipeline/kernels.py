@@ -7,6 +7,8 @@ microseconds, as long as the step's own work; and no compiler needs to be instal
 
 import ctypes
 import os
+import threading
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +24,9 @@ from pipeline.lstm_step import (
     GATES, MEAN, SEQUENCE, backward, forward, group, input_gradients, ungroup)
 from pipeline.products import multiplies_bfloat16, pack, pack_transposed, padded, units_of
 
-# Name, inputs, outputs. An output `..._next` goes on in the memory of the input of that name.
 _PARAMETERS = ", ".join(f"{name}_{direction}: float" for name in ("kernel", "recurrent", "bias")
                         for direction in ("forward", "backward"))
+# Name: inputs, outputs. An output `..._next` goes on in the memory of the input of that name.
 OPERATIONS = {
     "BilstmGroup": (_PARAMETERS, "weights: T, bias: float"),
     "BilstmUngroup": ("meta: int32, d_weights: float, d_bias: float", _PARAMETERS),
@@ -104,6 +106,7 @@ def _keep(op, source, number, itemsize, shape, clear, status):
 
     It is in the input's memory, unless somebody else still needs that; 0 if there is no memory.
     """
+    # Compared below with what TensorFlow took: so Numba does not free it before the call.
     dims = np.array(shape, np.int64)
     candidate, forwarded = np.array([source], np.int32), np.zeros(1, np.int32)
     tensor = _forward_input_or_allocate_output(op, candidate.ctypes.data, 1, number, dims.ctypes.data,
@@ -126,23 +129,23 @@ def _group(op, element, enum, itemsize):
     kernel, kernel_back = _take(op, 0, status), _take(op, 1, status)
     recurrent, recurrent_back = _take(op, 2, status), _take(op, 3, status)
     bias, bias_back = _take(op, 4, status), _take(op, 5, status)
-    features, units = _dim(kernel, 0), _dim(recurrent, 0)
+    features, units, columns = _dim(kernel, 0), _dim(recurrent, 0), _dim(bias, 0)
     cells = padded(units)
-    weights_shape, bias_shape = (2, cells + features, GATES * cells), (2, 1, GATES * cells)
+    weights_shape, bias_shape = (2, cells + features, GATES * cells), (2, GATES * cells)
     weights = _allocate(op, 0, enum, itemsize, weights_shape, status)
-    grouped_bias = _allocate(op, 1, _FLOAT32, 4, (2, GATES * cells), status)
+    biases = _allocate(op, 1, _FLOAT32, 4, bias_shape, status)
     if _code(status):
         _fail(op, status)
     else:
         weights_array = _array(weights, weights_shape, element)
-        bias_array = _array(grouped_bias, bias_shape, np.float32)
-        group(_array(kernel, (features, GATES * units), np.float32),
-              _array(recurrent, (units, GATES * units), np.float32),
-              _array(bias, (1, GATES * units), np.float32), weights_array[0], bias_array[0])
-        group(_array(kernel_back, (features, GATES * units), np.float32),
-              _array(recurrent_back, (units, GATES * units), np.float32),
-              _array(bias_back, (1, GATES * units), np.float32), weights_array[1], bias_array[1])
-    for tensor in (kernel, kernel_back, recurrent, recurrent_back, bias, bias_back, weights, grouped_bias):
+        biases_array = _array(biases, bias_shape, np.float32)
+        group(_array(kernel, (features, columns), np.float32),
+              _array(recurrent, (units, columns), np.float32),
+              _array(bias, (1, columns), np.float32), weights_array[0], biases_array[:1])
+        group(_array(kernel_back, (features, columns), np.float32),
+              _array(recurrent_back, (units, columns), np.float32),
+              _array(bias_back, (1, columns), np.float32), weights_array[1], biases_array[1:])
+    for tensor in (kernel, kernel_back, recurrent, recurrent_back, bias, bias_back, weights, biases):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -151,25 +154,25 @@ def _group(op, element, enum, itemsize):
 def _ungroup(op):
     status = _new_status()
     meta, d_weights, d_bias = _take(op, 0, status), _take(op, 1, status), _take(op, 2, status)
-    units, = _array(meta, (1,), np.int32)
-    weights_shape = _shape(d_weights)
-    columns = GATES * np.int64(units)
-    features = weights_shape[1] - padded(np.int64(units))
+    units = np.int64(_array(meta, (1,), np.int32)[0])
+    weights_shape, columns = _shape(d_weights), GATES * units
+    features = weights_shape[1] - padded(units)
     kernel = _allocate(op, 0, _FLOAT32, 4, (features, columns), status)
     kernel_back = _allocate(op, 1, _FLOAT32, 4, (features, columns), status)
-    recurrent = _allocate(op, 2, _FLOAT32, 4, (np.int64(units), columns), status)
-    recurrent_back = _allocate(op, 3, _FLOAT32, 4, (np.int64(units), columns), status)
-    bias = _allocate(op, 4, _FLOAT32, 4, (columns,), status)
-    bias_back = _allocate(op, 5, _FLOAT32, 4, (columns,), status)
+    recurrent = _allocate(op, 2, _FLOAT32, 4, (units, columns), status)
+    recurrent_back = _allocate(op, 3, _FLOAT32, 4, (units, columns), status)
+    bias, bias_back = (_allocate(op, 4, _FLOAT32, 4, (columns,), status),
+                       _allocate(op, 5, _FLOAT32, 4, (columns,), status))
     if _code(status):
         _fail(op, status)
     else:
         weights_array = _array(d_weights, weights_shape, np.float32)
-        bias_array = _array(d_bias, (2, 1, weights_shape[2]), np.float32)
-        ungroup(weights_array[0], bias_array[0], _array(kernel, (features, columns), np.float32),
+        bias_array = _array(d_bias, (2, weights_shape[2]), np.float32)
+        ungroup(weights_array[0], bias_array[:1], _array(kernel, (features, columns), np.float32),
                 _array(recurrent, (units, columns), np.float32), _array(bias, (1, columns), np.float32))
-        ungroup(weights_array[1], bias_array[1], _array(kernel_back, (features, columns), np.float32),
-                _array(recurrent_back, (units, columns), np.float32), _array(bias_back, (1, columns), np.float32))
+        ungroup(weights_array[1], bias_array[1:], _array(kernel_back, (features, columns), np.float32),
+                _array(recurrent_back, (units, columns), np.float32),
+                _array(bias_back, (1, columns), np.float32))
     for tensor in (meta, d_weights, d_bias, kernel, kernel_back, recurrent, recurrent_back, bias, bias_back):
         _delete_tensor(tensor)
     _delete_status(status)
@@ -227,12 +230,13 @@ def _forward(op, element, enum, itemsize):
     if _code(status):
         _fail(op, status)
     else:
-        h_array, states_array = _array(h, h_shape, element), _array(states, states_shape, np.float32)
+        h_array = _array(h, h_shape, element)
         h_array[:] = _array(h_before, h_shape, element)
         forward(first, (end, min(end, backward_steps)), steps, returns, keep, from_zero,
                 _array(x, _shape(x), element), _packed(weights, element), _array(gates, gates_shape, element),
                 _array(z, _shape(z), element), _array(bias, (2, GATES * units), np.float32),
-                _array(c_initial, h_shape, np.float32), states_array, h_array, _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
+                _array(c_initial, h_shape, np.float32), _array(states, states_shape, np.float32), h_array,
+                _array(before, before_shape, element), _array(mask, mask_shape, np.float32),
                 _array(y, y_shape, np.float32))
     for tensor in (meta, x, weights, z, bias, h_before, c_initial, mask, h, gates, y, before, states):
         _delete_tensor(tensor)
@@ -444,8 +448,26 @@ def multiplies_here(dtype):
     return dtype == tf.float32 or multiplies_bfloat16()
 
 
-def operations_at_once():
-    """How many operations TensorFlow runs at the same time."""
+_of_thread = threading.local()
+
+
+@contextmanager
+def whole_batches():
+    """Layers whose graph is built meanwhile, in this thread, run as one operation a batch.
+
+    For those who keep every core busy with a batch of its own.
+    """
+    _of_thread.whole_batches = True
+    try:
+        yield
+    finally:
+        _of_thread.whole_batches = False
+
+
+def parts_of_a_batch():
+    """Into how many operations to cut a batch: as many as TensorFlow runs at the same time."""
+    if getattr(_of_thread, "whole_batches", False):
+        return 1
     return (tf.config.threading.get_inter_op_parallelism_threads()
             or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
             or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
@@ -467,9 +489,9 @@ def grouped(parameters, dtype):
     return weights, bias
 
 
-def ungrouped(units, weights, bias):
-    """The reverse of `grouped`, for its gradients: float32."""
-    return operation("BilstmUngroup", tf.float32, tf.constant([units], tf.int32), weights, bias)
+def ungrouped(units, weights, bias, dtype):
+    """The reverse of `grouped`, for its gradients, which are float32."""
+    return operation("BilstmUngroup", dtype, tf.constant([units], tf.int32), weights, bias)
 
 
 def packed(weights, transposed=False):

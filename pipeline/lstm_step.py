@@ -35,13 +35,19 @@ def _place(d, step, steps, time):
     return (step, step) if d == 0 else (steps - 1 - step, time - 1 - step)
 
 
+# What the gradient needs is kept in the order in which it is computed, for the memory is fastest read and
+# written that way: of a block of samples the first group of cells of each, then the second group. Only where
+# TensorFlow does the products is it sample by sample, as these need it.
 @inlined
 def _cells(index, batch, start, units):
-    """Number of a block's first cell in an array `(..., batch, units)`, of which `index` batches come before.
-
-    A block's cells lie there in the order in which they are computed: group by group, each of all its samples.
-    """
+    """A block's first cell in an array `(..., batch, units)`, after `index` whole batches."""
     return (index * batch + start) * units
+
+
+@inlined
+def _apart(in_order, number, units):
+    """Cell k of a block's sample n is there k times the first and n times the second further on."""
+    return (number, LANES) if in_order else (1, units)
 
 
 @inlined
@@ -72,7 +78,8 @@ def _group_row(values, row, units, out, out_row, part):
 def _ungroup_row(values, row, units, out, out_row):
     for gate in range(GATES):
         for k in range(0, units, LANES):
-            _copy(values, (row, GATES * k + gate * LANES), out, (out_row, gate * units + k), min(LANES, units - k))
+            _copy(values, (row, GATES * k + gate * LANES), out, (out_row, gate * units + k),
+                  min(LANES, units - k))
 
 
 @compiled
@@ -81,8 +88,8 @@ def group(kernel, recurrent, bias, weights, grouped_bias):
 
     Args:
         kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
-        weights: `(cells + features, 4 * cells)`, written, cells being the units of whole groups: of the states
-            and then of the inputs. All that belongs to the cells beyond the units is 0.
+        weights: `(cells + features, 4 * cells)`, written, cells being the units of whole groups: of the
+            states and then of the inputs. What belongs to the cells beyond the units is 0.
         grouped_bias: float32 `(1, 4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)
@@ -126,7 +133,8 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
         gates: `(2, steps, batch, 4 * units)`, forward then backward, steps in the input's order: with `keep`
             is filled with the steps' gates.
         z: `(1 or 2, batch, 4 * units)`, or `(0, ...)` for zeros; bias: `(2, 4 * units)`.
-        states: cell states `(steps + 1, 2, batch, units)` before and after each step; without `keep`
+        c: cell states before step 0, `(2, batch, units)`.
+        states: gets the cell states `(steps + 1, 2, batch, units)` before and after each step; without `keep`
             `(1, 2, batch, units)`, replaced in every step.
         h: `(2, batch, units)`, states before the steps; without weights replaced by those after the step.
         before: `(2, steps, batch, units)`: gets h as it was before each step.
@@ -145,7 +153,7 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
     gates, states, before = gates.reshape(-1), states.reshape(-1), before.reshape(-1)
     for start in range(0, batch, _BLOCK):
         number = min(_BLOCK, batch - start)
-        k_apart, n_apart = (1, units) if projected else (number, LANES)
+        k_apart, n_apart = _apart(not projected, number, units)
         if not projected:
             for n in range(number):
                 for t in range(time):
@@ -177,7 +185,8 @@ def forward(first, end, steps, returns, keep, from_zero, x, weights, gates, z, b
                     if projected:
                         for n in range(number):
                             for v in range(0, GATES * LANES, LANES):
-                                total = read(gates, (GATES * (cells + n * units + k) + v,)) + read(bias, (d, j + v))
+                                place = GATES * (cells + n * units + k) + v
+                                total = read(gates, (place,)) + read(bias, (d, j + v))
                                 if len(z) > 0:
                                     total = total + read(z, (d, start + n, j + v))
                                 write(z_rows, (n, v), total)
@@ -269,7 +278,7 @@ def backward(first, end, last, returns, from_zero, x, weights, gates, states, be
             stop = start + number
             in_step = units_in(before, number)
             depth = in_step * (end[d] - first)
-            k_apart, n_apart = (number, LANES) if through_here else (1, units)
+            k_apart, n_apart = _apart(through_here, number, units)
             for step in range(end[d] - 1, first - 1, -1):
                 slot, t = _place(d, step, steps, time)
                 y_slot = t if returns == SEQUENCE else 0
@@ -377,6 +386,7 @@ def input_gradients(weights, backward_steps, gates, d_x):
             rows[:] = 0
             for d, slot in ((0, t), (1, t - (time - steps))):
                 if (slot < steps) if d == 0 else (slot >= steps - backward_steps):
+                    # From the order of computation to rows.
                     place = _cells(d * steps + slot, batch, start, columns)
                     for j in range(0, columns, GATES * LANES):
                         for n in range(number):

@@ -11,7 +11,7 @@ from conftest import run_python, small_recipe
 
 from pipeline import bilstm
 from pipeline.bilstm import BiLSTM
-from pipeline.kernels import operation
+from pipeline.kernels import operation, whole_batches
 from pipeline.products import multiplies_bfloat16
 
 UNITS, FEATURES, BATCH = 5, 3, 4
@@ -154,12 +154,36 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, readout, batch):
     initial = [tf.constant(values(batch, UNITS, seed=seed)) for seed in (10, 11, 12, 13)]
     results = []
     for parts in (1, 3):
-        monkeypatch.setattr(bilstm, "operations_at_once", lambda: parts)
+        monkeypatch.setattr(bilstm, "parts_of_a_batch", lambda: parts)
         layer(x)
         results.append(outcome(lambda: layer(x, initial_state=initial, lengths=[6, 3, 1, 2, 4][:batch]),
                                [x, *initial], layer.trainable_variables))
     assert np.array_equal(results[0][0], results[1][0])
     assert_close(*results)
+
+
+def test_a_batch_is_cut_for_threads_that_nobody_else_keeps_busy(monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "3")
+    layer = BiLSTM(UNITS)
+    layer.build((None, 5, FEATURES))
+
+    def operations():
+        function = tf.function(lambda x: layer(x, training=False))
+        graph = function.get_concrete_function(tf.TensorSpec((None, 5, FEATURES))).graph
+        return [each.type for each in graph.get_operations()].count("BilstmForward")
+
+    assert operations() == 3
+    with whole_batches():
+        assert operations() == 1
+    assert operations() == 3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_without_weights_the_states_stay_exactly_zero(precision):
+    layer = BiLSTM(UNITS, precision=precision)
+    layer.build((None, 5, FEATURES))
+    layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    assert not np.any(layer(values(BATCH, 5, FEATURES)))
 
 
 def test_last_is_return_sequences_false():
