@@ -24,7 +24,8 @@ class BiLSTM(keras.layers.Layer):
 
     - only the steps that the readout can see are run (`middle`: 29 of 56 for 28 steps);
     - all steps are one compiled TensorFlow operation (`kernels.py`), which takes a few samples at a time
-      through them, with matrix products of its own (`products.py`), and of which each core runs one; where
+      through them, with matrix products of its own (`products.py`), and of which each core runs one, unless
+      its callers keep the cores busy (`whole_batches`); where
       the processor has AMX, TensorFlow's products are faster still: it does them, a step at a time;
     - the backward pass is written by hand; weight gradients are products over all steps of these samples,
       while what they need is in the caches. The batch's parts are added up: a gradient's last bits depend

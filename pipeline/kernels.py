@@ -93,7 +93,10 @@ def _take(op, number, status):
 
 @compiled
 def _allocate(op, number, enum, itemsize, shape, status):
-    """An output's tensor, to be deleted; 0 if there is no memory."""
+    """An output's tensor, to be deleted; 0 if there is no memory, for it or for one before it."""
+    # The next call would forget of it.
+    if _code(status):
+        return np.uintp(0)
     dims = np.array(shape, np.int64)
     tensor = _allocate_output(op, number, enum, dims.ctypes.data, len(dims), dims.prod() * itemsize, status)
     # Used once more, so that Numba does not free it before the call.
@@ -104,8 +107,11 @@ def _allocate(op, number, enum, itemsize, shape, status):
 def _keep(op, source, number, itemsize, shape, clear, status):
     """The tensor of an output that goes on from an input; where that is empty, from zeros if `clear`.
 
-    It is in the input's memory, unless somebody else still needs that; 0 if there is no memory.
+    It is in the input's memory, unless somebody else still needs that; 0 if there is no memory, as in
+    `_allocate`.
     """
+    if _code(status):
+        return np.uintp(0)
     # Compared below with what TensorFlow took: so Numba does not free it before the call.
     dims = np.array(shape, np.int64)
     candidate, forwarded = np.array([source], np.int32), np.zeros(1, np.int32)
@@ -457,11 +463,11 @@ def whole_batches():
 
     For those who keep every core busy with a batch of its own.
     """
-    _of_thread.whole_batches = True
+    before, _of_thread.whole_batches = getattr(_of_thread, "whole_batches", False), True
     try:
         yield
     finally:
-        _of_thread.whole_batches = False
+        _of_thread.whole_batches = before
 
 
 def parts_of_a_batch():

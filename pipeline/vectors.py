@@ -185,7 +185,8 @@ def _within(typing_context, value, bound):
     return vector(vector, types.float32), generate
 
 
-# Whether the processor scales by any power of two, infinities included (and 0 times what is not a number).
+# Whether the processor scales by any power of two, infinities included: of which it makes 0 and infinity even
+# where the value is not a number, as the fraction of an infinity is not.
 _SCALES_ANY = host_has("avx512f")
 
 
@@ -238,10 +239,10 @@ def _interpolation(function, degree, reach):
         function, degree, (-reach, reach))).coef.astype(np.float32)
 
 
-# For f in [-1/2, 1/2]: of 2**f, to 1e-7.
+# For f in [-1/2, 1/2]: of 2**f, to 1e-7; near enough to 1 at 0 for 1 + 2**0 to be 2.
 _P0, _P1, _P2, _P3, _P4, _P5 = _interpolation(np.exp2, 5, 0.5)
-# Of (2**f - 1) / f, so that 2**0 is 1 and tanh(0) is 0. Reaching further makes the error of 2**f, 1e-4, the
-# same at both ends and between.
+# Of (2**f - 1) / f, so that 2**0 is 1 and tanh(0) is 0. Reaching further makes the error of 2**f, 1e-4, about
+# the same at both ends and between.
 _Q1, _Q2, _Q3 = _interpolation(lambda f: np.expm1((f + 1e-9) * np.log(2)) / (f + 1e-9), 2, 0.5255)
 _LOG2_E = np.float32(np.log2(np.e))
 _LARGEST = np.float32(126)  # exponent of a normal float32

@@ -120,7 +120,8 @@ def test_any_size_and_batch(units, features):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the older processor is an x86")
 def test_a_processor_with_shorter_vectors():
     """Compiled for AVX2: smaller tiles, no instructions for bfloat16."""
-    tests = run_python("-m", "pytest", "-q", __file__, "-k", "any_size or bfloat16_stays",
+    tests = run_python("-m", "pytest", "-q", __file__, "-k",
+                       "any_size or bfloat16_stays or stay_exactly or bear_any",
                        NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma")
     assert tests.returncode == 0, tests.stdout + tests.stderr
 
@@ -184,6 +185,18 @@ def test_without_weights_the_states_stay_exactly_zero(precision):
     layer.build((None, 5, FEATURES))
     layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
     assert not np.any(layer(values(BATCH, 5, FEATURES)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("large", [1e30, 3e38, np.inf])
+def test_gates_bear_any_argument(precision, large):
+    stock = stock_layer(32)
+    kernel, recurrent, bias = stock.forward_layer.get_weights()
+    signs = np.random.default_rng(1).choice([-large, large], bias.shape)
+    for lstm in (stock.forward_layer, stock.backward_layer):
+        lstm.set_weights([kernel * 0, recurrent * 0, signs])
+    layer, x = BiLSTM.from_keras(stock, precision=precision), values(BATCH, 5, FEATURES)
+    assert_close([layer(x)], [stock(x)], BFLOAT16_OUTPUT if precision == "bfloat16" else RELATIVE)
 
 
 def test_last_is_return_sequences_false():
