@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from pipeline.bilstm import BiLSTM
 from pipeline.ensemble import predict
-from pipeline.lstm_step import GATES
+from pipeline.bilstm.recurrence import GATES
 from pipeline.network import CLASSES, SIZE
 
 # The article's table: step -> cost and accuracy on one batch of so many MNIST test images.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.files import PipelineError
-from pipeline.kernels import whole_batches
+from pipeline.bilstm.graph import whole_batches
 from pipeline.training import available_cores, average
 
 # Prediction is fastest while a batch's activations stay in the processor's cache.

@@ -14,7 +14,8 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
 
-from pipeline.compiled import compiled, host_has, inlined
+from pipeline.bilstm.isa import uses
+from pipeline.bilstm.jit import compiled, inline
 
 LANES = 16
 
@@ -45,7 +46,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, FLOATS)
 
 
-def everywhere(builder, value):
+def broadcast_ir(builder, value):
     """A vector of one value, in LLVM."""
     nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     first = builder.insert_element(nothing, value, ir.IntType(32)(0))
@@ -62,7 +63,7 @@ def _operator(function, instruction):
         return result
 
     def generate(context, builder, signature, arguments):
-        left, right = (value if kind == vector else everywhere(builder, value)
+        left, right = (value if kind == vector else broadcast_ir(builder, value)
                        for kind, value in zip(signature.args, arguments))
         return getattr(builder, instruction)(left, right, flags=("contract",))
 
@@ -99,27 +100,103 @@ def read(typing_context, array, indices):
     return vector(array, indices), generate
 
 
+def _masked(builder, count):
+    """Masks of the first `count` lanes, in LLVM; all of them if there are not so few."""
+    lanes = ir.Constant(INTS, list(range(LANES)))
+    return builder.icmp_signed("<", lanes, broadcast_ir(builder, builder.trunc(count, ir.IntType(32))))
+
+
+@intrinsic
+def read_some(typing_context, array, indices, count):
+    """As `read`, of `count` or LANES items, the fewer; the other lanes are 0."""
+    def generate(context, builder, signature, arguments):
+        in_shorts = signature.args[0].dtype == types.uint16
+        kind = _SHORTS if in_shorts else FLOATS
+        address = builder.bitcast(item(context, builder, signature.args, arguments), kind.as_pointer())
+        count = context.cast(builder, arguments[2], signature.args[2], types.intp)
+        mask = _masked(builder, count)
+        name = f"llvm.masked.load.v{LANES}{'i16' if in_shorts else 'f32'}"
+        function = builder.module.declare_intrinsic(
+            f"{name}.p0", (), ir.FunctionType(kind, [address.type, ir.IntType(32), mask.type, kind]))
+        value = builder.call(function, [address, ir.IntType(32)(2 if in_shorts else 4), mask,
+                                        ir.Constant(kind, None)])
+        if in_shorts:
+            bits = builder.shl(builder.zext(value, INTS), ir.Constant(INTS, [16] * LANES))
+            return builder.bitcast(bits, FLOATS)
+        return value
+    return vector(array, indices, count), generate
+
+
+@intrinsic
+def write_some(typing_context, array, indices, value, count):
+    """As `write`, of the vector's first `count` lanes, or all if there are fewer."""
+    def generate(context, builder, signature, arguments):
+        in_shorts = signature.args[0].dtype == types.uint16
+        value = _rounded(builder, arguments[2]) if in_shorts else arguments[2]
+        address = builder.bitcast(item(context, builder, signature.args, arguments), value.type.as_pointer())
+        count = context.cast(builder, arguments[3], signature.args[3], types.intp)
+        mask = _masked(builder, count)
+        name = f"llvm.masked.store.v{LANES}{'i16' if in_shorts else 'f32'}"
+        function = builder.module.declare_intrinsic(f"{name}.p0", (), ir.FunctionType(
+            ir.VoidType(), [value.type, address.type, ir.IntType(32), mask.type]))
+        builder.call(function, [value, address, ir.IntType(32)(2 if in_shorts else 4), mask])
+        return context.get_dummy_value()
+    return types.void(array, indices, value, count), generate
+
+
+def _rounded(builder, value):
+    """A vector in bfloat16, rounded to nearest, ties to even, in LLVM."""
+    def constant(number):
+        return ir.Constant(INTS, [number] * LANES)
+
+    bits = builder.bitcast(value, INTS)
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+    return builder.trunc(builder.lshr(rounded, constant(16)), _SHORTS)
+
+
 @intrinsic
 def write(typing_context, array, indices, value):
     """A vector to where `read` would find it; in bfloat16 rounded to nearest, ties to even."""
     def generate(context, builder, signature, arguments):
         address, value = item(context, builder, signature.args, arguments), arguments[2]
         in_shorts = signature.args[0].dtype == types.uint16
-        if in_shorts and host_has("avx512bf16"):
+        if in_shorts and uses("avx512_bf16"):
             halves = ir.VectorType(BFloat16(), LANES)
             function = builder.module.declare_intrinsic(
                 "llvm.x86.avx512bf16.cvtneps2bf16.512", (), ir.FunctionType(halves, [FLOATS]))
             value = builder.bitcast(builder.call(function, [value]), _SHORTS)
         elif in_shorts:
-            def constant(number):
-                return ir.Constant(INTS, [number] * LANES)
-            bits = builder.bitcast(value, INTS)
-            odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
-            rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
-            value = builder.trunc(builder.lshr(rounded, constant(16)), _SHORTS)
+            value = _rounded(builder, value)
         builder.store(value, builder.bitcast(address, value.type.as_pointer())).align = 2 if in_shorts else 4
         return context.get_dummy_value()
     return types.void(array, indices, value), generate
+
+
+@intrinsic
+def write_pair(typing_context, array, indices, low, high):
+    """Two vectors side by side, each as `write` would put it."""
+    def generate(context, builder, signature, arguments):
+        address = item(context, builder, signature.args, arguments)
+        low, high = arguments[2:]
+        if signature.args[0].dtype == types.uint16 and uses("avx512_bf16"):
+            pair = ir.VectorType(BFloat16(), 2 * LANES)
+            function = builder.module.declare_intrinsic(
+                "llvm.x86.avx512bf16.cvtne2ps2bf16.512", (), ir.FunctionType(pair, [FLOATS, FLOATS]))
+            shorts = ir.VectorType(ir.IntType(16), 2 * LANES)
+            value = builder.bitcast(builder.call(function, [high, low]), shorts)
+            builder.store(value, builder.bitcast(address, shorts.as_pointer())).align = 2
+            return context.get_dummy_value()
+        in_shorts = signature.args[0].dtype == types.uint16
+        kind = (_SHORTS if in_shorts else FLOATS).as_pointer()
+        place = builder.bitcast(address, kind)
+        for number, value in enumerate((low, high)):
+            if in_shorts:
+                value = _rounded(builder, value)
+            target = builder.gep(place, [ir.IntType(64)(number)])
+            builder.store(value, target).align = 2 if in_shorts else 4
+        return context.get_dummy_value()
+    return types.void(array, indices, low, high), generate
 
 
 @intrinsic
@@ -135,6 +212,36 @@ def copy(typing_context, array, indices, to, places):
         builder.store(value, target).align = dtype.bitwidth // 8
         return context.get_dummy_value()
     return types.void(array, indices, to, places), generate
+
+
+@intrinsic
+def write_transposed(typing_context, a, indices, out, places):
+    """Write the transpose of LANES by LANES items of 32 bits to out: both two-dimensional, rows contiguous."""
+    def generate(context, builder, signature, arguments):
+        def row_addresses(n):
+            array = context.make_array(signature.args[n])(context, builder, arguments[n])
+            step = cgutils.unpack_tuple(builder, array.strides, 2)[0]
+            start = item(context, builder, signature.args[n:], arguments[n:])
+            start = builder.bitcast(start, ir.IntType(8).as_pointer())
+            return [builder.bitcast(builder.gep(start, [builder.mul(step, step.type(row))]), INTS.as_pointer())
+                    for row in range(LANES)]
+
+        rows = [builder.load(address) for address in row_addresses(0)]
+        for row in rows:
+            row.align = 4
+        # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
+        for distance in (8, 4, 2, 1):
+            low = [lane + (LANES - distance if lane & distance else 0) for lane in range(LANES)]
+            high = [lane + (LANES if lane & distance else distance) for lane in range(LANES)]
+            for row in range(LANES):
+                if not row & distance:
+                    pair = rows[row], rows[row | distance]
+                    rows[row], rows[row | distance] = (
+                        builder.shuffle_vector(*pair, ir.Constant(INTS, lanes)) for lanes in (low, high))
+        for address, row in zip(row_addresses(2), rows):
+            builder.store(row, address).align = 4
+        return context.get_dummy_value()
+    return types.void(a, indices, out, places), generate
 
 
 @intrinsic
@@ -156,30 +263,30 @@ def prefetch(typing_context, array, indices, number):
 
 @compiled
 def aligned(number, like):
-    """An array of so many zeros, of another's type, which begins at the start of a cache line.
+    """An empty array of another's type that begins at the start of a cache line.
 
     Vectors that lie across two lines are read and written twice.
     """
     spare = _CACHE_LINE // like.itemsize
-    flat = np.zeros(number + spare, like.dtype)
+    flat = np.empty(number + spare, like.dtype)
     start = -flat.ctypes.data % _CACHE_LINE // like.itemsize
     return flat[start:start + number]
 
 
 @intrinsic
-def splat(typing_context, value):
+def broadcast(typing_context, value):
     """A vector of one float32."""
     def generate(context, builder, signature, arguments):
-        return everywhere(builder, arguments[0])
+        return broadcast_ir(builder, arguments[0])
     return vector(types.float32), generate
 
 
 @intrinsic
-def _within(typing_context, value, bound):
+def _clamp(typing_context, value, bound):
     """The vector's values between -bound and bound; not a number remains that."""
     def generate(context, builder, signature, arguments):
         value, bound = arguments
-        low, high = everywhere(builder, builder.fneg(bound)), everywhere(builder, bound)
+        low, high = broadcast_ir(builder, builder.fneg(bound)), broadcast_ir(builder, bound)
         value = builder.select(builder.fcmp_ordered(">", low, value), low, value)
         return builder.select(builder.fcmp_ordered("<", high, value), high, value)
     return vector(vector, types.float32), generate
@@ -187,11 +294,11 @@ def _within(typing_context, value, bound):
 
 # Whether the processor scales by any power of two, infinities included: of which it makes 0 and infinity even
 # where the value is not a number, as the fraction of an infinity is not.
-_SCALES_ANY = host_has("avx512f")
+_SCALES_ANY = uses("avx512")
 
 
 @intrinsic
-def _nearest(typing_context, value):
+def _round(typing_context, value):
     """The nearest integers."""
     def generate(context, builder, signature, arguments):
         function = builder.module.declare_intrinsic(
@@ -201,7 +308,7 @@ def _nearest(typing_context, value):
 
 
 @intrinsic
-def _scale(typing_context, value, exponents):
+def _ldexp(typing_context, value, exponents):
     """value * 2**exponents, these being integers; between -126 and 126 unless `_SCALES_ANY`."""
     def generate(context, builder, signature, arguments):
         value, exponents = arguments
@@ -224,7 +331,7 @@ def _scale(typing_context, value, exponents):
 def _reciprocal_estimate(typing_context, value):
     """1 / value: to 14 bits where the processor can do that, else exactly."""
     def generate(context, builder, signature, arguments):
-        if not host_has("avx512f"):
+        if not uses("avx512"):
             return builder.fdiv(ir.Constant(FLOATS, [1.0] * LANES), arguments[0])
         mask = ir.IntType(16)
         function = builder.module.declare_intrinsic(
@@ -249,27 +356,27 @@ _LARGEST = np.float32(126)  # exponent of a normal float32
 _ONE, _TWO = np.float32(1), np.float32(2)
 
 
-@inlined
+@inline
 def _sigmoid_of_scaled(y):
     """1 / (1 + 2**y)"""
     # No infinity for Newton's method.
-    y = _within(y, _LARGEST)
-    whole = _nearest(y)
+    y = _clamp(y, _LARGEST)
+    whole = _round(y)
     f = y - whole
-    below = _ONE + _scale(_P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * _P5)))), whole)
+    below = _ONE + _ldexp(_P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * _P5)))), whole)
     estimate = _reciprocal_estimate(below)
     # A step of it doubles the number of bits.
     return estimate + estimate * (_ONE - below * estimate)
 
 
-@inlined
+@inline
 def _coarse_sigmoid_of_scaled(y):
     """The same with an error of up to 1e-4."""
     if not _SCALES_ANY:
-        y = _within(y, _LARGEST)
-    whole = _nearest(y)
+        y = _clamp(y, _LARGEST)
+    whole = _round(y)
     f = y - whole
-    return _reciprocal_estimate(_ONE + _scale(_ONE + f * (_Q1 + f * (_Q2 + f * _Q3)), whole))
+    return _reciprocal_estimate(_ONE + _ldexp(_ONE + f * (_Q1 + f * (_Q2 + f * _Q3)), whole))
 
 
 def sigmoid(x, like):

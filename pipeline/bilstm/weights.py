@@ -1,0 +1,69 @@
+"""Keras's parameters of one direction in the order of the recurrence, and their gradients back in Keras's.
+
+Keras puts a gate's columns of all cells together; the recurrence has a group's four gates side by side, and
+fills the last group up with cells whose weights are 0.
+"""
+
+import numpy as np
+
+from pipeline.bilstm.jit import compiled, inline
+from pipeline.bilstm.matmul import as_words, pack, pack_transposed, padded
+from pipeline.bilstm.recurrence import GATES
+from pipeline.bilstm.simd import LANES, read, read_some, write, write_some
+
+
+@inline
+def _interleave_row(values, row, units, out, out_row):
+    for gate in range(GATES):
+        for k in range(0, units, LANES):
+            write(out, (out_row, GATES * k + gate * LANES), read_some(values, (row, gate * units + k), units - k))
+
+
+@inline
+def _deinterleave_row(values, row, units, out, out_row):
+    for gate in range(GATES):
+        for k in range(0, units, LANES):
+            write_some(out, (out_row, gate * units + k), read(values, (row, GATES * k + gate * LANES)), units - k)
+
+
+@compiled
+def pack_parameters(kernel, recurrent, bias, panels, transposed, packed_bias):
+    """Interleave the gates, round to the products' type, and pack for `forward` and `backward`.
+
+    Args:
+        kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
+        panels: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
+        transposed: written, for `backward`: of `(4 * cells, cells)` and `(4 * cells, padded features)`; not if
+            it is empty.
+        packed_bias: float32 `(1, 4 * cells)`, written.
+    """
+    units, features = len(recurrent), len(kernel)
+    cells = padded(units)
+    weights = np.zeros((cells + features, GATES * cells), panels.dtype)
+    for row in range(units):
+        _interleave_row(recurrent, row, units, weights, row)
+    for row in range(features):
+        _interleave_row(kernel, row, units, weights, cells + row)
+    _interleave_row(bias, 0, units, packed_bias, 0)
+    pack(weights, as_words(panels))
+    if len(transposed) > 0:
+        split = GATES * cells * cells
+        pack_transposed(weights[:cells], as_words(transposed[:split]))
+        pack_transposed(weights[cells:], as_words(transposed[split:]))
+
+
+@compiled
+def deinterleave_gradients(d_weights, d_bias, kernel, recurrent, bias):
+    """The gradients of one direction's parameters, in Keras's order.
+
+    Args:
+        d_weights: float32 `(cells + features or more, 4 * cells)`; d_bias: `(1, 4 * cells)`.
+        kernel, recurrent, bias: as in `pack_parameters`, written.
+    """
+    units, features = len(recurrent), len(kernel)
+    cells = d_weights.shape[1] // GATES
+    for row in range(units):
+        _deinterleave_row(d_weights, row, units, recurrent, row)
+    for row in range(features):
+        _deinterleave_row(d_weights, cells + row, units, kernel, row)
+    _deinterleave_row(d_bias, 0, units, bias, 0)
