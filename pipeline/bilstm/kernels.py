@@ -154,8 +154,8 @@ def _forward(op, element, enum, itemsize):
     steps, returns, keep = numbers[STEPS], numbers[RETURNS], numbers[KEEP]
     _, batch, cells = _shape(h0)
     time = _dim(x, 1)
-    kept_steps, kept_states = (steps, steps + 1) if keep else (0, 0)
-    gates_shape, states_shape = (2, kept_steps, batch, GATES * cells), (2, kept_states, batch, cells)
+    kept_steps = steps + 1 if keep else 0
+    gates_shape, states_shape = (2, kept_steps, batch, GATES * cells), (2, kept_steps, batch, cells)
     y_shape = (batch, time if returns == SEQUENCE else 1, 2 * cells)
     gates = _output(op, 0, enum, itemsize, gates_shape, status)
     h_kept = _output(op, 1, enum, itemsize, states_shape, status)
@@ -187,7 +187,8 @@ def _backward(op, element, enum, itemsize):
     steps, from_zero, units = numbers[STEPS], numbers[FROM_ZERO], np.int64(numbers[UNITS])
     batch, time, features = _shape(x)
     cells = _dim(h_kept, 3)
-    gates_shape, states_shape = (2, np.int64(steps), batch, GATES * cells), (2, np.int64(steps) + 1, batch, cells)
+    kept_steps = np.int64(steps) + 1
+    gates_shape, states_shape = (2, kept_steps, batch, GATES * cells), (2, kept_steps, batch, cells)
     initial_shape = (0 if from_zero else 2, batch, cells)
     x_shape = (batch if numbers[WITH_INPUT] else 0, time, features)
     columns = GATES * units

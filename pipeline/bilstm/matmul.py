@@ -21,7 +21,7 @@ from numba.extending import intrinsic, overload
 from pipeline.bilstm import tiles
 from pipeline.bilstm.isa import uses
 from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir, item, prefetch, write_transposed
+from pipeline.bilstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir, item, pointer, prefetch, write_transposed
 
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
@@ -32,9 +32,6 @@ FEW = 4
 _AHEAD = 8
 # Rows of two tiles of AMX, and of one for what is left over.
 _TWO_TILES, _ONE_TILE = 2 * tiles.SIDE, tiles.SIDE
-# Words that are summed over before the next tile of the product on AMX, where the sum goes on: 16 KB of each
-# operand, so that both stay in the nearest cache.
-_CHUNK = 128
 # Without the instruction, LLVM would call a function of the C library.
 _FUSED = uses("avx2") or platform.machine() not in ("x86_64", "AMD64")
 
@@ -74,35 +71,32 @@ _BYTE, _INT, _LONG = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def multiply_tile(typing_context, a, panel, start, out, rows, vectors):
-    """Write the product of a's first rows and a panel to as many rows and vectors of out.
+def multiply_tile(typing_context, a, a_row, a_word, depth, panel, start, out, out_row, rows, vectors):
+    """Write the product of some rows and a panel to as many rows and vectors of out.
 
     Args:
-        a: units `(rows or more, depth)`; panel: units `(depth * vectors * LANES)`; out: float32 `(rows or
-            more, vectors * LANES or more)`, each row contiguous.
-        start: what to add to each row, float32 `(vectors * LANES or more)`; None for what is in out.
+        a: pointer to words `(rows, depth)`; a_row, a_word: from one row, and one word, to the next.
+        panel: pointer to words `(depth, vectors * LANES)`.
+        start: what to add to each row, pointer to float32 `(vectors * LANES)`; None for what is in out.
+        out: pointer to float32 `(rows, vectors * LANES)`; out_row: from one row to the next.
         rows, vectors: constants.
     """
     def generate(context, builder, signature, arguments):
-        heights, widths = range(signature.args[4].literal_value), range(signature.args[5].literal_value)
-        from_out = isinstance(signature.args[2], types.NoneType)
-        a, panel, start, out = (None if isinstance(kind, types.NoneType)
-                                else context.make_array(kind)(context, builder, value)
-                                for kind, value in zip(signature.args[:4], arguments))
-        depth = cgutils.unpack_tuple(builder, a.shape, 2)[1]
-        row_bytes, unit_bytes = cgutils.unpack_tuple(builder, a.strides, 2)
-        out_bytes = cgutils.unpack_tuple(builder, out.strides, 2)[0]
+        a, a_row, a_word, depth, panel, start, out, out_row, _, _ = arguments
+        heights, widths = range(signature.args[-2].literal_value), range(signature.args[-1].literal_value)
+        from_out = isinstance(signature.args[5], types.NoneType)
         in_pairs = signature.args[0].dtype == types.uint32
         fused = builder.module.declare_intrinsic(
             f"llvm.{'fma' if _FUSED else 'fmuladd'}.v{LANES}f32", (),
             ir.FunctionType(FLOATS, [FLOATS, FLOATS, FLOATS]))
         of_pairs = in_pairs and uses("avx512_bf16") and builder.module.declare_intrinsic(
             "llvm.x86.avx512bf16.dpbf16ps.512", (), ir.FunctionType(FLOATS, [FLOATS, _PAIRS, _PAIRS]))
-        unit = _INT if in_pairs else ir.FloatType()
-        units = ir.VectorType(unit, LANES)
+        word = _INT if in_pairs else ir.FloatType()
+        words = ir.VectorType(word, LANES)
 
         def at(base, offset, kind):
-            return builder.bitcast(builder.gep(builder.bitcast(base, _BYTE), [offset]), kind.as_pointer())
+            address = builder.gep(builder.bitcast(base, _BYTE), [builder.mul(offset, _LONG(4))])
+            return builder.bitcast(address, kind.as_pointer())
 
         def read(base, offset, kind):
             value = builder.load(at(base, offset, kind))
@@ -120,15 +114,13 @@ def multiply_tile(typing_context, a, panel, start, out, rows, vectors):
                 return total
             return builder.call(fused, [left, right, total])
 
-        vector_bytes = 4 * LANES
-        row_starts = [builder.mul(out_bytes, _LONG(i)) for i in heights]
-        places = [[at(out.data, builder.add(row_starts[i], _LONG(vector_bytes * j)), FLOATS) for j in widths]
+        places = [[at(out, builder.add(builder.mul(out_row, _LONG(i)), _LONG(LANES * j)), FLOATS) for j in widths]
                   for i in heights]
-        starts = [builder.mul(row_bytes, _LONG(i)) for i in heights]
+        row_starts = [builder.mul(a_row, _LONG(i)) for i in heights]
         if from_out:
             sums = [[read(place, _LONG(0), FLOATS) for place in row] for row in places]
         else:
-            sums = [[read(start.data, _LONG(vector_bytes * j), FLOATS) for j in widths]] * len(heights)
+            sums = [[read(start, _LONG(LANES * j), FLOATS) for j in widths]] * len(heights)
 
         before, loop = builder.block, builder.append_basic_block("sum")
         after = builder.append_basic_block("summed")
@@ -137,12 +129,12 @@ def multiply_tile(typing_context, a, panel, start, out, rows, vectors):
         k = builder.phi(_LONG)
         k.add_incoming(_LONG(0), before)
         running = [[builder.phi(FLOATS) for _ in widths] for _ in heights]
-        panel_offset = builder.mul(k, _LONG(vector_bytes * len(widths)))
-        right = [read(panel.data, builder.add(panel_offset, _LONG(vector_bytes * j)), units) for j in widths]
-        unit_offset = builder.mul(k, unit_bytes)
+        panel_offset = builder.mul(k, _LONG(LANES * len(widths)))
+        right = [read(panel, builder.add(panel_offset, _LONG(LANES * j)), words) for j in widths]
+        word_offset = builder.mul(k, a_word)
         results = [[None for _ in widths] for _ in heights]
         for i in heights:
-            left = broadcast_ir(builder, read(a.data, builder.add(starts[i], unit_offset), unit))
+            left = broadcast_ir(builder, read(a, builder.add(row_starts[i], word_offset), word))
             for j in widths:
                 results[i][j] = add_product(running[i][j], left, right[j])
         following = builder.add(k, _LONG(1))
@@ -161,7 +153,9 @@ def multiply_tile(typing_context, a, panel, start, out, rows, vectors):
             for j in widths:
                 builder.store(results[i][j], places[i][j]).align = 4
         return context.get_dummy_value()
-    return (types.void(a, panel, start, out, rows, vectors),
+
+    long = types.int64
+    return (types.void(a, long, long, long, panel, start, out, long, rows, vectors),
             tiles.generate_tile if _on_tiles(a.dtype) else generate)
 
 
@@ -173,61 +167,112 @@ def _from(start, column):
 def _from_any(start, column):
     if isinstance(start, types.NoneType):
         return lambda start, column: None
-    return lambda start, column: start[column:]
+    return lambda start, column: pointer(start, column)
 
 
 @inline
-def _multiply_rows(a, panels, first, depth, start, out, rows):
-    used, columns = a.shape[1], out.shape[1]
+def _multiply_rows(a, a_row, a_word, words, panels, first, depth, start, out, out_row, columns, rows):
     for column in range(0, columns, VECTORS * LANES):
         width = min(VECTORS * LANES, columns - column)
-        panel, place = panels[column * depth + width * first:], out[:, column:]
+        panel, place = pointer(panels, column * depth + width * first), pointer(out, column)
         if width == LANES:
-            multiply_tile(a, panel, _from(start, column), place, rows, 1)
+            multiply_tile(a, a_row, a_word, words, panel, _from(start, column), place, out_row, rows, 1)
         else:
-            multiply_tile(a, panel, _from(start, column), place, rows, 2)
+            multiply_tile(a, a_row, a_word, words, panel, _from(start, column), place, out_row, rows, 2)
 
 
-def multiply(a, panels, start, out):
+def multiply(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
     """Write the product of a and packed weights to out.
 
     Args:
-        a: words `(rows, depth)`. On AMX, rows and depth are multiples of 16.
-        panels: of `pack_rows`, whose depth may be larger: a is multiplied with the last words.
-        start: what to add to each row, float32 `(columns)`; None for what is in out.
-        out: float32 `(rows, columns)`, each row contiguous, columns a multiple of `LANES`.
+        a: pointer to words `(rows, words)`. On AMX both numbers are multiples of 16, and a_word is 1.
+        a_row, a_word: from one row, and one word, of a to the next.
+        panels: pointer to words, of `pack_rows`.
+        first: the word of the panels' that a's first is multiplied with; depth: words in all of the panels.
+        start: what to add to each row, pointer to float32 `(columns)`; None for what is in out.
+        out: pointer to float32 `(rows, columns)`, columns a multiple of `LANES`.
+        out_row: from one row of out to the next.
     """
 
 
 @overload(multiply)
-def _multiply_any(a, panels, start, out):
+def _multiply_any(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
     return _multiply_on_tiles if _on_tiles(a.dtype) else _multiply_in_vectors
 
 
-def _multiply_in_vectors(a, panels, start, out):
-    rows, depth = len(a), len(panels) // out.shape[1]
-    first = depth - a.shape[1]
+def _multiply_in_vectors(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
     full = rows - rows % ROWS
     few = rows - (rows - full) % FEW
     for r in range(0, full, ROWS):
-        _multiply_rows(a[r:], panels, first, depth, start, out[r:], ROWS)
+        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
+                       pointer(out, r * out_row), out_row, columns, ROWS)
     for r in range(full, few, FEW):
-        _multiply_rows(a[r:], panels, first, depth, start, out[r:], FEW)
+        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
+                       pointer(out, r * out_row), out_row, columns, FEW)
     for r in range(few, rows):
-        _multiply_rows(a[r:], panels, first, depth, start, out[r:], 1)
+        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
+                       pointer(out, r * out_row), out_row, columns, 1)
 
 
-def _multiply_on_tiles(a, panels, start, out):
-    rows, used, depth = len(a), a.shape[1], len(panels) // out.shape[1]
-    full = rows - rows % (_TWO_TILES)
-    chunk = _CHUNK if start is None else used
-    for k in range(0, used, chunk):
-        part = a[:, k:min(k + chunk, used)]
-        first = depth - used + k
-        for r in range(0, full, _TWO_TILES):
-            _multiply_rows(part[r:], panels, first, depth, start, out[r:], _TWO_TILES)
-        if full < rows:
-            _multiply_rows(part[full:], panels, first, depth, start, out[full:], _ONE_TILE)
+def _multiply_on_tiles(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
+    full = rows - rows % _TWO_TILES
+    for r in range(0, full, _TWO_TILES):
+        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
+                       pointer(out, r * out_row), out_row, columns, _TWO_TILES)
+    if full < rows:
+        _multiply_rows(pointer(a, full * a_row), a_row, a_word, words, panels, first, depth, start,
+                       pointer(out, full * out_row), out_row, columns, _ONE_TILE)
+
+
+def multiply_part(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
+    """One of some equal parts of `multiply`, all of which have to be called in turn.
+
+    The matrix unit of AMX works beside the vector unit; what is done between the parts overlaps with them. In
+    vectors there is nothing to gain, and the first part does everything.
+
+    Args:
+        columns: also from one row of out to the next; a multiple of 32. Others: as in `multiply`.
+    """
+
+
+@overload(multiply_part)
+def _multiply_part_any(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
+    if _on_tiles(a.dtype):
+        return _multiply_part_on_tiles
+
+    def whole(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
+        if part == 0:
+            multiply(a, a_row, 1, rows, words, panels, first, depth, start, out, columns, columns)
+    return whole
+
+
+def _multiply_part_on_tiles(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
+    # All 32 rows, even if fewer are asked for: a and out have them.
+    width = VECTORS * LANES
+    in_panel = words // tiles.SIDE
+    in_all = in_panel * (columns // width)
+    number, end = part * in_all // parts, (part + 1) * in_all // parts
+    for column in range(0, columns, width):
+        panel = pointer(panels, column * depth + first * width)
+        while number < min(end, in_panel):
+            if number == 0:
+                tiles.start_sums(pointer(start, column))
+            k = number * tiles.SIDE
+            tiles.add_products(pointer(a, k), a_row, pointer(panel, k * width))
+            number += 1
+            if number == in_panel:
+                tiles.store_sums(pointer(out, column), columns)
+        number, end = max(number - in_panel, 0), end - in_panel
+
+
+def block_part(array):
+    """Samples between two parts of a product."""
+
+
+@overload(block_part, inline="always")
+def _block_part_any(array):
+    rows = 4 if _on_tiles(array.dtype) else 12
+    return lambda array: rows
 
 
 @compiled
@@ -247,9 +292,14 @@ def _as_words_any(array):
     return lambda array: array
 
 
-@compiled
 def values_in_word(array):
-    return 2 if array.itemsize == 2 else 1
+    """2 for bfloat16, else 1, of an array or a pointer."""
+
+
+@overload(values_in_word, inline="always")
+def _values_in_word_any(array):
+    number = 2 if array.dtype == types.uint16 else 1
+    return lambda array: number
 
 
 @compiled
@@ -292,18 +342,18 @@ def _write_words(typing_context, out, place, first, i, second, j):
     return types.void(out, place, first, i, second, j), generate
 
 
-def _drop_second(words):
-    """Clear the second value of each pair."""
+def _drop_seconds(words, number):
+    """Clear the second value of each of the words, which a pointer leads to."""
 
 
-@overload(_drop_second)
-def _drop_second_any(words):
+@overload(_drop_seconds)
+def _drop_seconds_any(words, number):
     if words.dtype == types.uint32:
-        def drop(words):
-            for k in range(len(words)):
+        def drop(words, number):
+            for k in range(number):
                 words[k] &= np.uint32(0xFFFF)
         return drop
-    return lambda words: None
+    return lambda words, number: None
 
 
 @compiled
@@ -318,13 +368,13 @@ def pack_rows(a, k, depth, out):
     """
     rows, columns = a.shape
     in_word = values_in_word(a)
-    for first in range(0, rows, in_word):
-        second = min(first + in_word, rows) - 1
-        for column in range(0, columns, VECTORS * LANES):
-            width = min(VECTORS * LANES, columns - column)
-            for v in range(column, column + width, LANES):
-                _write_words(out, (column * depth + k * width + v - column,), a, (first, v), a, (second, v))
-        k += 1
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, columns - column)
+        place = pointer(out, (column * depth + k * width,))
+        for v in range(0, width, LANES):
+            for first in range(0, rows, in_word):
+                second = min(first + in_word, rows) - 1
+                _write_words(place, first // in_word * width + v, a, (first, column + v), a, (second, column + v))
 
 
 @compiled
@@ -353,7 +403,7 @@ def pack_transposed(weights, panels):
         whole = min(width, columns - column) // LANES * LANES
         for k in range(0, depth, LANES):
             for j in range(0, whole, LANES):
-                write_transposed(words, (column + j, k), panel, (k, j))
+                write_transposed(pointer(words, (column + j, k)), depth, pointer(panel, (k, j)), width)
         for j in range(whole, width):
             if column + j < columns:
                 panel[:, j] = words[column + j]
@@ -361,55 +411,53 @@ def pack_transposed(weights, panels):
                 panel[:, j] = 0
 
 
-def left_operand(like, columns, depth):
-    """An empty left operand `(columns, depth)` of words for `pack_columns`; on AMX each row is contiguous."""
+def left_strides(like, columns, depth):
+    """Words from one row, and one word of a row, to the next in a left operand `(columns, depth)`."""
 
 
-@overload(left_operand)
-def _left_operand_any(like, columns, depth):
+@overload(left_strides)
+def _left_strides_any(like, columns, depth):
     if _on_tiles(like.dtype):
-        return lambda like, columns, depth: as_words(np.empty((columns, 2 * depth), like.dtype))
-
-    def transposed(like, columns, depth):
-        return as_words(np.empty((depth, columns * values_in_word(like)), like.dtype)).T
-    return transposed
+        return lambda like, columns, depth: (depth, 1)
+    return lambda like, columns, depth: (1, columns)
 
 
-def pack_columns(a, column, k, left):
-    """Write the columns of a to rows of a left operand: to sum over a's rows.
+def pack_columns(a, groups, rows, left, row, word):
+    """Write columns of a as rows of a left operand: to sum over a's rows.
 
     Args:
-        a: values `(groups, rows, LANES)`: row by row for each group of columns.
-        column: the first column's number in `left`; k: the number of the first word.
-        left: of `left_operand`. Values that a's rows lack to whole words, on AMX to whole tiles, are 0.
+        a: pointer to values `(groups, rows, LANES)`: row by row for each group of columns.
+        left: pointer to the first row's first word. What a's rows lack to whole words, on AMX to a whole tile,
+            is 0.
+        row, word: of `left_strides`.
     """
 
 
 @overload(pack_columns)
-def _pack_columns_any(a, column, k, left):
-    if _on_tiles(a.dtype):
-        return _pack_columns_for_tiles
-
-    def pack_columns(a, column, k, left):
-        groups, rows, _ = a.shape
-        in_word = values_in_word(a)
-        for first in range(0, rows, in_word):
-            second = min(first + in_word, rows) - 1
-            for g in range(groups):
-                _write_words(left.T, (k, column + g * LANES), a, (g, first, 0), a, (g, second, 0))
-            if first + in_word > rows:
-                _drop_second(left[column:column + groups * LANES, k])
-            k += 1
-    return pack_columns
+def _pack_columns_any(a, groups, rows, left, row, word):
+    return _pack_columns_on_tiles if _on_tiles(a.dtype) else _pack_columns_in_vectors
 
 
-def _pack_columns_for_tiles(a, column, k, left):
-    groups, rows, _ = a.shape
-    words = np.zeros((tiles.SIDE, LANES), np.uint32)
+def _pack_columns_in_vectors(a, groups, rows, left, row, word):
+    in_word = values_in_word(a)
+    for first in range(0, rows, in_word):
+        second = min(first + in_word, rows) - 1
+        place = pointer(left, first // in_word * word)
+        for g in range(groups):
+            _write_words(place, g * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES)
+        if first + in_word > rows:
+            _drop_seconds(place, groups * LANES)
+
+
+def _pack_columns_on_tiles(a, groups, rows, left, row, word):
+    scratch = np.zeros((LANES, LANES), np.uint32)
+    words = pointer(scratch, (0, 0))
     for g in range(groups):
         for first in range(0, rows, 2):
             second = min(first + 1, rows - 1)
-            _write_words(words, (first // 2, 0), a, (g, first, 0), a, (g, second, 0))
-            if second == first:
-                _drop_second(words[first // 2])
-        write_transposed(words, (0, 0), left, (column + g * LANES, k))
+            _write_words(words, first // 2 * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES)
+        if rows % 2:
+            _drop_seconds(pointer(words, rows // 2 * LANES), LANES)
+        write_transposed(words, LANES, pointer(left, g * LANES * row), row)
+    # Numba frees an array after its last use.
+    scratch[0] = 0

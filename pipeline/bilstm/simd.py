@@ -77,12 +77,29 @@ _operator(operator.mul, "fmul")
 
 
 def item(context, builder, kinds, arguments):
-    """The address of an item, in LLVM; of an intrinsic's first two arguments: an array and the indices."""
+    """The address of an item, in LLVM.
+
+    An intrinsic's first two arguments give it: an array and a tuple of indices, or a pointer and an index.
+    """
     kind = kinds[0]
+    if isinstance(kind, types.CPointer):
+        return builder.gep(arguments[0], [context.cast(builder, arguments[1], kinds[1], types.intp)])
     array = context.make_array(kind)(context, builder, arguments[0])
     indices = [context.cast(builder, index, of, types.intp) for of, index in
                zip(kinds[1], cgutils.unpack_tuple(builder, arguments[1]))]
     return cgutils.get_item_pointer(context, builder, kind, array, indices)
+
+
+@intrinsic
+def pointer(typing_context, array, indices):
+    """A pointer to an item of an array, or, by its index, of another pointer.
+
+    Hot loops use pointers: Numba counts references to arrays, also where a function is inlined in a loop.
+    Whoever makes a pointer must keep the array alive: the caller of the function does, if it is an argument.
+    """
+    def generate(context, builder, signature, arguments):
+        return item(context, builder, signature.args, arguments)
+    return types.CPointer(array.dtype)(array, indices), generate
 
 
 @intrinsic
@@ -215,18 +232,19 @@ def copy(typing_context, array, indices, to, places):
 
 
 @intrinsic
-def write_transposed(typing_context, a, indices, out, places):
-    """Write the transpose of LANES by LANES items of 32 bits to out: both two-dimensional, rows contiguous."""
-    def generate(context, builder, signature, arguments):
-        def row_addresses(n):
-            array = context.make_array(signature.args[n])(context, builder, arguments[n])
-            step = cgutils.unpack_tuple(builder, array.strides, 2)[0]
-            start = item(context, builder, signature.args[n:], arguments[n:])
-            start = builder.bitcast(start, ir.IntType(8).as_pointer())
-            return [builder.bitcast(builder.gep(start, [builder.mul(step, step.type(row))]), INTS.as_pointer())
-                    for row in range(LANES)]
+def write_transposed(typing_context, source, source_row, target, target_row):
+    """Write the transpose of LANES by LANES items of 32 bits.
 
-        rows = [builder.load(address) for address in row_addresses(0)]
+    Args:
+        source, target: pointers to the first items; source_row, target_row: items from one row to the next.
+    """
+    def generate(context, builder, signature, arguments):
+        def row_addresses(base, row):
+            return [builder.bitcast(builder.gep(base, [builder.mul(row, row.type(number))]), INTS.as_pointer())
+                    for number in range(LANES)]
+
+        source, source_row, target, target_row = arguments
+        rows = [builder.load(address) for address in row_addresses(source, source_row)]
         for row in rows:
             row.align = 4
         # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
@@ -238,10 +256,10 @@ def write_transposed(typing_context, a, indices, out, places):
                     pair = rows[row], rows[row | distance]
                     rows[row], rows[row | distance] = (
                         builder.shuffle_vector(*pair, ir.Constant(INTS, lanes)) for lanes in (low, high))
-        for address, row in zip(row_addresses(2), rows):
+        for address, row in zip(row_addresses(target, target_row), rows):
             builder.store(row, address).align = 4
         return context.get_dummy_value()
-    return types.void(a, indices, out, places), generate
+    return types.void(source, types.int64, target, types.int64), generate
 
 
 @intrinsic
@@ -351,51 +369,67 @@ _P0, _P1, _P2, _P3, _P4, _P5 = _interpolation(np.exp2, 5, 0.5)
 # Of (2**f - 1) / f, so that 2**0 is 1 and tanh(0) is 0. Reaching further makes the error of 2**f, 1e-4, about
 # the same at both ends and between.
 _Q1, _Q2, _Q3 = _interpolation(lambda f: np.expm1((f + 1e-9) * np.log(2)) / (f + 1e-9), 2, 0.5255)
-_LOG2_E = np.float32(np.log2(np.e))
 _LARGEST = np.float32(126)  # exponent of a normal float32
 _ONE, _TWO = np.float32(1), np.float32(2)
 
 
+# Both functions take four vectors, whose instructions alternate: a single one's form a chain, and the
+# processor looks ahead too few of them to find another chain to work on.
+
+
 @inline
-def _sigmoid_of_scaled(y):
-    """1 / (1 + 2**y)"""
+def _sigmoids_of_scaled(y0, y1, y2, y3):
+    """1 / (1 + 2**y) of each."""
     # No infinity for Newton's method.
-    y = _clamp(y, _LARGEST)
-    whole = _round(y)
-    f = y - whole
-    below = _ONE + _ldexp(_P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * _P5)))), whole)
-    estimate = _reciprocal_estimate(below)
+    y0, y1, y2, y3 = _clamp(y0, _LARGEST), _clamp(y1, _LARGEST), _clamp(y2, _LARGEST), _clamp(y3, _LARGEST)
+    w0, w1, w2, w3 = _round(y0), _round(y1), _round(y2), _round(y3)
+    f0, f1, f2, f3 = y0 - w0, y1 - w1, y2 - w2, y3 - w3
+    p0, p1, p2, p3 = _P4 + f0 * _P5, _P4 + f1 * _P5, _P4 + f2 * _P5, _P4 + f3 * _P5
+    p0, p1, p2, p3 = _P3 + f0 * p0, _P3 + f1 * p1, _P3 + f2 * p2, _P3 + f3 * p3
+    p0, p1, p2, p3 = _P2 + f0 * p0, _P2 + f1 * p1, _P2 + f2 * p2, _P2 + f3 * p3
+    p0, p1, p2, p3 = _P1 + f0 * p0, _P1 + f1 * p1, _P1 + f2 * p2, _P1 + f3 * p3
+    p0, p1, p2, p3 = _P0 + f0 * p0, _P0 + f1 * p1, _P0 + f2 * p2, _P0 + f3 * p3
+    p0, p1, p2, p3 = _ldexp(p0, w0), _ldexp(p1, w1), _ldexp(p2, w2), _ldexp(p3, w3)
+    b0, b1, b2, b3 = _ONE + p0, _ONE + p1, _ONE + p2, _ONE + p3
+    e0, e1 = _reciprocal_estimate(b0), _reciprocal_estimate(b1)
+    e2, e3 = _reciprocal_estimate(b2), _reciprocal_estimate(b3)
     # A step of it doubles the number of bits.
-    return estimate + estimate * (_ONE - below * estimate)
+    return (e0 + e0 * (_ONE - b0 * e0), e1 + e1 * (_ONE - b1 * e1),
+            e2 + e2 * (_ONE - b2 * e2), e3 + e3 * (_ONE - b3 * e3))
 
 
 @inline
-def _coarse_sigmoid_of_scaled(y):
+def _coarse_sigmoids_of_scaled(y0, y1, y2, y3):
     """The same with an error of up to 1e-4."""
     if not _SCALES_ANY:
-        y = _clamp(y, _LARGEST)
-    whole = _round(y)
-    f = y - whole
-    return _reciprocal_estimate(_ONE + _ldexp(_ONE + f * (_Q1 + f * (_Q2 + f * _Q3)), whole))
+        y0, y1, y2, y3 = _clamp(y0, _LARGEST), _clamp(y1, _LARGEST), _clamp(y2, _LARGEST), _clamp(y3, _LARGEST)
+    w0, w1, w2, w3 = _round(y0), _round(y1), _round(y2), _round(y3)
+    f0, f1, f2, f3 = y0 - w0, y1 - w1, y2 - w2, y3 - w3
+    p0, p1, p2, p3 = _Q2 + f0 * _Q3, _Q2 + f1 * _Q3, _Q2 + f2 * _Q3, _Q2 + f3 * _Q3
+    p0, p1, p2, p3 = _Q1 + f0 * p0, _Q1 + f1 * p1, _Q1 + f2 * p2, _Q1 + f3 * p3
+    p0, p1, p2, p3 = _ONE + f0 * p0, _ONE + f1 * p1, _ONE + f2 * p2, _ONE + f3 * p3
+    p0, p1, p2, p3 = _ldexp(p0, w0), _ldexp(p1, w1), _ldexp(p2, w2), _ldexp(p3, w3)
+    return (_reciprocal_estimate(_ONE + p0), _reciprocal_estimate(_ONE + p1),
+            _reciprocal_estimate(_ONE + p2), _reciprocal_estimate(_ONE + p3))
 
 
-def sigmoid(x, like):
-    """1 / (1 + exp(-x)), for arrays of the type of `like`: with an error of up to 1e-4 for bfloat16."""
+def sigmoids(y0, y1, y2, y3, like):
+    """1 / (1 + 2**y) of each, for arrays of the type of `like`: with an error of up to 1e-4 for bfloat16."""
 
 
-@overload(sigmoid, inline="always")
-def _sigmoid_like(x, like):
+@overload(sigmoids, inline="always")
+def _sigmoids_like(y0, y1, y2, y3, like):
     if like.dtype == types.uint16:
-        return lambda x, like: _coarse_sigmoid_of_scaled(x * -_LOG2_E)
-    return lambda x, like: _sigmoid_of_scaled(x * -_LOG2_E)
+        return lambda y0, y1, y2, y3, like: _coarse_sigmoids_of_scaled(y0, y1, y2, y3)
+    return lambda y0, y1, y2, y3, like: _sigmoids_of_scaled(y0, y1, y2, y3)
 
 
-def tanh(x, like):
-    """As `sigmoid`."""
+# sigmoid(x) is 1 / (1 + 2**(x * SIGMOID)), tanh(x) is 2 / (1 + 2**(x * TANH)) - 1.
+SIGMOID, TANH = np.float32(-np.log2(np.e)), np.float32(-2 * np.log2(np.e))
 
 
-@overload(tanh, inline="always")
-def _tanh_like(x, like):
-    if like.dtype == types.uint16:
-        return lambda x, like: _TWO * _coarse_sigmoid_of_scaled(x * (-_TWO * _LOG2_E)) - _ONE
-    return lambda x, like: _TWO * _sigmoid_of_scaled(x * (-_TWO * _LOG2_E)) - _ONE
+@inline
+def tanhs(x0, x1, x2, x3, like):
+    """The hyperbolic tangent of each, as exact as `sigmoids`."""
+    s0, s1, s2, s3 = sigmoids(x0 * TANH, x1 * TANH, x2 * TANH, x3 * TANH, like)
+    return _TWO * s0 - _ONE, _TWO * s1 - _ONE, _TWO * s2 - _ONE, _TWO * s3 - _ONE

@@ -76,52 +76,86 @@ def restore_tiles(before):
         _load_configuration(before)
 
 
+def _at(builder, base, *offsets):
+    """The address some words after a pointer."""
+    address = builder.bitcast(base, _POINTER)
+    for offset in offsets:
+        address = builder.gep(address, [builder.mul(offset, _LONG(4))])
+    return address
+
+
+def _start(builder, down, across, start, out, out_row):
+    """Fill the sums' tiles: from a row of start, or, if that is None, from out."""
+    for i in range(down):
+        for j in range(across):
+            if start is None:
+                place, row = _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j)), out_row
+            else:
+                # Each row from the same address.
+                place, row = _at(builder, start, _LONG(SIDE * j)), _LONG(0)
+            _call(builder, "tileloadd64", _BYTE(_SUMS[i * across + j]), place, builder.mul(row, _LONG(4)))
+
+
+def _add_products(builder, down, across, a, a_row, panel):
+    """Add the products of a tile's depth."""
+    panel_row = _LONG(4 * SIDE * across)
+    for j in range(across):
+        _call(builder, "tileloadd64", _BYTE(_RIGHT[j]), _at(builder, panel, _LONG(SIDE * j)), panel_row)
+        for i in range(down):
+            if j == 0:
+                _call(builder, "tileloadd64", _BYTE(_LEFT[i]),
+                      _at(builder, a, builder.mul(a_row, _LONG(SIDE * i))), builder.mul(a_row, _LONG(4)))
+            _call(builder, "tdpbf16ps", _BYTE(_SUMS[i * across + j]), _BYTE(_LEFT[i]), _BYTE(_RIGHT[j]))
+
+
+def _store(builder, down, across, out, out_row):
+    for i in range(down):
+        for j in range(across):
+            place = _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j))
+            _call(builder, "tilestored64", _BYTE(_SUMS[i * across + j]), place, builder.mul(out_row, _LONG(4)))
+
+
 def generate_tile(context, builder, signature, arguments):
     """The code of `matmul.multiply_tile` for pairs of bfloat16.
 
-    Its `rows` is 16 or 32, the depth a multiple of 16.
+    Its `rows` is 16 or 32, the depth a multiple of 16, and a row's words lie side by side.
     """
-    down = range(signature.args[4].literal_value // SIDE)
-    across = range(signature.args[5].literal_value)
-    from_out = isinstance(signature.args[2], types.NoneType)
-    a, panel, start, out = (None if isinstance(kind, types.NoneType)
-                            else context.make_array(kind)(context, builder, value)
-                            for kind, value in zip(signature.args[:4], arguments))
-    depth = cgutils.unpack_tuple(builder, a.shape, 2)[1]
-    a_bytes = cgutils.unpack_tuple(builder, a.strides, 2)[0]
-    out_bytes = cgutils.unpack_tuple(builder, out.strides, 2)[0]
-    tile_bytes = 4 * SIDE
-    panel_bytes = _LONG(tile_bytes * len(across))
-
-    def at(base, *offsets):
-        address = builder.bitcast(base, _POINTER)
-        for offset in offsets:
-            address = builder.gep(address, [offset])
-        return address
-
-    def each_sum():
-        for i in down:
-            for j in across:
-                place = (builder.mul(out_bytes, _LONG(SIDE * i)), _LONG(tile_bytes * j))
-                yield _BYTE(_SUMS[i * len(across) + j]), i, j, place
-
-    for register, _, j, place in each_sum():
-        if from_out:
-            _call(builder, "tileloadd64", register, at(out.data, *place), out_bytes)
-        else:
-            # Each row from the same address.
-            _call(builder, "tileloadd64", register, at(start.data, place[1]), _LONG(0))
+    a, a_row, _, depth, panel, start, out, out_row, _, _ = arguments
+    down, across = signature.args[-2].literal_value // SIDE, signature.args[-1].literal_value
+    _start(builder, down, across, None if signature.args[5] == types.none else start, out, out_row)
     with cgutils.for_range(builder, builder.udiv(depth, _LONG(SIDE))) as loop:
-        left = [at(a.data, builder.mul(loop.index, _LONG(tile_bytes)),
-                   builder.mul(a_bytes, _LONG(SIDE * i))) for i in down]
-        right = at(panel.data, builder.mul(loop.index, builder.mul(panel_bytes, _LONG(SIDE))))
-        for j in across:
-            _call(builder, "tileloadd64", _BYTE(_RIGHT[j]), at(right, _LONG(tile_bytes * j)), panel_bytes)
-            for i in down:
-                if j == 0:
-                    _call(builder, "tileloadd64", _BYTE(_LEFT[i]), left[i], a_bytes)
-                _call(builder, "tdpbf16ps", _BYTE(_SUMS[i * len(across) + j]), _BYTE(_LEFT[i]),
-                      _BYTE(_RIGHT[j]))
-    for register, _, _, place in each_sum():
-        _call(builder, "tilestored64", register, at(out.data, *place), out_bytes)
+        k = builder.mul(loop.index, _LONG(SIDE))
+        _add_products(builder, down, across, _at(builder, a, k), a_row,
+                      _at(builder, panel, builder.mul(k, _LONG(SIDE * across))))
+    _store(builder, down, across, out, out_row)
     return context.get_dummy_value()
+
+
+# The parts of a product of 32 rows and 32 columns, for callers that do something else in between.
+
+
+@intrinsic
+def start_sums(typing_context, start):
+    """Let the sums begin with float32 `(32)`, the same for each row."""
+    def generate(context, builder, signature, arguments):
+        _start(builder, 2, 2, *arguments, None, None)
+        return context.get_dummy_value()
+    return types.void(start), generate
+
+
+@intrinsic
+def add_products(typing_context, a, a_row, panel):
+    """Add the products of words `(32, 16)`, from one row to the next a_row, and `(16, 32)`."""
+    def generate(context, builder, signature, arguments):
+        _add_products(builder, 2, 2, *arguments)
+        return context.get_dummy_value()
+    return types.void(a, types.int64, panel), generate
+
+
+@intrinsic
+def store_sums(typing_context, out, out_row):
+    """Write the sums to float32 `(32, 32)`, from one row to the next out_row."""
+    def generate(context, builder, signature, arguments):
+        _store(builder, 2, 2, *arguments)
+        return context.get_dummy_value()
+    return types.void(out, types.int64), generate
