@@ -1,18 +1,18 @@
 """The BiLSTM layer: Keras's numbers, TensorFlow 1's numbers, and at home in every way to use a layer."""
 
-import platform
 from unittest.mock import Mock
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_python, small_recipe
+from helpers import run_python
 
-from pipeline import bilstm
-from pipeline.bilstm import BiLSTM
-from pipeline.kernels import operation, whole_batches
-from pipeline.products import multiplies_bfloat16
+from pipeline.bilstm import BiLSTM, graph
+from pipeline.bilstm import layer as layer_module
+from pipeline.bilstm.graph import whole_batches
+from pipeline.bilstm.kernels import KEEP, WITH_INPUT
+from pipeline.bilstm.ops import operation
 
 UNITS, FEATURES, BATCH = 5, 3, 4
 READOUTS = ("sequence", "middle", "last", "mean")
@@ -82,17 +82,9 @@ CASES = [  # steps, with initial states, lengths
 ]
 
 
-def multiply_in_tensorflow(monkeypatch):
-    """As on a processor with AMX, or in bfloat16 on one without it."""
-    monkeypatch.setattr(bilstm, "multiplies_here", lambda *_: False)
-
-
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(("steps", "with_states", "lengths"), CASES)
-@pytest.mark.parametrize("products", ["here", "in TensorFlow"])
-def test_outputs_and_gradients_are_keras_own(monkeypatch, readout, steps, with_states, lengths, products):
-    if products == "in TensorFlow":
-        multiply_in_tensorflow(monkeypatch)
+def test_outputs_and_gradients_are_keras_own(readout, steps, with_states, lengths):
     stock = stock_layer()
     layer = BiLSTM.from_keras(stock, readout=readout)
     x = tf.constant(values(BATCH, steps, FEATURES))
@@ -117,34 +109,26 @@ def test_any_size_and_batch(units, features):
         assert_close(outcome(lambda: layer(x), [x], layer.trainable_variables), theirs)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the older processor is an x86")
-def test_a_processor_with_shorter_vectors():
-    """Compiled for AVX2: smaller tiles, no instructions for bfloat16."""
-    tests = run_python("-m", "pytest", "-q", __file__, "-k",
-                       "any_size or bfloat16_stays or stay_exactly or bear_any",
-                       NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma")
-    assert tests.returncode == 0, tests.stdout + tests.stderr
-
-
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor does not multiply bfloat16 in vectors")
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("steps", "lengths"), [(6, None), (7, None), (7, [2, 7, 4] * 9)])
-@pytest.mark.parametrize(("units", "features"), [(38, 50), (7, 5)])
-def test_bfloat16_products_here_and_in_tensorflow(monkeypatch, readout, steps, lengths, units, features):
-    layer = BiLSTM(units, readout=readout, precision="bfloat16")
-    x = tf.constant(values(27, steps, features))
-    initial = [tf.constant(values(27, units, seed=seed)) for seed in (10, 11, 12, 13)]
-
-    def run():
-        layer(x)
-        return outcome(lambda: layer(x, initial_state=initial, lengths=lengths), [x, *initial],
-                       layer.trainable_variables)
-
-    here = run()
-    multiply_in_tensorflow(monkeypatch)
-    in_tensorflow = run()
-    assert_close(here[:1], in_tensorflow[:1], BFLOAT16_OUTPUT)
-    assert_close(here[1:], in_tensorflow[1:], BFLOAT16_GRADIENT)
+@pytest.mark.parametrize(("units", "features"), [(5, 3), (16, 40), (37, 10), (48, 50)])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
+    """Whole blocks of samples and what is left over; a last sample that pairs with none."""
+    exact = BiLSTM.from_keras(stock_layer(units, features), readout=readout)
+    rough = BiLSTM(units, readout=readout, precision="bfloat16")
+    rough.build((None, 6, features))
+    for weight in (weights := exact.get_weights()):
+        weight *= 2 / np.sqrt(len(weight)) if weight.ndim > 1 else 1
+    for layer in (exact, rough):
+        layer.set_weights(weights)
+    for batch in (1, 45, 64):
+        x = tf.constant(values(batch, 6, features))
+        initial = [tf.constant(values(batch, units, seed=seed)) for seed in (10, 11, 12, 13)]
+        lengths = [1 + n % 6 for n in range(batch)] if with_lengths else None
+        found, expected = (outcome(lambda: layer(x, initial_state=initial, lengths=lengths), [x, *initial],
+                                   layer.trainable_variables) for layer in (rough, exact))
+        assert_close(found[:1], expected[:1], BFLOAT16_OUTPUT)
+        assert_close(found[1:], expected[1:], BFLOAT16_GRADIENT)
 
 
 @pytest.mark.parametrize("readout", READOUTS)
@@ -155,7 +139,7 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, readout, batch):
     initial = [tf.constant(values(batch, UNITS, seed=seed)) for seed in (10, 11, 12, 13)]
     results = []
     for parts in (1, 3):
-        monkeypatch.setattr(bilstm, "parts_of_a_batch", lambda: parts)
+        monkeypatch.setattr(layer_module, "parts_of_a_batch", lambda: parts)
         layer(x)
         results.append(outcome(lambda: layer(x, initial_state=initial, lengths=[6, 3, 1, 2, 4][:batch]),
                                [x, *initial], layer.trainable_variables))
@@ -511,10 +495,10 @@ def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
 
     def spy(name, dtype, numbers, *inputs):
         if name == "BilstmForward":
-            kept.add(int(tf.get_static_value(numbers)[5]))
+            kept.add(int(tf.get_static_value(numbers)[KEEP]))
         return operation(name, dtype, numbers, *inputs)
 
-    monkeypatch.setattr(bilstm, "operation", spy)
+    monkeypatch.setattr(graph, "operation", spy)
     # In a network within a network, as the ensemble has them.
     inner, images = small_network(), keras.Input((28, 28))
     model = keras.Model(images, inner(images))
@@ -524,6 +508,33 @@ def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
     kept.clear()
     model.train_on_batch(digits.images[:2], digits.labels[:2])
     assert kept == {1}
+
+
+def test_the_gradient_of_the_images_is_not_computed_in_training(monkeypatch, digits):
+    """But that of the second layer's inputs is, and that of the images for whoever asks for it."""
+    asked = []
+
+    def spy(name, dtype, numbers, *inputs):
+        if name == "BilstmBackward":
+            asked.append(int(tf.get_static_value(numbers)[WITH_INPUT]))
+        return operation(name, dtype, numbers, *inputs)
+
+    monkeypatch.setattr(graph, "operation", spy)
+    with whole_batches():
+        model = small_network()
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.train_on_batch(digits.images[:2], digits.labels[:2])
+        assert asked == [1, 0]
+
+        @tf.function
+        def saliency(images):
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                output = model(images)[:, 0]
+            return tape.gradient(output, images)
+
+        assert np.any(saliency(tf.constant(digits.images[:2], tf.float32)))
+        assert asked == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("wrong", ["lengths", "states", "units", "features"])
@@ -608,19 +619,15 @@ def test_a_saved_network_loads_after_import_pipeline(digits, tmp_path, imports):
     model = small_network()
     images = digits.images[:5].astype("float32")
     model.save(tmp_path / "network.keras")
-    grid = small_recipe().build_network("grid_rows")
-    grid.save(tmp_path / "grid.keras")
     np.save(tmp_path / "images.npy", images)
     done = run_python("-c", f"""
 {imports}
 import numpy as np
-for name in ("network", "grid"):
-    network = keras.models.load_model(f"{{name}}.keras")
-    np.save(f"{{name}}.npy", network(np.load("images.npy")))
+network = keras.models.load_model("network.keras")
+np.save("network.npy", network(np.load("images.npy")))
 """, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    outputs = [np.load(tmp_path / "network.npy"), np.load(tmp_path / "grid.npy")]
-    assert_close(outputs, [model(images), grid(images)])
+    assert_close([np.load(tmp_path / "network.npy")], [model(images)])
 
 
 @pytest.mark.parametrize("readout", READOUTS)

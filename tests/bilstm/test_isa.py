@@ -1,0 +1,76 @@
+"""Every instruction set that this processor has, and the rules by which one is chosen."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import run_python
+
+from pipeline.bilstm import BiLSTM, isa
+
+TESTS = Path(__file__).with_name("test_layer.py")
+needs_amx = pytest.mark.skipif(isa.ISA != "amx", reason="the processor has no AMX, or it is not used")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", isa.available())
+def test_outputs_and_gradients(name):
+    """The main tests of numbers, once for each instruction set, in a process of its own."""
+    if name == isa.ISA:
+        pytest.skip("it is what all other tests use")
+    chosen = "keras_own or any_size or bfloat16_stays or stay_exactly or bear_any"
+    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, "-k", chosen, BILSTM_ISA=name)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_instruction_set_that_is_not_there_is_refused_by_name():
+    done = run_python("-c", "import pipeline.bilstm.isa", BILSTM_ISA="sse9")
+    assert "BILSTM_ISA must be one of" in done.stderr and "'sse9'" in done.stderr
+
+
+@pytest.mark.skipif("amx" not in isa.available(), reason="the processor has no AMX")
+def test_without_permission_for_tiles_the_next_best_is_used_and_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(isa, "request_tiles", lambda: False)
+    assert "amx" not in isa.available()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "uses avx512_bf16 instead" in caplog.text
+
+
+@needs_amx
+def test_permission_is_asked_for_in_every_process():
+    done = run_python("-c", "from pipeline.bilstm.isa import ISA; print(ISA)")
+    assert done.stdout.strip() == "amx"
+
+
+@needs_amx
+def test_tiles_of_others_are_left_as_they_were():
+    """TensorFlow's own products in bfloat16 use tiles too, in the same threads."""
+    rng = np.random.default_rng(0)
+    layer = BiLSTM(32, readout="mean", precision="bfloat16")
+    x = tf.constant(rng.normal(size=(70, 6, 20)).astype("float32"))
+    a, b = (tf.cast(rng.normal(size=(300, 300)), tf.bfloat16) for _ in range(2))
+
+    @tf.function
+    def both(x):
+        product, outputs = a, []
+        for _ in range(4):
+            product = tf.matmul(product, b) / 300
+            outputs.append(layer(x))
+        return tf.cast(product, tf.float32), *outputs
+
+    expected = [value.numpy() for value in both(x)]
+    failures = []
+
+    def run():
+        for _ in range(20):
+            if not all(np.array_equal(one, other) for one, other in zip(both(x), expected, strict=True)):
+                failures.append("other numbers")
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
