@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.files import DAMAGED, PipelineError, replacing
+from pipeline.files import DAMAGED, PipelineError, atomic_write
 
 SIZE = 28
 CLASSES = 10
@@ -125,8 +125,8 @@ def write_digits(path, images, labels=None):
     table = pd.DataFrame(images.reshape(len(images), -1), columns=PIXELS)
     if labels is not None:
         table.insert(0, "label", labels)
-    with replacing(path) as beside:
-        table.to_csv(beside, index=False, lineterminator="\n")
+    with atomic_write(path) as tmp:
+        table.to_csv(tmp, index=False, lineterminator="\n")
 
 
 def write_labels(path, ids, labels, limit=None):
@@ -134,9 +134,9 @@ def write_labels(path, ids, labels, limit=None):
 
     Line ends are CRLF, as in Kaggle's own file. Raises as `read_labels`.
     """
-    with replacing(path) as beside:
-        pd.DataFrame({ID: ids, LABEL: labels}).to_csv(beside, index=False, lineterminator="\r\n")
-        read_labels(beside, limit)
+    with atomic_write(path) as tmp:
+        pd.DataFrame({ID: ids, LABEL: labels}).to_csv(tmp, index=False, lineterminator="\r\n")
+        read_labels(tmp, limit)
 
 
 def read_labels(path, limit=None):
@@ -194,8 +194,8 @@ def unpack(archive, folder, names=FILES):
                     raise PipelineError(f"{archive}: member {member.filename!r} has "
                                         f"{member.file_size} bytes, allowed are {LARGEST_MEMBER}")
             for name in names:
-                with opened.open(name) as source, replacing(folder / name) as beside:
-                    with open(beside, "wb") as target:
+                with opened.open(name) as source, atomic_write(folder / name) as tmp:
+                    with open(tmp, "wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
     except KeyError:
         raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(names)}")

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 CHANGES = {
     "download": {"source": "mnist"},
     "prepare": {"limit": 400, "folds": 2},
-    "model": {"reader": "all", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8, "shifts": True},
-    "train": {"epochs": 2, "batch_size": 32, "workers": 2},
+    "model": {"architecture": "all", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8, "tta": True},
+    "train": {"epochs": 2, "batch_size": 32},
+    "compute": {"workers": 2},
     "article": {"steps": 11, "units": 16, "batch_size": 100},
 }
 # What a stage of the data leaves; it is not run again while that is there.
