@@ -147,11 +147,8 @@ def run(
 def tell(row: dict) -> None:
     """Print a row of `run` now and then."""
     if row["step"] % TELL_EVERY == 0:
-        print(
-            f"article: step {row['step']}, cost {row['cost']:.6f}, accuracy {row['accuracy_batch']:.3f} on the "
-            f"batch, {row['accuracy']:.4f} on all",
-            flush=True,
-        )
+        accuracies = f"accuracy {row['accuracy_batch']:.3f} on the batch, {row['accuracy']:.4f} on all"
+        print(f"article: step {row['step']}, cost {row['cost']:.6f}, {accuracies}", flush=True)
 
 
 def beside_printed(rows: list[dict]) -> dict[str, dict]:

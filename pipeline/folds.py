@@ -70,8 +70,10 @@ def make_folds(labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray) 
     rows = np.flatnonzero(~held_out)
     counts = np.bincount(labels[rows], minlength=CLASSES)
     if counts.min() < folds:
-        raise PipelineError(f"train.csv: digit {counts.argmin()} has {counts.min()} rows to train on, "
-                            f"fewer than prepare.folds = {folds}")
+        raise PipelineError(
+            f"train.csv: digit {counts.argmin()} has {counts.min()} rows to train on, "
+            f"fewer than prepare.folds = {folds}"
+        )
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, validation) in enumerate(splitter.split(rows, labels[rows])):
         fold_of[rows[validation]] = fold

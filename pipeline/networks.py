@@ -101,7 +101,8 @@ def build_grid_columns(images, make: _Layers):
     return build_grid_rows(ops.transpose(images, (0, 2, 1)), make)
 
 
-# Name -> builder, from pixels 0..1 `(batch, rows, columns)` to features `(batch, n)`. `params.py` lists the names.
+# Name -> builder, from pixels 0..1 `(batch, rows, columns)` to features `(batch, n)`;
+# `params.py` lists the names.
 ARCHITECTURES: dict[str, Callable] = {
     "rows": build_rows,
     "grid_rows": build_grid_rows,

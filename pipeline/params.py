@@ -14,7 +14,6 @@ from ruamel.yaml.error import YAMLError
 from pipeline.files import PipelineError
 from pipeline.paths import PARAMS
 
-
 # The architectures that `networks.py` builds, in the order in which the folds of a cycle take turns.
 ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
 
@@ -44,8 +43,9 @@ class _Section(BaseModel):
 
 class Download(_Section):
     source: _one_of("auto", "kaggle", "mnist")
-    competition: Annotated[str, Field(
-        min_length=1, description="a competition's slug or address, such as digit-recognizer")]
+    competition: Annotated[
+        str, Field(min_length=1, description="a competition's slug or address, such as digit-recognizer")
+    ]
     seed: Seed
 
 
@@ -88,8 +88,10 @@ class Train(_Section):
 
 class Compute(_Section):
     engine: _one_of("local")
-    workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Field(
-        description="auto, or a whole number from 1 to 1024")]
+    workers: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
+        Field(description="auto, or a whole number from 1 to 1024"),
+    ]
 
 
 class Article(_Section):

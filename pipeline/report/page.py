@@ -24,8 +24,8 @@ def in_words(check: dict) -> str:
         return f"accuracy {figure}; clean: no network was trained on any of them"
     return (
         f"accuracy {figure} that no network was trained on. On all 10,000 it is "
-        f"{check['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the others were trained "
-        "on (prepare.hold_out_mnist_test is false)"
+        f"{check['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the others were "
+        "trained on (prepare.hold_out_mnist_test is false)"
     )
 
 
@@ -46,8 +46,8 @@ def article_in_words(article: dict, check: dict) -> str:
         )
     return (
         f"{printed}Its system, run again for {article['step'] + 1:,} steps, is right on "
-        f"{article['accuracy_batch']:.3f} of the first 1,000 test images and on {article['accuracy']:.4f} of all "
-        f"{article['images']:,} (95 % interval {low:.4f} to {high:.4f}); our ensemble on "
+        f"{article['accuracy_batch']:.3f} of the first 1,000 test images and on {article['accuracy']:.4f} of "
+        f"all {article['images']:,} (95 % interval {low:.4f} to {high:.4f}); our ensemble on "
         f"{check['accuracy']:.4f} of {check['images']:,}."
     )
 
@@ -64,9 +64,8 @@ def summary(source: dict, metrics: dict[str, dict], submission: Path) -> str:
         origin, submit = f"Kaggle's own files ({source['competition']})", "make submit"
     else:
         origin = f"MNIST in the competition's place (shuffled with seed {source['seed']})"
-        submit = (
-            "not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, then: make submit"
-        )
+        submit = "not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, then: "
+        submit += "make submit"
     folds, score = metrics["folds"], metrics["ensemble"]["expected_public_score"]
     low, high = score["interval_95"]
     gain = "averaging should add to it"

@@ -21,9 +21,7 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
         draws_on_stderr: it must see the terminal there; such a stage cannot use TensorFlow.
     """
     name = module.__spec__.name.rpartition(".")[2]
-    argparse.ArgumentParser(
-        prog=f"python -m pipeline.stages.{name}", description=module.__doc__
-    ).parse_args()
+    argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
     try:
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()

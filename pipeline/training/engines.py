@@ -16,9 +16,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pipeline.files import PipelineError
 from pipeline.machine import available_cores
 
-# One thread per worker: several workers keep the cores busy, and the order of additions in a sum cannot depend
-# on the number of cores. The allocator's settings stop glibc from returning each step's big buffers to the
-# system and faulting them in again (10 % of the time).
+# One thread per worker: several workers keep the cores busy, and the order of additions in a sum cannot
+# depend on the number of cores. The allocator's settings stop glibc from returning each step's big buffers
+# to the system and faulting them in again (10 % of the time).
 WORKER_ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",

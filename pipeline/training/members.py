@@ -1,13 +1,11 @@
 """The members of the ensemble, each a network trained on one fold, and their random streams."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.params import ARCHITECTURES, Params
-
-# What a stream is used for is part of its key, so that no two uses share one.
-USES = ("shuffle", "augment", "weights")
 
 
 class Member(NamedTuple):
@@ -26,10 +24,11 @@ class Member(NamedTuple):
     def __str__(self):
         return f"fold {self.fold}, {self.architecture}"
 
-    def stream(self, use: str, *epoch: int) -> np.random.Generator:
-        """A random generator that is a pure function of the member, the use and the epoch."""
-        key = self.seed, ARCHITECTURES.index(self.architecture), self.fold, *epoch, USES.index(use)
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+    def stream(self, use: str, epoch: int = 0) -> np.random.Generator:
+        """A random generator that depends only on the member, what it is used for and the epoch."""
+        key = f"{self.seed}/{self.architecture}/{self.fold}/{use}/{epoch}"
+        digest = hashlib.sha256(key.encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def architectures_of_fold(architecture: str, fold: int) -> list[str]:

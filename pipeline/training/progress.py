@@ -19,7 +19,8 @@ class TrainingProgress:
         self.members, self.epochs = members, params.train.epochs
         self.heading = (
             f"train: {len(members)} networks in {params.prepare.folds} folds, {workers} at a time, on "
-            f"{np.sum(data.folds != HELD_OUT):,} images (each fold leaves out its share), {params.train.precision}"
+            f"{np.sum(data.folds != HELD_OUT):,} images (each fold leaves out its share), "
+            f"{params.train.precision}"
         )
         self.started = time.monotonic()
         self.finished_before = None  # epochs that an earlier run had done

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 import zlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +39,8 @@ class State(NamedTuple):
         history: the figures of each epoch so far, see `train_epoch`.
     """
 
-    values: list[np.ndarray] = []
-    history: list[dict] = []
+    values: Sequence[np.ndarray] = ()
+    history: Sequence[dict] = ()
 
 
 class StateFiles:

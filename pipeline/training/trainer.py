@@ -32,8 +32,8 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
 
     Returns:
         The state after this epoch, its figures added to the history: `epoch` (from 1), `loss`, `accuracy`,
-        `val_loss`, `val_accuracy`, `images` (trained on), `seconds`, and `input_seconds` (the part of them that
-        went into preparing images).
+        `val_loss`, `val_accuracy`, `images` (trained on), `seconds`, and `input_seconds` (what of them went
+        into preparing images).
     """
     epoch, last = len(state.history), len(state.history) + 1 == params.train.epochs
     batch, steps = batch_and_steps(params, data)
