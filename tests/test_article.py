@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, run_python
+from helpers import ROOT, run_python
 
 from pipeline import article
-from pipeline.ensemble import load_network
+from pipeline.networks import load_network
 
 STEPS, BATCH = 15, 100
 ON_ONE_CORE = """
@@ -100,7 +100,7 @@ def test_the_stage_measures_as_it_goes_and_its_checkpoint_again(mnist, tmp_path)
     assert result["step_10"]["accuracy_batch"] == curve["accuracy_batch"][1]
 
     network = load_network(tmp_path / "data/article.keras")
-    again = article.measure(network, mnist["test_images"], mnist["test_labels"])
+    again = article.measure(network, mnist)
     assert again == pytest.approx({name: last[name] for name in again}, rel=1e-5)
 
     # Nor does the number of cores change a byte.

@@ -11,7 +11,7 @@ import pytest
 from pipeline import competition as module
 from pipeline.competition import (
     COLUMNS, FILES, ROWS, check_files, read_digits, read_labels, unpack, write_digits, write_labels)
-from pipeline.files import PipelineError, replacing, write_json
+from pipeline.files import PipelineError, atomic_write, write_json
 
 HEADER = COLUMNS["train.csv"]
 
@@ -243,8 +243,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, before):
     path = tmp_path / "folder" / "file.json"
     if before:
         write_json(path, before)
-    with pytest.raises(KeyboardInterrupt), replacing(path) as beside:
-        beside.write_text("half")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as tmp:
+        tmp.write_text("half")
         raise KeyboardInterrupt
     assert [file.read_text() for file in path.parent.iterdir()] == (['"old"\n'] if before else [])
 

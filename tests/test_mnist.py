@@ -178,7 +178,7 @@ def test_no_source_is_one_line_that_names_both(no_pip, keras_gives):
 
 def test_a_source_with_other_digits_is_refused(mnist, no_pip, keras_gives):
     keras_gives(lambda: as_keras({**mnist, "train_images": mnist["train_images"][::-1]}))
-    with pytest.raises(PipelineError, match="keras.datasets.mnist: train_images has not the SHA-256"):
+    with pytest.raises(PipelineError, match="keras.datasets.mnist: train_images does not have the SHA-256"):
         fetch_mnist()
 
 

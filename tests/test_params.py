@@ -1,7 +1,7 @@
 """params.yaml: what is not allowed is refused in one line that says what is."""
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from ruamel.yaml import YAML
 
 from pipeline.files import PipelineError
@@ -44,7 +44,7 @@ def test_the_committed_file_is_valid():
 
 @pytest.mark.parametrize(("key", "value"), [
     ("prepare.limit", None), ("prepare.limit", 1), ("prepare.hold_out_mnist_test", False),
-    ("train.workers", "auto"), ("train.workers", 1), ("train.learning_rate", 1),
+    ("compute.workers", "auto"), ("compute.workers", 1), ("augment.enabled", False), ("train.learning_rate", 1),
     ("train.precision", "bfloat16"), ("model.readout", "middle"), ("download.source", "mnist"),
     ("download.competition", "https://www.kaggle.com/competitions/digit-recognizer")])
 def test_allowed(changed, key, value):
@@ -65,11 +65,11 @@ def test_allowed(changed, key, value):
     ("prepare.hold_out_mnist_test", 1, "true, false"),
     ("prepare.limit", 0, "null, or a number of rows from 1"),
     ("prepare.limit", True, "null, or a number of rows from 1"),
-    ("model.reader", "columns", "rows, grid_rows, grid_columns, turns, all"),
+    ("model.architecture", "columns", "rows, grid_rows, grid_columns, cycle, all"),
     ("model.layers", 0, "a whole number from 1"),
     ("model.units", 1.5, "a whole number from 1"),
     ("model.readout", "first", "middle, last, mean"),
-    ("model.shifts", 5, "true, false"),
+    ("model.tta", 5, "true, false"),
     ("train.epochs", "30", "a whole number from 1"),
     ("train.epochs", True, "a whole number from 1"),
     ("train.epochs", 0, "a whole number from 1"),
@@ -78,12 +78,14 @@ def test_allowed(changed, key, value):
     ("train.learning_rate", True, "a number above 0, at most 1"),
     ("train.learning_rate", float("nan"), "a number above 0, at most 1"),
     ("train.learning_rate", "1e-3", "a number above 0, at most 1"),
-    ("train.augment", "on", "true, false"),
+    ("augment.enabled", "on", "true, false"),
+    ("augment.rotation", 181, "a number from 0 to 180"),
+    ("augment.shift", -1, "a number from 0 to 14"),
     ("train.precision", "float16", "auto, float32, bfloat16"),
-    ("train.engine", "spark", "local"),
-    ("train.workers", 0, "auto, or a whole number from 1"),
-    ("train.workers", "all", "auto, or a whole number from 1"),
-    ("train.workers", True, "auto, or a whole number from 1"),
+    ("compute.engine", "spark", "local"),
+    ("compute.workers", 0, "auto, or a whole number from 1"),
+    ("compute.workers", "all", "auto, or a whole number from 1"),
+    ("compute.workers", True, "auto, or a whole number from 1"),
 ])
 def test_wrong_value_is_named_with_what_is_allowed(changed, key, value, allowed):
     message = refusal(changed, key, lambda section, name: section.__setitem__(name, value))
@@ -101,7 +103,7 @@ def test_no_key_takes_a_list_or_may_be_missing(changed, key):
 @pytest.mark.parametrize(("key", "hint"), [
     ("train.epoch", "did you mean 'epochs'?"), ("train.learning-rate", "did you mean 'learning_rate'?"),
     ("prepare.fold", "did you mean 'folds'?"), ("trian", "did you mean 'train'?"),
-    ("model.zzz", "allowed: reader, layers, units")])
+    ("model.zzz", "allowed: architecture, layers, units")])
 def test_unknown_key(changed, key, hint):
     message = refusal(changed, key, lambda section, name: section.__setitem__(name, 1))
     assert f"unknown key '{key}', {hint}" in message
