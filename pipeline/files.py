@@ -48,18 +48,10 @@ def _reading(path, stage, kind):
 
 
 def load_arrays(path: str | Path, stage: str, *names: str) -> list[np.ndarray]:
-    """Read arrays of an `.npz` file.
-
-    Args:
-        path: the file.
-        stage: the stage that writes it, for the error message.
-        *names: the arrays to read.
-
-    Returns:
-        The arrays, in the order of the names.
+    """Read the named arrays of an `.npz` file that `stage` writes.
 
     Raises:
-        PipelineError: the file or an array is missing, or the file is damaged.
+        PipelineError: the file or an array is missing, or the file is damaged; it names the stage.
     """
     with _reading(path, stage, "a whole .npz file"), np.load(path) as file:
         return [file[name] for name in names]

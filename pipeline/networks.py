@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -29,8 +29,18 @@ PREDICTION_BATCH = 250
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """Makes the layers of one network; the arguments are those of `build_network`."""
+class Shape:
+    """The shape of a network, and the maker of its layers.
+
+    Attributes:
+        layers: number of BiLSTM layers.
+        units: see `BiLSTM`.
+        readout: see `BiLSTM`, of the last layer.
+        normalize: batch normalization after each BiLSTM layer.
+        dropout: share of values that training drops before the softmax and between layers; half of it
+            between the layers of a grid.
+        precision: see `BiLSTM`.
+    """
 
     layers: int
     units: int
@@ -53,18 +63,18 @@ class _Layers:
         return keras.layers.BatchNormalization(name=f"normalization_{number}")(values)
 
 
-def build_rows(images, make: _Layers):
+def build_rows(images, shape: Shape):
     """Layers that read the image row by row: `(batch, rows, columns)` -> `(batch, 2 * units)`."""
     values = images
-    for number in range(make.layers):
-        values = make.normalization(number, make.bilstm(number, values))
-        if number < make.last:
+    for number in range(shape.layers):
+        values = shape.normalization(number, shape.bilstm(number, values))
+        if number < shape.last:
             # One mask for all steps (Gal & Ghahramani 2016), which is also far cheaper to draw.
-            values = keras.layers.SpatialDropout1D(make.dropout, name=f"dropout_{number}")(values)
+            values = keras.layers.SpatialDropout1D(shape.dropout, name=f"dropout_{number}")(values)
     return values
 
 
-def build_grid_rows(images, make: _Layers):
+def build_grid_rows(images, shape: Shape):
     """Layers that read a grid of patches along its rows and down its columns in turn.
 
     Each row (or column) is a sequence of its own, and all are read by the same layer, as in ReNet (Visin et
@@ -73,32 +83,32 @@ def build_grid_rows(images, make: _Layers):
 
     Args:
         images: `(batch, 26, 26)`.
-        make: the maker of the layers.
+        shape: of the network.
 
     Returns:
         `(batch, 2 * units)`.
     """
     grid = Patches(name="patches")(images)
-    for number in range(make.layers):
+    for number in range(shape.layers):
         down = number % 2 == 1
         if down:
             grid = ops.transpose(grid, (0, 2, 1, 3))
         _, lines, steps, features = grid.shape
-        read = make.bilstm(number, ops.reshape(grid, (-1, steps, features)))
+        read = shape.bilstm(number, ops.reshape(grid, (-1, steps, features)))
         read = ops.reshape(read, (-1, lines, *read.shape[1:]))
-        if number == make.last:
+        if number == shape.last:
             break
         grid = ops.transpose(read, (0, 2, 1, 3)) if down else read
         if number == 1:
             grid = keras.layers.MaxPooling2D((PATCH_WIDTH // PATCH_HEIGHT, 1), name="maximum")(grid)
-        grid = make.normalization(number, grid)
-        grid = keras.layers.SpatialDropout2D(make.dropout / 2, name=f"dropout_{number}")(grid)
-    return make.normalization(make.last, ops.mean(read, axis=1))
+        grid = shape.normalization(number, grid)
+        grid = keras.layers.SpatialDropout2D(shape.dropout / 2, name=f"dropout_{number}")(grid)
+    return shape.normalization(shape.last, ops.mean(read, axis=1))
 
 
-def build_grid_columns(images, make: _Layers):
+def build_grid_columns(images, shape: Shape):
     """`build_grid_rows` on the transposed image: patches stand upright, and columns are read first."""
-    return build_grid_rows(ops.transpose(images, (0, 2, 1)), make)
+    return build_grid_rows(ops.transpose(images, (0, 2, 1)), shape)
 
 
 # Name -> builder, from pixels 0..1 `(batch, rows, columns)` to features `(batch, n)`;
@@ -110,29 +120,13 @@ ARCHITECTURES: dict[str, Callable] = {
 }
 
 
-def build_network(
-    architecture: str,
-    *,
-    layers: int,
-    units: int,
-    readout: str,
-    normalize: bool,
-    dropout: float,
-    precision: str,
-    margin: int = MARGIN,
-) -> keras.Model:
+def build_network(architecture: str, *, margin: int = MARGIN, **shape) -> keras.Model:
     """Build an untrained network.
 
     Args:
         architecture: one of `ARCHITECTURES`.
-        layers: number of BiLSTM layers.
-        units: see `BiLSTM`.
-        readout: see `BiLSTM`, of the last layer.
-        normalize: batch normalization after each BiLSTM layer.
-        dropout: share of values that training drops before the softmax and between layers; half of it
-            between the layers of a grid.
-        precision: see `BiLSTM`.
         margin: pixels at each side of an image that are not read; a grid takes only `MARGIN`.
+        **shape: see `Shape`.
 
     Returns:
         A Keras model from images `(batch, 28, 28)`, pixels 0..255, to the probabilities of the ten digits
@@ -144,27 +138,19 @@ def build_network(
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture is {architecture!r}, allowed: {', '.join(ARCHITECTURES)}")
     images = keras.Input((SIZE, SIZE), name="images")
-    inner = slice(margin, SIZE - margin)
+    inner, shape = slice(margin, SIZE - margin), Shape(**shape)
     pixels = keras.layers.Rescaling(1 / 255)(images[:, inner, inner])
-    make = _Layers(layers, units, readout, normalize, dropout, precision)
-    features = ARCHITECTURES[architecture](pixels, make)
-    features = keras.layers.Dropout(dropout, name="dropout")(features)
+    features = ARCHITECTURES[architecture](pixels, shape)
+    features = keras.layers.Dropout(shape.dropout, name="dropout")(features)
     digits = keras.layers.Dense(CLASSES, activation="softmax", name="digits")(features)
     return keras.Model(images, digits)
 
 
 def network_of_params(architecture: str, model: Model, precision: str) -> keras.Model:
     """`build_network` with the sizes of `params.yaml` for that architecture."""
-    rows = architecture == "rows"
-    return build_network(
-        architecture,
-        layers=model.layers if rows else model.grid_layers,
-        units=model.units if rows else model.grid_units,
-        readout=model.readout,
-        normalize=model.normalize,
-        dropout=model.dropout,
-        precision=precision,
-    )
+    sizes = (model.layers, model.units) if architecture == "rows" else (model.grid_layers, model.grid_units)
+    shape = Shape(*sizes, model.readout, model.normalize, model.dropout, precision)
+    return build_network(architecture, **asdict(shape))
 
 
 @keras.saving.register_keras_serializable("pipeline")

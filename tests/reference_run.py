@@ -21,7 +21,14 @@ ROOT = Path(__file__).parents[1]
 CHANGES = {
     "download": {"source": "mnist"},
     "prepare": {"limit": 400, "folds": 2},
-    "model": {"architecture": "all", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8, "tta": True},
+    "model": {
+        "architecture": "all",
+        "layers": 2,
+        "units": 16,
+        "grid_layers": 3,
+        "grid_units": 8,
+        "tta": True,
+    },
     "train": {"epochs": 2, "batch_size": 32},
     "compute": {"workers": 2},
     "article": {"steps": 11, "units": 16, "batch_size": 100},
@@ -43,12 +50,18 @@ def run(folder):
         shutil.rmtree(folder / name, ignore_errors=True)
     for stage in STAGES:
         if not (folder / DATA.get(stage, "none")).exists():
-            subprocess.run([sys.executable, "-m", f"pipeline.stages.{stage}"], cwd=folder, check=True,
-                           stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+            subprocess.run(
+                [sys.executable, "-m", f"pipeline.stages.{stage}"],
+                cwd=folder,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
 
 
 def results(folder):
     """Yield the name and the SHA-256 of each result."""
+
     def digest(*arrays):
         return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
@@ -69,7 +82,9 @@ def results(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?")
     folder = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,9 +9,15 @@ from pipeline.metrics import averaging_gains, evaluate, expected_public_score, w
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-@pytest.mark.parametrize(("correct", "images", "interval"), [
-    (81, 263, [0.2553, 0.3662]), (15, 148, [0.0624, 0.1605]), (0, 20, [0, 0.1611]),
-    (1, 29, [0.0061, 0.1718])])
+@pytest.mark.parametrize(
+    ("correct", "images", "interval"),
+    [
+        (81, 263, [0.2553, 0.3662]),
+        (15, 148, [0.0624, 0.1605]),
+        (0, 20, [0, 0.1611]),
+        (1, 29, [0.0061, 0.1718]),
+    ],
+)
 def test_wilson_interval_as_published(correct, images, interval):
     assert wilson_interval(correct, images) == pytest.approx(interval, abs=5e-5)
 

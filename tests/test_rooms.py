@@ -37,7 +37,9 @@ def imported(tree):
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
             yield node.module.removeprefix("pipeline.")
         elif isinstance(node, ast.Import):
-            yield from (a.name.removeprefix("pipeline.") for a in node.names if a.name.startswith("pipeline."))
+            yield from (
+                a.name.removeprefix("pipeline.") for a in node.names if a.name.startswith("pipeline.")
+            )
 
 
 def room(name):

@@ -19,9 +19,9 @@ def main():
     from pipeline.article import PRINTED, TEST_BATCH
     from pipeline.networks import load_network, predict, use_one_thread_per_operation
 
-    use_one_thread_per_operation()
     mnist = load_mnist(MNIST)
     images, labels = mnist["test_images"], mnist["test_labels"]
+    use_one_thread_per_operation()
     clean = np.ones(len(labels), bool)
     clean[mnist_test_images_trained_on()] = False
     probabilities = predict(load_network(ENSEMBLE), images)

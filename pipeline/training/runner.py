@@ -52,7 +52,8 @@ def train_members(
         ]
         # The member that is furthest behind goes first, so that all end at about the same time.
         waiting.sort(key=lambda member: len(state_of[member].history))
-        for member in waiting[: workers - len(running)]:
+        # One job more than there are workers, so that none of them waits for its next one.
+        for member in waiting[: workers + 1 - len(running)]:
             job = executor.submit(train_epoch, params, data, member, state_of[member])
             running[job] = member
         if not running:

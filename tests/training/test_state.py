@@ -42,7 +42,9 @@ def test_states_of_another_training_are_deleted(digits, tmp_path):
 
 def test_the_fingerprint_knows_the_code():
     stage = YAML().load((ROOT / "dvc.yaml").read_text())["stages"]["train"]
-    named = {str(Path(path).relative_to("pipeline")) for path in stage["deps"] if path.startswith("pipeline/")}
+    named = {
+        str(Path(path).relative_to("pipeline")) for path in stage["deps"] if path.startswith("pipeline/")
+    }
     # They measure and write; neither changes a member.
     assert set(CODE) == named - {"metrics.py", "stages/train.py"}
     assert all((ROOT / "pipeline" / name).exists() for name in CODE)
