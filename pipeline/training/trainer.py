@@ -37,47 +37,45 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     """
     epoch, last = len(state.history), len(state.history) + 1 == params.train.epochs
     batch, steps = batch_and_steps(params, data)
-    model, optimizer = _cached(member.architecture, params, steps)
-    values = state.values or initial_values(params, data, member)
-    _assign(model, optimizer, values)
-    rows, validation = data.split(member.fold)
+    model, optimizer = _shared(member.architecture, params, steps)
+    _assign(model, optimizer, state.values or initial_values(params, data, member))
 
     started = time.perf_counter()
-    rows = member.stream("shuffle", epoch).permutation(rows)[: steps * batch]
-    images, targets = data.images[rows], smooth_labels(data.labels[rows], params.train.label_smoothing)
-    # The last epoch sees the images as they are, so that most of what batch normalization averages for
-    # prediction comes from such images; distorted ones are blurred.
-    if params.augment.enabled and not last:
-        images = augment(images, params.augment, member.stream("augment", epoch))
-    images = images.astype("float32", copy=False)
+    images, targets = _epoch_of_images(params, data, member, epoch, batch * steps)
     prepared = time.perf_counter()
     # Not `fit`, whose input pipeline waits for threads that a single-threaded process does not have.
     figures = [
         model.train_on_batch(images[start : start + batch], targets[start : start + batch])
-        for start in range(0, len(rows), batch)
+        for start in range(0, len(images), batch)
     ]
     loss, accuracy = np.mean(figures, axis=0)
     finished = time.perf_counter()
 
-    validation = validation if last else validation[:VALIDATION_SUBSET]
+    validation = data.split(member.fold)[1][: None if last else VALIDATION_SUBSET]
     probabilities = predict(model, data.images[validation], threads=1)
     val_accuracy, val_loss = accuracy_and_loss(probabilities, data.labels[validation])
-    return State(
-        [variable.numpy() for variable in _variables(model, optimizer)],
-        [
-            *state.history,
-            {
-                "epoch": epoch + 1,
-                "loss": float(loss),
-                "accuracy": float(accuracy),
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "images": len(rows),
-                "seconds": finished - started,
-                "input_seconds": prepared - started,
-            },
-        ],
-    )
+    figures = {
+        "epoch": epoch + 1,
+        "loss": float(loss),
+        "accuracy": float(accuracy),
+        "val_loss": val_loss,
+        "val_accuracy": val_accuracy,
+        "images": len(images),
+        "seconds": finished - started,
+        "input_seconds": prepared - started,
+    }
+    return State([v.numpy() for v in _variables(model, optimizer)], [*state.history, figures])
+
+
+def _epoch_of_images(params, data, member, epoch, count):
+    """The images and targets of an epoch, shuffled and distorted."""
+    rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
+    images, targets = data.images[rows], smooth_labels(data.labels[rows], params.train.label_smoothing)
+    # The last epoch sees the images as they are, so that most of what batch normalization averages for
+    # prediction comes from such images; distorted ones are blurred.
+    if params.augment.enabled and epoch + 1 < params.train.epochs:
+        images = augment(images, params.augment, member.stream("augment", epoch))
+    return images.astype("float32", copy=False), targets
 
 
 def export_fold(
@@ -97,7 +95,7 @@ def export_fold(
     _, steps = batch_and_steps(params, data)
     networks = []
     for member, state in states.items():
-        model, optimizer = _cached(member.architecture, params, steps)
+        model, optimizer = _shared(member.architecture, params, steps)
         _assign(model, optimizer, state.values)
         # Without the optimizer, which would triple the file.
         network = network_of_params(member.architecture, params.model, params.train.precision)
@@ -127,7 +125,7 @@ def initial_values(params: Params, data: TrainingData, member: Member) -> list[n
     """The values of all variables before the member's first epoch, a pure function of the member."""
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
     model, optimizer = _build(member.architecture, params, batch_and_steps(params, data)[1])
-    return [variable.numpy() for variable in _variables(model, optimizer)]
+    return [v.numpy() for v in _variables(model, optimizer)]
 
 
 def _build(architecture, params, steps):
@@ -149,7 +147,7 @@ def _build(architecture, params, steps):
 
 
 # Building and compiling take seconds; members of the same architecture take turns with the same model.
-_cached = cache(_build)
+_shared = cache(_build)
 
 
 def _variables(model, optimizer):

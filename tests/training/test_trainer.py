@@ -53,15 +53,15 @@ def seen(monkeypatch):
         epochs[-1].append((images, targets))
         return 0, 0
 
-    build = trainer._cached
+    build = trainer._shared
 
-    def cached(*arguments):
+    def shared(*arguments):
         epochs.append([])
         model, optimizer = build(*arguments)
         monkeypatch.setattr(model, "train_on_batch", train_on_batch)
         return model, optimizer
 
-    monkeypatch.setattr(trainer, "_cached", cached)
+    monkeypatch.setattr(trainer, "_shared", shared)
     monkeypatch.setattr(trainer, "predict", lambda model, images, threads: np.full((len(images), 10), 0.1))
     return epochs
 
