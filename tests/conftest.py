@@ -6,20 +6,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What is promised byte for byte is promised of the processor.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from helpers import ROOT, run_python, small_network  # noqa: F401
+from helpers import ROOT
 
 from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
-
-
-def small_recipe():
-    """For test_bilstm.py alone, until it moves into its room."""
-    return SimpleNamespace(build_network=small_network)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.networks import network_of_params
 from pipeline.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +27,8 @@ def small_params(**changes):
 
 def small_network(architecture):
     """An untrained network of the small parameters."""
+    from pipeline.networks import network_of_params
+
     return network_of_params(architecture, small_params().model, "float32")
 
 

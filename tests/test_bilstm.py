@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_python, small_recipe
+from helpers import run_python
+from helpers import small_network as network_of_the_pipeline
 
 from pipeline import bilstm
 from pipeline.bilstm import BiLSTM
@@ -608,7 +609,7 @@ def test_a_saved_network_loads_after_import_pipeline(digits, tmp_path, imports):
     model = small_network()
     images = digits.images[:5].astype("float32")
     model.save(tmp_path / "network.keras")
-    grid = small_recipe().build_network("grid_rows")
+    grid = network_of_the_pipeline("grid_rows")
     grid.save(tmp_path / "grid.keras")
     np.save(tmp_path / "images.npy", images)
     done = run_python("-c", f"""
