@@ -35,6 +35,7 @@ def as_basic_lstm_cells(weights):
     return [*cells, *weights[6:]]
 
 
+@pytest.mark.slow
 def test_training_is_that_of_tensorflow_1(mnist, tmp_path):
     network = article.build_network(128, "middle", "float32", seed=1)
     batches = list(
@@ -74,6 +75,7 @@ def test_batches_go_through_all_images_in_an_order_of_the_seed(mnist):
     np.testing.assert_array_equal(epochs(seed=1), (first, second))
 
 
+@pytest.mark.slow
 def test_the_stage_measures_as_it_goes_and_its_checkpoint_again(mnist, tmp_path):
     params = (ROOT / "params.yaml").read_text()
     for default, short in (("steps: 1001", f"steps: {STEPS}"), ("batch_size: 1000", f"batch_size: {BATCH}")):

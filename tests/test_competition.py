@@ -61,6 +61,7 @@ def refusal(read, path, *arguments, **options):
 # Digits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 1], ids=["train.csv", "test.csv"])
 def test_full_size_round_trip(competition, tmp_path, part):
     name, (images, labels) = FILES[part], competition[part]

@@ -135,6 +135,7 @@ def test_an_ensemble_with_test_time_augmentation_can_be_saved(images, tmp_path):
     np.testing.assert_array_equal(predict(loaded, images, threads=1), predict(loaded, images, threads=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", ["import pipeline, keras", "import keras, pipeline"])
 def test_keras_loads_the_networks_once_the_package_is_imported(images, tmp_path, imports):
     network = small_network("grid_rows")
