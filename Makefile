@@ -1,28 +1,37 @@
 # Everything runs in .venv, made from requirements.lock; nothing is needed but python3, git, make.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup repro test submit submissions benchmark lock
+.PHONY: help setup repro check test submit submissions benchmark lock
+.SILENT:
 
 help:
-	@echo "make repro      run the whole pipeline: ends in submissions/submission.csv"
-	@echo "make test       run the tests"
-	@echo "make submit     send the submission to Kaggle, once, and wait for its score"
-	@echo "make submissions  what was sent, beside what Kaggle lists"
-	@echo "make benchmark  training speed beside Keras, PyTorch, TensorFlow 1 (half an hour)"
-	@echo "make setup      only make the environment, .venv"
-	@echo "make lock       renew requirements.lock from pyproject.toml"
+	echo "make repro        run the whole pipeline: ends in submissions/submission.csv"
+	echo "make submit       send the submission to Kaggle, once, and wait for its score"
+	echo "make submissions  list what was sent, beside what Kaggle lists"
+	echo "make check        lint, and run the fast tests"
+	echo "make test         run all tests"
+	echo "make benchmark    measure the training speed of this layer, Keras, PyTorch, TensorFlow 1"
+	echo "make setup        only make the environment, .venv"
+	echo "make lock         renew requirements.lock from pyproject.toml"
 
 setup: .venv/complete
 
 .venv/complete: requirements.lock
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d; name another one: make PYTHON=python3.12" % v)'
+	echo "Making the environment .venv, which takes some minutes"
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
 repro: setup
 	dvc repro
+
+check: setup
+	ruff check
+	ruff format --check --quiet || { echo "Not formatted; run: ruff format"; exit 1; }
+	python -m pytest -q -m "not slow"
 
 test: setup
 	python -m pytest
@@ -32,7 +41,7 @@ submit: setup
 	dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
 
 submissions: setup
-	@python -m pipeline.stages.submissions
+	python -m pipeline.stages.submissions
 
 benchmark: setup .venv/benchmark
 	python -m benchmarks.training_speed
@@ -46,4 +55,5 @@ benchmark: setup .venv/benchmark
 lock: setup
 	pip install --quiet uv
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command "make lock" --extra test --output-file requirements.lock pyproject.toml
+		--custom-compile-command "make lock" --extra dev --extra test --output-file requirements.lock \
+		pyproject.toml

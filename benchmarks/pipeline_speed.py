@@ -5,52 +5,65 @@ does not depend on what the images show.
 """
 
 import time
-from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 
-from pipeline.params import load_params
-from pipeline.training import Digits, Network, Recipe, Trainer, network_of_fold, rounds
+from pipeline.folds import TrainingData
+from pipeline.machine import best_precision
+from pipeline.params import Params, load_params
+from pipeline.training.members import Member, members
 
 ROWS = 16000
 TEST_IMAGES = 28000
+
+
+def _params() -> Params:
+    params = load_params()
+    return params.with_precision(best_precision()) if params.train.precision == "auto" else params
 
 
 def _random_images(rows):
     return np.random.default_rng(0).integers(256, size=(rows, 28, 28), dtype=np.uint8)
 
 
-def input_share():
-    """Share of a row reader's epoch that goes into its images, from shuffling to batches."""
-    params = load_params()
-    labels = np.arange(ROWS) % 10
-    folds = np.arange(ROWS) // 10 % params.prepare.folds
-    digits = Digits(_random_images(ROWS), labels, folds, _random_images(0))
-    # The last epoch distorts no image; it must not be the one that counts.
-    trainer = Trainer(replace(Recipe.from_params(params), epochs=3), digits)
-    network = Network(0, "rows")
-    values = trainer.initial_values(network)
-    # The first epoch compiles; a figure of the second counts.
-    for epoch in range(2):
-        values, figures = trainer.train_epoch(network, epoch, values)
-    return figures["input_seconds"] / figures["seconds"]
+def input_share() -> float:
+    """Share of an epoch of `rows` that goes into preparing images, from shuffling to batches."""
+    from pipeline.training.state import State
+    from pipeline.training.trainer import train_epoch
+
+    params, rows = _params(), np.arange(ROWS)
+    data = TrainingData(_random_images(ROWS), rows % 10, rows // 10 % params.prepare.folds)
+    # The first epoch compiles, so the second one counts. Neither may be the last, which is not augmented.
+    params = params.model_copy(update={"train": params.train.model_copy(update={"epochs": 3})})
+    state = State()
+    for _ in range(2):
+        state = train_epoch(params, data, Member(0, "rows", params.seed), state)
+    return state.history[-1]["input_seconds"] / state.history[-1]["seconds"]
 
 
-def prediction_seconds():
+def prediction_seconds() -> tuple[float, int, int]:
     """Seconds to predict the competition's test images, their number and that of networks."""
-    from pipeline.ensemble import build_ensemble, predict, use_one_thread_an_operation
+    from pipeline.networks import (
+        average,
+        build_ensemble,
+        network_of_params,
+        predict,
+        use_one_thread_per_operation,
+    )
 
-    use_one_thread_an_operation()
-    params = load_params()
-    recipe, folds = Recipe.from_params(params), params.prepare.folds
-    networks = list(chain(*rounds(recipe, folds)))
-    ensemble = build_ensemble([
-        network_of_fold(fold, {network.name: recipe.build_network(network.reader)
-                               for network in networks if network.fold == fold}, recipe.shifts)
-        for fold in range(folds)])
+    use_one_thread_per_operation()
+    params = _params()
+    folds = []
+    for fold in range(params.prepare.folds):
+        architectures = [member.architecture for member in members(params) if member.fold == fold]
+        networks = [
+            network_of_params(architecture, params.model, params.train.precision)
+            for architecture in architectures
+        ]
+        folds.append(average(networks, architectures, f"fold_{fold}", params.model.tta))
+    ensemble = build_ensemble(folds)
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.
     started = time.perf_counter()
     predict(ensemble, images)
-    return time.perf_counter() - started, TEST_IMAGES, len(networks)
+    return time.perf_counter() - started, TEST_IMAGES, len(members(params))

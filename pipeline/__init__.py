@@ -14,5 +14,5 @@ def _then_import(module, after):
 
 
 _then_import("pipeline.bilstm", after="keras")
-# Not at once: it needs the whole of bilstm.py, which may be what has imported Keras.
-_then_import("pipeline.network", after="pipeline.bilstm")
+# Not after Keras: it needs the whole of pipeline.bilstm, which may be what has imported Keras.
+_then_import("pipeline.networks", after="pipeline.bilstm")

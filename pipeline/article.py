@@ -3,31 +3,39 @@
 The stage `article` runs it; `check` sets the article's last figure beside the ensemble's.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+
 import keras
 import numpy as np
 import tensorflow as tf
 from scipy.special import log_softmax
 
 from pipeline.bilstm import BiLSTM
-from pipeline.ensemble import predict
-from pipeline.bilstm.recurrence import GATES
-from pipeline.network import CLASSES, SIZE
+from pipeline.competition import CLASSES, SIZE
+from pipeline.networks import predict
+from pipeline.params import Article
 
-# The article's table: step -> cost and accuracy on one batch of so many MNIST test images.
+# The article's table: step -> cost and accuracy on one batch of TEST_BATCH MNIST test images.
 PRINTED = {
-    0: (2.531533, 0.168), 10: (0.8894601, 0.699), 20: (0.6328424, 0.796), 30: (0.46291852, 0.856),
-    970: (0.022114469, 0.992), 980: (0.03192995, 0.99), 990: (0.021659942, 0.988),
+    0: (2.531533, 0.168),
+    10: (0.8894601, 0.699),
+    20: (0.6328424, 0.796),
+    30: (0.46291852, 0.856),
+    970: (0.022114469, 0.992),
+    980: (0.03192995, 0.99),
+    990: (0.021659942, 0.988),
     1000: (0.023274422, 0.992),
 }
 TEST_BATCH = 1000
-# Steps from one measurement to the next.
-DISPLAY = 10
+GATES = 4
+# Steps from one measurement to the next, and to the next that is told to the user.
+MEASURE_EVERY, TELL_EVERY = 10, 100
 # Operations that TensorFlow runs at once, and so the parts into which the layer cuts a batch. A fixed number,
-# for the order of sums would else depend on the machine's cores.
+# because otherwise the order of sums would depend on the machine's cores.
 AT_ONCE = 2
 
 
-def build_network(units, readout, precision, seed):
+def build_network(units: int, readout: str, precision: str, seed: int) -> keras.Model:
     """One BiLSTM over the rows and a linear layer, with the initial weights of the article.
 
     Its two `BasicLSTMCell(units)` start from Glorot's uniform draw over input and state together,
@@ -36,7 +44,10 @@ def build_network(units, readout, precision, seed):
     its gradients are the same, and so is all of the training.
 
     Args:
-        units, readout, precision: see `BiLSTM`; seed: of the initial weights.
+        units: see `BiLSTM`.
+        readout: see `BiLSTM`.
+        precision: see `BiLSTM`.
+        seed: of the initial weights.
 
     Returns:
         A Keras model from images `(batch, 28, 28)`, pixels 0..255, to the logits of the ten
@@ -44,8 +55,8 @@ def build_network(units, readout, precision, seed):
     """
     images = keras.Input((SIZE, SIZE), name="images")
     rows = keras.layers.Rescaling(1 / 255)(images)
-    states = BiLSTM(units, readout=readout, precision=precision, name="bilstm")(rows)
-    network = keras.Model(images, keras.layers.Dense(CLASSES, name="logits")(states))
+    features = BiLSTM(units, readout=readout, precision=precision, name="bilstm")(rows)
+    network = keras.Model(images, keras.layers.Dense(CLASSES, name="logits")(features))
 
     random = np.random.default_rng([seed, 0])
     limit = np.sqrt(6 / (SIZE + units + GATES * units))
@@ -53,13 +64,15 @@ def build_network(units, readout, precision, seed):
     for _direction in range(2):
         joint = random.uniform(-limit, limit, (SIZE + units, GATES * units))
         weights += [joint[:SIZE], joint[SIZE:], np.repeat([0.0, 1.0, 0.0, 0.0], units)]
-    network.set_weights([*weights, random.standard_normal((2 * units, CLASSES)),
-                         np.full(CLASSES, 0.1)])
+    weights += [random.standard_normal((2 * units, CLASSES)), np.full(CLASSES, 0.1)]
+    network.set_weights(weights)
     return network
 
 
-def draw_batches(images, labels, batch_size, steps, seed):
-    """Yields `steps` batches, images `(batch_size, 28, 28)` and labels, each epoch shuffled anew.
+def draw_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, steps: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield `steps` batches, images `(batch_size, 28, 28)` and labels, each epoch shuffled anew.
 
     What does not fill a batch at the end of an epoch is left out of it.
     """
@@ -68,13 +81,13 @@ def draw_batches(images, labels, batch_size, steps, seed):
         epoch, batch = divmod(step, len(images) // batch_size)
         if batch == 0:
             order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
-        chosen = order[batch * batch_size:(batch + 1) * batch_size]
+        chosen = order[batch * batch_size : (batch + 1) * batch_size]
         yield images[chosen].astype("float32"), labels[chosen]
 
 
-def train(network, batches, learning_rate):
-    """Train one step of Adam a batch; yields each batch's cost, the mean cross-entropy before it."""
-    # TensorFlow 1's epsilon; Keras's own is ten times as large.
+def train(network: keras.Model, batches: Iterable, learning_rate: float) -> Iterator[float]:
+    """Train one step of Adam per batch; yields each batch's cost, the mean cross-entropy before the step."""
+    # TensorFlow 1's epsilon; Keras's default is ten times as large.
     optimizer = keras.optimizers.Adam(learning_rate, epsilon=1e-8)
     optimizer.build(network.trainable_variables)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -90,47 +103,64 @@ def train(network, batches, learning_rate):
         yield float(step(images, labels))
 
 
-def measure(network, images, labels):
-    """Cost and accuracy on the first TEST_BATCH images, and the accuracy on all."""
-    logits = predict(network, images)
-    right = np.argmax(logits, axis=1) == labels
-    first = np.arange(min(TEST_BATCH, len(labels)))
+def measure(network: keras.Model, mnist: dict[str, np.ndarray]) -> dict[str, float]:
+    """Cost and accuracy on the first TEST_BATCH test images, and the accuracy on all."""
+    labels = mnist["test_labels"]
+    logits = predict(network, mnist["test_images"])
+    correct = np.argmax(logits, axis=1) == labels
+    first = np.arange(TEST_BATCH)
     return {
         "cost": float(-np.mean(log_softmax(logits.astype(float), axis=1)[first, labels[first]])),
-        "accuracy_batch": float(right[first].mean()),
-        "accuracy": float(right.mean()),
+        "accuracy_batch": float(correct[first].mean()),
+        "accuracy": float(correct.mean()),
     }
 
 
-def run(mnist, steps, units, readout, learning_rate, batch_size, precision, seed, progress):
-    """Train as the article does, measuring after every DISPLAY-th step and after the last.
+def run(
+    mnist: dict[str, np.ndarray], params: Article, precision: str, progress: Callable[[dict], None]
+) -> tuple[keras.Model, list[dict]]:
+    """Train as the article does, measuring after every MEASURE_EVERY-th step and after the last.
 
-    The measurements change nothing: nothing is chosen and nothing is stopped by them.
+    The measurements change nothing: they choose and stop nothing.
 
     Args:
-        mnist: the arrays of `load_mnist`; progress: is told each row as soon as it is known.
+        mnist: the arrays of `load_mnist`.
+        params: the section `article` of `params.yaml`.
+        precision: see `BiLSTM`.
+        progress: is told each row as soon as it is known.
 
     Returns:
-        The trained network, and the rows: what `measure` says, with the step's number.
+        The trained network, and the rows: what `measure` returns, with the step's number.
     """
-    images, labels = mnist["test_images"], mnist["test_labels"]
-    network = build_network(units, readout, precision, seed)
-    batches = draw_batches(mnist["train_images"], mnist["train_labels"], batch_size, steps, seed)
+    network = build_network(params.units, params.readout, precision, params.seed)
+    batches = draw_batches(
+        mnist["train_images"], mnist["train_labels"], params.batch_size, params.steps, params.seed
+    )
     rows = []
-    for step, _cost in enumerate(train(network, batches, learning_rate)):
-        if step % DISPLAY == 0 or step == steps - 1:
-            rows.append({"step": step, **measure(network, images, labels)})
+    for step, _cost in enumerate(train(network, batches, params.learning_rate)):
+        if step % MEASURE_EVERY == 0 or step == params.steps - 1:
+            rows.append({"step": step, **measure(network, mnist)})
             progress(rows[-1])
     return network, rows
 
 
-def beside_printed(rows):
+def tell(row: dict) -> None:
+    """Print a row of `run` now and then."""
+    if row["step"] % TELL_EVERY == 0:
+        accuracies = f"accuracy {row['accuracy_batch']:.3f} on the batch, {row['accuracy']:.4f} on all"
+        print(f"article: step {row['step']}, cost {row['cost']:.6f}, {accuracies}", flush=True)
+
+
+def beside_printed(rows: list[dict]) -> dict[str, dict]:
     """The article's printed figures and ours at the same steps, as far as the training went."""
     ours = {row["step"]: row for row in rows}
     return {
         f"step_{step}": {
-            "article_cost": cost, "cost": ours[step]["cost"],
-            "article_accuracy_batch": accuracy, "accuracy_batch": ours[step]["accuracy_batch"],
+            "article_cost": cost,
+            "cost": ours[step]["cost"],
+            "article_accuracy_batch": accuracy,
+            "accuracy_batch": ours[step]["accuracy_batch"],
         }
-        for step, (cost, accuracy) in PRINTED.items() if step in ours
+        for step, (cost, accuracy) in PRINTED.items()
+        if step in ours
     }

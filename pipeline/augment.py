@@ -1,75 +1,103 @@
-"""Random distortions of digit images, drawn anew for every image and epoch by `training.py`."""
+"""Random distortions of digit images, drawn anew for every image and epoch; `augment` in params.yaml."""
+
+from functools import cache
 
 import numpy as np
 import tensorflow as tf
 
-SIZE = 28
+from pipeline.competition import SIZE
+from pipeline.params import Augment
 
-# Largest distortions; each is drawn uniformly up to it, in both directions.
-ROTATION = 12 * np.pi / 180  # radians
-SCALING = 0.10  # of the size, each axis on its own
-SHEAR = 0.15  # pixels a pixel
-SHIFT = 2.0  # pixels
-DISPLACEMENT = 0.7  # pixels, of the points of a coarse grid; between them it is interpolated
+# Points of the coarse grid of displacements, along each axis.
 GRID = 7
+# Images that are distorted at once.
+BATCH = 512
+# A border of zeros lets every neighbour of a clipped position be read without a test.
+BORDER = 2
+PADDED = SIZE + 2 * BORDER
 
 
-def _interpolation(coarse, fine):
-    """Linear interpolation from `coarse` to `fine` points of one axis, `(fine, coarse)`."""
-    position = np.linspace(0, coarse - 1, fine)
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(coarse))).astype("float32")
-
-
-@tf.function(jit_compile=True)
-def augment(images, seed):
+def augment(images: np.ndarray, strengths: Augment, random: np.random.Generator) -> np.ndarray:
     """Distort each image by its own random affine map plus a smooth displacement field.
 
-    The affine map acts about the centre of the image; the displacement field is that of Simard et
-    al. 2003 ("Best practices for convolutional neural networks"), drawn on a coarse grid. Pixels
-    are sampled bilinearly, zero outside of the image.
-
     Args:
-        images: `(batch, 28, 28)`, any numeric type.
-        seed: two int32; the distortions are a pure function of it and the batch's size.
+        images: `(n, 28, 28)`, any numeric type.
+        strengths: the largest distortions.
+        random: the distortions are a pure function of its state.
 
     Returns:
-        `(batch, 28, 28)` float32, in the same range as the input.
+        `(n, 28, 28)` float32, in the same range as the input.
     """
-    batch = images.shape[0]
-    seeds = tf.random.split(seed, 2, alg="philox")
-    draw = tf.random.stateless_uniform((batch, 7), seeds[0], -1.0, 1.0, alg="philox")
-    angle = draw[:, 0] * ROTATION
-    scale_y, scale_x = 1 + draw[:, 1] * SCALING, 1 + draw[:, 2] * SCALING
-    shear_y, shear_x = draw[:, 3] * SHEAR, draw[:, 4] * SHEAR
+    seeds = random.integers(2**31, size=(len(images) // BATCH + 1, 2)).astype("int32")
+    distort = _compiled(strengths)
+    out = np.empty(images.shape, "float32")
+    for seed, start in zip(seeds, range(0, len(images), BATCH), strict=False):
+        part = images[start : start + BATCH]
+        out[start : start + len(part)] = distort(part, seed)
+    return out
+
+
+@cache
+def _compiled(strengths):
+    @tf.function(jit_compile=True)
+    def distort(images, seed):
+        batch = images.shape[0]
+        seeds = tf.random.split(seed, 2, alg="philox")
+        draw = tf.random.stateless_uniform((batch, 7), seeds[0], -1.0, 1.0, alg="philox")[:, :, None, None]
+        y, x = _affine(draw, strengths)
+        moves = _displacements(batch, seeds[1], strengths.displacement) + draw[:, 5:] * strengths.shift
+        return _sample(images, y + moves[:, 0], x + moves[:, 1])
+
+    return distort
+
+
+def _affine(draw, strengths):
+    """Where a random linear map about the centre reads each image.
+
+    Args:
+        draw: `(batch, 5 or more, 1, 1)`, from -1 to 1.
+        strengths: the largest distortions.
+
+    Returns:
+        y and x, `(batch, 28, 28)` each, in pixels from the centre.
+    """
+    angle = draw[:, 0] * (strengths.rotation * np.pi / 180)
+    scale_y, scale_x = 1 + draw[:, 1] * strengths.scaling, 1 + draw[:, 2] * strengths.scaling
+    shear_y, shear_x = draw[:, 3] * strengths.shear, draw[:, 4] * strengths.shear
     cos, sin = tf.cos(angle), tf.sin(angle)
-
-    def per_image(values):
-        return values[:, None, None]
-
     axis = tf.range(SIZE, dtype=tf.float32) - (SIZE - 1) / 2
     y, x = axis[None, :, None], axis[None, None, :]
-    source_y = per_image(scale_y * (cos + sin * shear_y)) * y + per_image(scale_y * (sin + cos * shear_y)) * x
-    source_x = per_image(scale_x * (cos * shear_x - sin)) * y + per_image(scale_x * (cos - sin * shear_x)) * x
-    up = tf.constant(_interpolation(GRID, SIZE))
-    coarse = tf.random.stateless_uniform((batch, 2, GRID, GRID), seeds[1],
-                                         -DISPLACEMENT, DISPLACEMENT, alg="philox")
-    field = tf.einsum("yi,bdij,xj->bdyx", up, coarse, up)
-    source_y += field[:, 0] + per_image(draw[:, 5] * SHIFT)
-    source_x += field[:, 1] + per_image(draw[:, 6] * SHIFT)
+    source_y = scale_y * (cos + sin * shear_y) * y + scale_y * (sin + cos * shear_y) * x
+    source_x = scale_x * (cos * shear_x - sin) * y + scale_x * (cos - sin * shear_x) * x
+    return source_y, source_x
 
-    # A border of zeros lets every neighbour of a clipped position be read without a test.
-    border = 2
-    padded = SIZE + 2 * border
-    canvas = tf.reshape(tf.pad(tf.cast(images, tf.float32), ((0, 0), (border,) * 2, (border,) * 2)), (-1,))
-    source_y = tf.clip_by_value(source_y + (SIZE - 1) / 2 + border, 0.0, padded - 1.001)
-    source_x = tf.clip_by_value(source_x + (SIZE - 1) / 2 + border, 0.0, padded - 1.001)
-    top, left = tf.floor(source_y), tf.floor(source_x)
-    down, right = source_y - top, source_x - left
-    corner = (tf.range(batch)[:, None, None] * padded * padded
-              + tf.cast(top, tf.int32) * padded + tf.cast(left, tf.int32))
+
+def _displacements(batch, seed, largest):
+    """Smooth random displacements `(batch, 2, 28, 28)`, in pixels.
+
+    They are those of Simard et al. 2003 ("Best practices for convolutional neural networks"), drawn on a
+    coarse grid and interpolated linearly.
+    """
+    coarse = tf.random.stateless_uniform((batch, 2, GRID, GRID), seed, -largest, largest, alg="philox")
+    position = np.linspace(0, GRID - 1, SIZE)
+    fine = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(GRID))).astype("float32")
+    return tf.einsum("yi,bdij,xj->bdyx", fine, coarse, fine)
+
+
+def _sample(images, y, x):
+    """Read images bilinearly at positions in pixels from their centre, zero outside of them."""
+    padding = ((0, 0), (BORDER, BORDER), (BORDER, BORDER))
+    canvas = tf.reshape(tf.pad(tf.cast(images, tf.float32), padding), (-1,))
+    y = tf.clip_by_value(y + (SIZE - 1) / 2 + BORDER, 0.0, PADDED - 1.001)
+    x = tf.clip_by_value(x + (SIZE - 1) / 2 + BORDER, 0.0, PADDED - 1.001)
+    top, left = tf.floor(y), tf.floor(x)
+    down, right = y - top, x - left
+    first = tf.range(images.shape[0])[:, None, None] * PADDED * PADDED
+    corner = first + tf.cast(top, tf.int32) * PADDED + tf.cast(left, tf.int32)
 
     def at(offset):
         return tf.gather(canvas, corner + offset)
 
-    return ((1 - down) * ((1 - right) * at(0) + right * at(1))
-            + down * ((1 - right) * at(padded) + right * at(padded + 1)))
+    upper = (1 - right) * at(0) + right * at(1)
+    lower = (1 - right) * at(PADDED) + right * at(PADDED + 1)
+    return (1 - down) * upper + down * lower

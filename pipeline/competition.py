@@ -13,28 +13,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.files import DAMAGED, PipelineError, replacing
+from pipeline.files import DAMAGED, PipelineError, atomic_write
 
 SIZE = 28
 CLASSES = 10
 ROWS = {"train.csv": 42_000, "test.csv": 28_000, "sample_submission.csv": 28_000}
 FILES = tuple(ROWS)
 PIXELS = [f"pixel{i}" for i in range(SIZE * SIZE)]
-COLUMNS = {
-    "train.csv": ["label", *PIXELS],
-    "test.csv": PIXELS,
-    "sample_submission.csv": ["ImageId", "Label"],
-}
+COLUMNS = {"train.csv": ["label", *PIXELS], "test.csv": PIXELS, "sample_submission.csv": ["ImageId", "Label"]}
 ID, LABEL = COLUMNS["sample_submission.csv"]
 
 # Far above any real file of the competition (train.csv has 77 MB), far below a full disk.
 LARGEST_MEMBER = 1 << 29
+# What pandas raises for a file that is not what it should be; warnings are made errors.
+UNREADABLE = (ValueError, OverflowError, Warning)
 
 
-def read_digits(path, limit=None):
+def read_digits(path: str | Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Read `train.csv` or `test.csv`.
 
     Args:
+        path: the file; its name says which one it is.
         limit: keep only the first rows, and accept any number of rows.
 
     Returns:
@@ -44,102 +43,20 @@ def read_digits(path, limit=None):
         PipelineError: names the file, and the row and column where one is wrong.
     """
     path = Path(path)
-    columns = COLUMNS[path.name]
-    _check_header(path, columns)
+    columns, labels = COLUMNS[path.name], None
     try:
-        with warnings.catch_warnings():
-            # pandas only warns where it drops cells beyond the header's columns.
-            warnings.simplefilter("error")
-            # The C engine with a fixed type takes under a second for train.csv; pyarrow is slower.
-            values = pd.read_csv(path, dtype=np.uint8, index_col=False).to_numpy()
-    except (ValueError, OverflowError, Warning) as error:
-        raise PipelineError(_first_bad_cell(path, columns) or f"{path}: {error}")
-    if limit is None:
-        _check_row_count(path, len(values))
+        values = _read_csv(path, columns, np.uint8).to_numpy()
+    except UNREADABLE as error:
+        raise PipelineError(_first_bad_cell(path, columns) or f"{path}: {error}") from error
+    _check_row_count(path, len(values), limit, path.name)
     values = values[:limit]
-    labels = None
     if columns[0] == "label":
         labels, values = values[:, 0], values[:, 1:]
-        if labels.size and labels.max() >= CLASSES:
-            row = int(np.argmax(labels >= CLASSES))
-            raise PipelineError(f"{path}: row {row + 1}, column label: found {labels[row]}, "
-                                f"allowed is a digit 0..{CLASSES - 1}")
+        _check_labels(path, "label", labels)
     return np.ascontiguousarray(values).reshape(-1, SIZE, SIZE), labels
 
 
-def _check_header(path, columns):
-    try:
-        with open(path, "rb") as file:
-            start = file.readline(1 << 16)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file")
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}")
-    if start.startswith(b"PK\x03\x04"):
-        raise PipelineError(f"{path}: is a zip archive, expected the CSV that is in it")
-    if start.lstrip().startswith(b"<"):
-        raise PipelineError(f"{path}: is an HTML page, expected a CSV "
-                            "(a login or error page saved in its place?)")
-    found = start.decode("utf-8", "replace").rstrip("\r\n").split(",")
-    if found == columns:
-        return
-    repeated = {name for name in found if found.count(name) > 1}
-    missing = [name for name in columns if name not in found]
-    extra = [name for name in found if name not in columns]
-    if repeated:
-        problem = f"column {min(repeated)!r} is there more than once"
-    elif missing:
-        problem = f"column {missing[0]!r} is missing" + (f", found {extra[0]!r}" if extra else "")
-    elif extra:
-        problem = f"column {extra[0]!r} does not belong there"
-    else:
-        place = next(i for i, pair in enumerate(zip(found, columns)) if pair[0] != pair[1])
-        problem = f"columns are out of order: column {place + 1} is {found[place]!r}"
-    raise PipelineError(f"{path}: {problem}; expected the header {','.join(columns[:3])}"
-                        + (f",...,{columns[-1]}" if len(columns) > 3 else ""))
-
-
-def _first_bad_cell(path, columns):
-    """What is wrong with the first bad row, in one line; None if no row is."""
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = csv.reader(file, quoting=csv.QUOTE_NONE)
-        next(rows)
-        for number, row in enumerate((row for row in rows if row), start=1):
-            if len(row) != len(columns):
-                return f"{path}: row {number} has {len(row)} columns, expected {len(columns)}"
-            for name, cell in zip(columns, row):
-                if not (cell.isascii() and cell.isdigit() and int(cell) <= 255):
-                    allowed = "a digit 0..9" if name == "label" else "a whole number 0..255"
-                    return (f"{path}: row {number}, column {name}: found {cell[:40]!r}, "
-                            f"allowed is {allowed}")
-    return None
-
-
-def _check_row_count(path, rows):
-    if rows != ROWS[path.name]:
-        raise PipelineError(f"{path}: {rows} rows, expected {ROWS[path.name]}")
-
-
-def write_digits(path, images, labels=None):
-    """Write `train.csv` (with labels) or `test.csv` in the competition's format."""
-    table = pd.DataFrame(images.reshape(len(images), -1), columns=PIXELS)
-    if labels is not None:
-        table.insert(0, "label", labels)
-    with replacing(path) as beside:
-        table.to_csv(beside, index=False, lineterminator="\n")
-
-
-def write_labels(path, ids, labels, limit=None):
-    """Write a file in the format of `sample_submission.csv`; it is checked before it appears.
-
-    Line ends are CRLF, as in Kaggle's own file. Raises as `read_labels`.
-    """
-    with replacing(path) as beside:
-        pd.DataFrame({ID: ids, LABEL: labels}).to_csv(beside, index=False, lineterminator="\r\n")
-        read_labels(beside, limit)
-
-
-def read_labels(path, limit=None):
+def read_labels(path: str | Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read and check `sample_submission.csv` or a submission.
 
     Returns:
@@ -149,65 +66,155 @@ def read_labels(path, limit=None):
         PipelineError: names the file and what is wrong with it.
     """
     path = Path(path)
-    _check_header(path, [ID, LABEL])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            table = pd.read_csv(path, dtype=np.int64, index_col=False)
-    except (ValueError, OverflowError, Warning) as error:
-        raise PipelineError(f"{path}: {' '.join(str(error).split())}; "
-                            "expected two whole numbers in every row")
+        table = _read_csv(path, [ID, LABEL], np.int64)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise PipelineError(f"{path}: {reason}; expected two whole numbers in every row") from error
     ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy()
-    if limit is None and len(ids) != ROWS["sample_submission.csv"]:
-        raise PipelineError(f"{path}: {len(ids)} rows, expected {ROWS['sample_submission.csv']}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES))
-    if wrong.size:
-        raise PipelineError(f"{path}: row {wrong[0] + 1}, column {LABEL}: found "
-                            f"{labels[wrong[0]]}, allowed is a digit 0..{CLASSES - 1}")
+    _check_row_count(path, len(ids), limit, "sample_submission.csv")
+    _check_labels(path, LABEL, labels)
     unique, first = np.unique(ids, return_index=True)
     expected = np.arange(1, len(ids) + 1)
     if not np.array_equal(unique, expected):
         again = np.setdiff1d(np.arange(len(ids)), first)
-        problem = (f"row {again[0] + 1}: id {ids[again[0]]} is there twice" if again.size
-                   else f"id {np.setdiff1d(unique, expected)[0]} does not belong there")
+        if again.size:
+            problem = f"row {again[0] + 1}: id {ids[again[0]]} is there twice"
+        else:
+            problem = f"id {np.setdiff1d(unique, expected)[0]} does not belong there"
         raise PipelineError(f"{path}: {problem}; allowed are the ids 1..{len(ids)}, once each")
     return ids, labels
 
 
-def unpack(archive, folder, names=FILES):
+def _read_csv(path, columns, dtype):
+    _check_header(path, columns)
+    with warnings.catch_warnings():
+        # pandas only warns where it drops cells beyond the header's columns.
+        warnings.simplefilter("error")
+        # The C engine with a fixed type takes under a second for train.csv; pyarrow is slower.
+        return pd.read_csv(path, dtype=dtype, index_col=False)
+
+
+def _check_header(path, columns):
+    try:
+        with open(path, "rb") as file:
+            start = file.readline(1 << 16)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
+    if start.startswith(b"PK\x03\x04"):
+        raise PipelineError(f"{path}: is a zip archive, expected the CSV that is in it")
+    if start.lstrip().startswith(b"<"):
+        page = "is an HTML page, expected a CSV (a login or error page saved in its place?)"
+        raise PipelineError(f"{path}: {page}")
+    found = start.decode("utf-8", "replace").rstrip("\r\n").split(",")
+    if found != columns:
+        header = ",".join(columns) if len(columns) <= 3 else f"{','.join(columns[:3])},...,{columns[-1]}"
+        raise PipelineError(f"{path}: {_difference(found, columns)}; expected the header {header}")
+
+
+def _difference(found, columns):
+    """What is wrong with a header, in one clause."""
+    repeated = [name for name in found if found.count(name) > 1]
+    missing = [name for name in columns if name not in found]
+    extra = [name for name in found if name not in columns]
+    if repeated:
+        return f"column {min(repeated)!r} is there more than once"
+    if missing:
+        return f"column {missing[0]!r} is missing" + (f", found {extra[0]!r}" if extra else "")
+    if extra:
+        return f"column {extra[0]!r} does not belong there"
+    place = next(i for i, name in enumerate(found) if name != columns[i])
+    return f"columns are out of order: column {place + 1} is {found[place]!r}"
+
+
+def _first_bad_cell(path, columns):
+    """What is wrong with the first bad row, in one line; None if no row is bad."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = csv.reader(file, quoting=csv.QUOTE_NONE)
+        next(rows)
+        for number, row in enumerate((row for row in rows if row), start=1):
+            if len(row) != len(columns):
+                return f"{path}: row {number} has {len(row)} columns, expected {len(columns)}"
+            for name, cell in zip(columns, row, strict=True):
+                if not (cell.isascii() and cell.isdigit() and int(cell) <= 255):
+                    allowed = "a digit 0..9" if name == "label" else "a whole number 0..255"
+                    return f"{path}: row {number}, column {name}: found {cell[:40]!r}, allowed is {allowed}"
+    return None
+
+
+def _check_row_count(path, rows, limit, name):
+    if limit is None and rows != ROWS[name]:
+        raise PipelineError(f"{path}: {rows} rows, expected {ROWS[name]}")
+
+
+def _check_labels(path, column, labels):
+    wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES))
+    if wrong.size:
+        found = f"row {wrong[0] + 1}, column {column}: found {labels[wrong[0]]}"
+        raise PipelineError(f"{path}: {found}, allowed is a digit 0..{CLASSES - 1}")
+
+
+def write_digits(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Write `train.csv` (with labels) or `test.csv` in the competition's format."""
+    table = pd.DataFrame(images.reshape(len(images), -1), columns=PIXELS)
+    if labels is not None:
+        table.insert(0, "label", labels)
+    with atomic_write(path) as tmp:
+        table.to_csv(tmp, index=False, lineterminator="\n")
+
+
+def write_labels(path: str | Path, ids: np.ndarray, labels: np.ndarray, limit: int | None = None) -> None:
+    """Write a file in the format of `sample_submission.csv`; it is checked before it appears.
+
+    Line ends are CRLF, as in Kaggle's own file. Raises as `read_labels`.
+    """
+    with atomic_write(path) as tmp:
+        pd.DataFrame({ID: ids, LABEL: labels}).to_csv(tmp, index=False, lineterminator="\r\n")
+        read_labels(tmp, limit)
+
+
+def unpack(archive: str | Path, folder: str | Path, names: tuple[str, ...] = FILES) -> None:
     """Take the competition's files, or those named, out of a zip archive into `folder`.
 
     Raises:
         PipelineError: the archive is not one, is damaged, lacks a file, or has a member that would
             leave the folder or is unreasonably large; nothing of it is to be used then.
     """
-    folder = Path(folder)
     try:
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
-                parts = Path(member.filename.replace("\\", "/")).parts
-                if (".." in parts or member.filename.startswith(("/", "\\"))
-                        or any(":" in part for part in parts)):
-                    raise PipelineError(f"{archive}: member {member.filename!r} would be written "
-                                        "outside of the folder; the archive is not trusted")
-                if member.file_size > LARGEST_MEMBER:
-                    raise PipelineError(f"{archive}: member {member.filename!r} has "
-                                        f"{member.file_size} bytes, allowed are {LARGEST_MEMBER}")
+                _check_member(archive, member)
             for name in names:
-                with opened.open(name) as source, replacing(folder / name) as beside:
-                    with open(beside, "wb") as target:
-                        shutil.copyfileobj(source, target, 1 << 20)
+                with (
+                    opened.open(name) as source,
+                    atomic_write(Path(folder, name)) as tmp,
+                    open(tmp, "wb") as target,
+                ):
+                    shutil.copyfileobj(source, target, 1 << 20)
     except KeyError:
-        raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(names)}")
+        raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(names)}") from None
     except FileNotFoundError:
-        raise PipelineError(f"{archive}: there is no such file")
+        raise PipelineError(f"{archive}: there is no such file") from None
     except DAMAGED as error:
-        raise PipelineError(f"{archive}: is not a whole zip archive: {error}")
+        raise PipelineError(f"{archive}: is not a whole zip archive: {error}") from error
 
 
-def check_files(folder):
+def _check_member(archive, member):
+    name = member.filename
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "" or ":" in name:
+        problem = "would be written outside of the folder; the archive is not trusted"
+    elif member.file_size > LARGEST_MEMBER:
+        problem = f"has {member.file_size} bytes, allowed are {LARGEST_MEMBER}"
+    else:
+        return
+    raise PipelineError(f"{archive}: member {name!r} {problem}")
+
+
+def check_files(folder: str | Path) -> None:
     """Check all three files in `folder` in full; raises PipelineError for the first bad one."""
-    folder = Path(folder)
     for name in ("train.csv", "test.csv"):
-        read_digits(folder / name)
-    read_labels(folder / "sample_submission.csv")
+        read_digits(Path(folder, name))
+    read_labels(Path(folder, "sample_submission.csv"))

@@ -6,63 +6,76 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-# What reading a damaged zip archive, or an .npz file, which is one, raises.
+# What reading a damaged zip archive raises; an .npz file is one, too.
 DAMAGED = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class PipelineError(Exception):
-    """Something the user can mend; its text is one line that says what and where."""
+    """Something the user can mend; its text is one line that says what is wrong and where."""
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Yields a path beside `path` to write to; it takes the name when the block ends well."""
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: some writers choose the format by it. The name is always the same, so
-    # that what a killed run left is overwritten by the next.
-    beside = path.with_name(f".partial.{path.name}")
+    # The suffix stays last, because some writers choose the format by it. The name is always the same,
+    # so the next run overwrites what a killed run left behind.
+    tmp = path.with_name(f".partial.{path.name}")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield tmp
+        os.replace(tmp, path)
     finally:
-        beside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _reading(path, stage, kind):
-    """What goes wrong in the block becomes a PipelineError that tells which stage writes the file."""
+    """Turn errors of the block into a PipelineError that names the stage that writes the file."""
     try:
         yield
     except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it")
+        raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it") from None
     except KeyError as error:
-        raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again")
+        raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again") from None
     except DAMAGED as error:
-        raise PipelineError(f"{path}: is not {kind}: {error}; run the stage {stage!r} again")
+        raise PipelineError(f"{path}: is not {kind}: {error}; run the stage {stage!r} again") from error
 
 
-def load_arrays(path, stage, *names):
-    """The arrays of an `.npz` file, in the order of the names; PipelineError tells which stage writes it."""
+def load_arrays(path: str | Path, stage: str, *names: str) -> list[np.ndarray]:
+    """Read the named arrays of an `.npz` file that `stage` writes.
+
+    Raises:
+        PipelineError: the file or an array is missing, or the file is damaged; it names the stage.
+    """
     with _reading(path, stage, "a whole .npz file"), np.load(path) as file:
         return [file[name] for name in names]
 
 
-def load_json(path, stage):
-    """The content of a JSON file; PipelineError tells which stage writes it."""
+def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """Write a compressed `.npz` file."""
+    with atomic_write(path) as tmp:
+        np.savez_compressed(tmp, **arrays)
+
+
+def load_json(path: str | Path, stage: str):
+    """Read a JSON file; raises PipelineError, which names the stage that writes it."""
     with _reading(path, stage, "JSON"):
         return json.loads(Path(path).read_text())
 
 
-def write_json(path, content):
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n")
+def write_json(path: str | Path, content) -> None:
+    """Write a JSON file."""
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

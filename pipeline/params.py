@@ -1,4 +1,7 @@
-"""The parameters of `params.yaml`: names, types, allowed values. Every stage loads them here."""
+"""The parameters of `params.yaml`: names, types, allowed values. Every stage loads them here.
+
+The models are frozen and hashable; training takes them as they are.
+"""
 
 import difflib
 from pathlib import Path
@@ -9,13 +12,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.files import PipelineError
+from pipeline.paths import PARAMS
 
-PARAMS_FILE = "params.yaml"
+# The architectures that `networks.py` builds, in the order in which the folds of a cycle take turns.
+ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
 
 
 def _whole(low, high):
-    return Annotated[int, Field(ge=low, le=high,
-                                description=f"a whole number from {low} to {high}")]
+    return Annotated[int, Field(ge=low, le=high, description=f"a whole number from {low} to {high}")]
 
 
 def _number(low, high):
@@ -27,18 +31,22 @@ def _one_of(*words):
 
 
 YesNo = Annotated[bool, Field(description="true, false")]
+Seed = _whole(0, 2**31 - 1)
+Readout = _one_of("middle", "last", "mean")
+LearningRate = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
 
 
 class _Section(BaseModel):
-    # Strict: "30" is no number and 1 is no bool; a YAML typo must not pass as something else.
+    # Strict: "30" is not a number and 1 is not a bool, so that a typo does not pass as something else.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Download(_Section):
     source: _one_of("auto", "kaggle", "mnist")
-    competition: Annotated[str, Field(
-        min_length=1, description="a competition's slug or address, such as digit-recognizer")]
-    seed: _whole(0, 2**31 - 1)
+    competition: Annotated[
+        str, Field(min_length=1, description="a competition's slug or address, such as digit-recognizer")
+    ]
+    seed: Seed
 
 
 class Prepare(_Section):
@@ -48,53 +56,69 @@ class Prepare(_Section):
 
 
 class Model(_Section):
-    reader: _one_of("rows", "grid_rows", "grid_columns", "turns", "all")
+    architecture: _one_of(*ARCHITECTURES, "cycle", "all")
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)
     grid_units: _whole(1, 4096)
-    readout: _one_of("middle", "last", "mean")
+    readout: Readout
     normalize: YesNo
     dropout: _number(0, 0.9)
-    shifts: YesNo
+    tta: YesNo
+
+
+class Augment(_Section):
+    enabled: YesNo
+    rotation: _number(0, 180)
+    scaling: _number(0, 0.9)
+    shear: _number(0, 2)
+    shift: _number(0, 14)
+    displacement: _number(0, 14)
 
 
 class Train(_Section):
     epochs: _whole(1, 10000)
     batch_size: _whole(1, 42000)
-    learning_rate: Annotated[float, Field(
-        gt=0, le=1, description="a number above 0, at most 1")]
+    learning_rate: LearningRate
     warmup: _number(0, 0.9)
     weight_decay: _number(0, 1)
     label_smoothing: _number(0, 0.9)
-    augment: YesNo
-    pseudo_labels: YesNo
     precision: _one_of("auto", "float32", "bfloat16")
+
+
+class Compute(_Section):
     engine: _one_of("local")
-    workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Field(
-        description="auto, or a whole number from 1 to 1024")]
+    workers: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
+        Field(description="auto, or a whole number from 1 to 1024"),
+    ]
 
 
 class Article(_Section):
     steps: _whole(1, 1_000_000)
     units: _whole(1, 4096)
-    readout: _one_of("middle", "last", "mean")
-    learning_rate: Annotated[float, Field(
-        gt=0, le=1, description="a number above 0, at most 1")]
+    readout: Readout
+    learning_rate: LearningRate
     batch_size: _whole(1, 60_000)
-    seed: _whole(0, 2**31 - 1)
+    seed: Seed
 
 
 class Params(_Section):
-    seed: _whole(0, 2**31 - 1)
+    seed: Seed
     download: Download
     prepare: Prepare
     model: Model
+    augment: Augment
     train: Train
+    compute: Compute
     article: Article
 
+    def with_precision(self, precision: str) -> "Params":
+        """The same parameters with another `train.precision`."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"precision": precision})})
 
-def load_params(path=PARAMS_FILE):
+
+def load_params(path: str | Path = PARAMS) -> Params:
     """Read and check the parameters.
 
     Raises:
@@ -103,23 +127,23 @@ def load_params(path=PARAMS_FILE):
     try:
         content = YAML(typ="safe").load(Path(path))
     except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file here; run from the project's folder")
+        raise PipelineError(f"{path}: there is no such file here; run from the project's folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}")
+        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise PipelineError(f"{path}: must hold sections such as 'train:', found {content!r}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
         found = {_describe(problem) for problem in error.errors()}
-        raise PipelineError(f"{path}: " + "; ".join(sorted(found)))
+        raise PipelineError(f"{path}: " + "; ".join(sorted(found))) from None
 
 
 def _describe(problem):
-    """One problem as pydantic reports it, in one clause."""
+    """Describe a problem that pydantic reports, in one clause."""
     names, section, field = [], Params, None
     for name in problem["loc"]:
-        # Past the field's name come pydantic's own labels of a union's members.
+        # After the field's name come pydantic's labels of a union's members.
         if section is None:
             break
         names.append(str(name))

@@ -7,7 +7,7 @@ import csv
 import re
 from dataclasses import asdict, dataclass
 
-from pipeline.files import PipelineError, replacing
+from pipeline.files import PipelineError, atomic_write
 
 PENDING = "PENDING"
 COLUMNS = ("submitted", "reference", "sha256", "message", "status", "public_score")
@@ -68,7 +68,7 @@ def record(path, submission, digest):
     """Write what is known of a submission into the history: a new row, or its row anew."""
     history = read_history(path)
     history[submission.reference] = {"sha256": digest, **asdict(submission)}
-    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(history.values())

@@ -31,6 +31,8 @@ with v1.Session() as session:
     variables = [*cells[0].weights, *cells[1].weights, weights, bias]
     for number, variable in enumerate(variables):
         variable.load(job[f"weights_{number}"], session)
-    costs = [session.run((cost, train), {images: batch / 255, labels: digits})[0]
-             for batch, digits in zip(job["images"], job["labels"])]
+    costs = [
+        session.run((cost, train), {images: batch / 255, labels: digits})[0]
+        for batch, digits in zip(job["images"], job["labels"], strict=True)
+    ]
 print(json.dumps([float(value) for value in costs]))

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, run_python
+from helpers import ROOT, run_python
 
 from pipeline import article
-from pipeline.ensemble import load_network
+from pipeline.networks import load_network
 
 STEPS, BATCH = 15, 100
 ON_ONE_CORE = """
@@ -35,18 +35,27 @@ def as_basic_lstm_cells(weights):
     return [*cells, *weights[6:]]
 
 
+@pytest.mark.slow
 def test_training_is_that_of_tensorflow_1(mnist, tmp_path):
     network = article.build_network(128, "middle", "float32", seed=1)
-    batches = list(article.draw_batches(mnist["train_images"], mnist["train_labels"],
-                                        batch_size=1000, steps=10, seed=1))
-    np.savez(tmp_path / "job.npz", learning_rate=0.002,
-             images=[images for images, _ in batches], labels=[labels for _, labels in batches],
-             **{f"weights_{number}": array
-                for number, array in enumerate(as_basic_lstm_cells(network.get_weights()))})
+    batches = list(
+        article.draw_batches(mnist["train_images"], mnist["train_labels"], batch_size=1000, steps=10, seed=1)
+    )
+    np.savez(
+        tmp_path / "job.npz",
+        learning_rate=0.002,
+        images=[images for images, _ in batches],
+        labels=[labels for _, labels in batches],
+        **{
+            f"weights_{number}": array
+            for number, array in enumerate(as_basic_lstm_cells(network.get_weights()))
+        },
+    )
     ours = list(article.train(network, batches, learning_rate=0.002))
 
-    program = run_python(Path(__file__).with_name("article_in_tensorflow1.py"), tmp_path / "job.npz",
-                         TF_USE_LEGACY_KERAS="1")
+    program = run_python(
+        Path(__file__).with_name("article_in_tensorflow1.py"), tmp_path / "job.npz", TF_USE_LEGACY_KERAS="1"
+    )
     assert program.returncode == 0, program.stderr
     theirs = json.loads(program.stdout)
     assert len(ours) == 10 and ours[-1] < ours[0] / 2
@@ -66,10 +75,10 @@ def test_batches_go_through_all_images_in_an_order_of_the_seed(mnist):
     np.testing.assert_array_equal(epochs(seed=1), (first, second))
 
 
+@pytest.mark.slow
 def test_the_stage_measures_as_it_goes_and_its_checkpoint_again(mnist, tmp_path):
     params = (ROOT / "params.yaml").read_text()
-    for default, short in (("steps: 1001", f"steps: {STEPS}"),
-                           ("batch_size: 1000", f"batch_size: {BATCH}")):
+    for default, short in (("steps: 1001", f"steps: {STEPS}"), ("batch_size: 1000", f"batch_size: {BATCH}")):
         assert params.count(default) == 1
         params = params.replace(default, short)
     (tmp_path / "params.yaml").write_text(params)
@@ -100,7 +109,7 @@ def test_the_stage_measures_as_it_goes_and_its_checkpoint_again(mnist, tmp_path)
     assert result["step_10"]["accuracy_batch"] == curve["accuracy_batch"][1]
 
     network = load_network(tmp_path / "data/article.keras")
-    again = article.measure(network, mnist["test_images"], mnist["test_labels"])
+    again = article.measure(network, mnist)
     assert again == pytest.approx({name: last[name] for name in again}, rel=1e-5)
 
     # Nor does the number of cores change a byte.

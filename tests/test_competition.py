@@ -10,8 +10,17 @@ import pytest
 
 from pipeline import competition as module
 from pipeline.competition import (
-    COLUMNS, FILES, ROWS, check_files, read_digits, read_labels, unpack, write_digits, write_labels)
-from pipeline.files import PipelineError, replacing, write_json
+    COLUMNS,
+    FILES,
+    ROWS,
+    check_files,
+    read_digits,
+    read_labels,
+    unpack,
+    write_digits,
+    write_labels,
+)
+from pipeline.files import PipelineError, atomic_write, write_json
 
 HEADER = COLUMNS["train.csv"]
 
@@ -20,13 +29,19 @@ HEADER = COLUMNS["train.csv"]
 def rows(competition):
     """Six rows of a train.csv as text, header first."""
     images, labels = competition[0]
-    return [HEADER, *([str(value) for value in (label, *image.flat)]
-                      for image, label in zip(images[:6], labels[:6]))]
+    return [
+        HEADER,
+        *(
+            [str(value) for value in (label, *image.flat)]
+            for image, label in zip(images[:6], labels[:6], strict=True)
+        ),
+    ]
 
 
 @pytest.fixture
 def train_csv(tmp_path):
     """Writes rows to a train.csv and returns its path."""
+
     def write(rows, end="\n"):
         path = tmp_path / "train.csv"
         path.write_bytes("".join(",".join(row) + end for row in rows).encode())
@@ -46,6 +61,7 @@ def refusal(read, path, *arguments, **options):
 # Digits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 1], ids=["train.csv", "test.csv"])
 def test_full_size_round_trip(competition, tmp_path, part):
     name, (images, labels) = FILES[part], competition[part]
@@ -76,8 +92,10 @@ def test_limit_keeps_the_first_rows(competition, rows, train_csv, limit, count):
     assert np.array_equal(images, competition[0][0][:count])
 
 
-@pytest.mark.parametrize("cell", [
-    "-1", "256", "0.5", "", "x", "nan", "NA", "inf", "true", "0x10", "99999999999999999999", "５"])
+@pytest.mark.parametrize(
+    "cell",
+    ["-1", "256", "0.5", "", "x", "nan", "NA", "inf", "true", "0x10", "99999999999999999999", "\uff15"],
+)
 @pytest.mark.parametrize("column", [1, 300, 784])
 def test_bad_pixel(rows, train_csv, cell, column):
     rows = [list(row) for row in rows]
@@ -94,13 +112,17 @@ def test_bad_label(rows, train_csv, label):
     assert "row 2, column label: found " in message and "allowed is a digit 0..9" in message
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda row: row[:-1], "row 3 has 784 columns, expected 785"),
-    (lambda row: row[:100], "row 3 has 100 columns, expected 785"),
-    (lambda row: row + ["0"], "row 3 has 786 columns, expected 785"),
-    (lambda row: row + [""], "row 3 has 786 columns, expected 785"),
-    (lambda row: ["\xff\x00"], "row 3 has 1 columns, expected 785"),
-], ids=["one short", "cut off", "one more", "comma at the end", "noise"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda row: row[:-1], "row 3 has 784 columns, expected 785"),
+        (lambda row: row[:100], "row 3 has 100 columns, expected 785"),
+        (lambda row: row + ["0"], "row 3 has 786 columns, expected 785"),
+        (lambda row: row + [""], "row 3 has 786 columns, expected 785"),
+        (lambda row: ["\xff\x00"], "row 3 has 1 columns, expected 785"),
+    ],
+    ids=["one short", "cut off", "one more", "comma at the end", "noise"],
+)
 def test_bad_row(rows, train_csv, change, says):
     assert says in refusal(read_digits, train_csv([*rows[:3], change(rows[3]), *rows[4:]]), limit=6)
 
@@ -117,27 +139,35 @@ def test_a_file_that_ends_within_a_row(rows, train_csv):
     assert "row 6 has " in refusal(read_digits, path, limit=6)
 
 
-@pytest.mark.parametrize(("header", "says"), [
-    (HEADER[:-1], "column 'pixel783' is missing"),
-    (HEADER[1:], "column 'label' is missing"),
-    ([*HEADER, "extra"], "column 'extra' does not belong there"),
-    (["Label", *HEADER[1:]], "column 'label' is missing, found 'Label'"),
-    ([*HEADER[:2], "pixel01", *HEADER[3:]], "column 'pixel1' is missing, found 'pixel01'"),
-    ([HEADER[0], *HEADER[:0:-1]], "columns are out of order: column 2 is 'pixel783'"),
-    ([*HEADER[:5], "pixel3", *HEADER[6:]], "column 'pixel3' is there more than once"),
-    (["7"] * 785, "column '7' is there more than once"),
-], ids=["missing", "no label", "extra", "renamed", "renamed pixel", "reordered", "duplicated", "none"])
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (HEADER[:-1], "column 'pixel783' is missing"),
+        (HEADER[1:], "column 'label' is missing"),
+        ([*HEADER, "extra"], "column 'extra' does not belong there"),
+        (["Label", *HEADER[1:]], "column 'label' is missing, found 'Label'"),
+        ([*HEADER[:2], "pixel01", *HEADER[3:]], "column 'pixel1' is missing, found 'pixel01'"),
+        ([HEADER[0], *HEADER[:0:-1]], "columns are out of order: column 2 is 'pixel783'"),
+        ([*HEADER[:5], "pixel3", *HEADER[6:]], "column 'pixel3' is there more than once"),
+        (["7"] * 785, "column '7' is there more than once"),
+    ],
+    ids=["missing", "no label", "extra", "renamed", "renamed pixel", "reordered", "duplicated", "none"],
+)
 def test_bad_header(rows, train_csv, header, says):
     assert says in refusal(read_digits, train_csv([header, *rows[1:]]), limit=6)
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    (b"<!DOCTYPE html><html>sign in</html>", "is an HTML page"),
-    (b"\n <html>", "is an HTML page"),
-    (b"PK\x03\x04rest of a zip", "is a zip archive"),
-    (b"", "column 'label' is missing"),
-    (bytes(1000), "column 'label' is missing"),
-], ids=["html", "html after a blank", "zip", "empty", "zeros"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"<!DOCTYPE html><html>sign in</html>", "is an HTML page"),
+        (b"\n <html>", "is an HTML page"),
+        (b"PK\x03\x04rest of a zip", "is a zip archive"),
+        (b"", "column 'label' is missing"),
+        (bytes(1000), "column 'label' is missing"),
+    ],
+    ids=["html", "html after a blank", "zip", "empty", "zeros"],
+)
 def test_something_else_in_place_of_the_file(tmp_path, content, says):
     path = tmp_path / "train.csv"
     path.write_bytes(content)
@@ -154,12 +184,14 @@ def test_no_file(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 1, 6])
 def test_wrong_number_of_rows(rows, train_csv, count):
-    assert f"{count} rows, expected 42000" in refusal(read_digits, train_csv(rows[:count + 1]))
+    assert f"{count} rows, expected 42000" in refusal(read_digits, train_csv(rows[: count + 1]))
 
 
 def test_a_quote_that_is_never_closed(competition, train_csv):
-    rows = [[str(value) for value in (label, *image.flat)]
-            for image, label in zip(competition[0][0][:300], competition[0][1][:300])]
+    rows = [
+        [str(value) for value in (label, *image.flat)]
+        for image, label in zip(competition[0][0][:300], competition[0][1][:300], strict=True)
+    ]
     rows[100][0] = '"' + rows[100][0]
     assert "row 101" in refusal(read_digits, train_csv([HEADER, *rows]), limit=300)
 
@@ -171,8 +203,10 @@ def test_the_sample_submission_is_kaggles_byte_for_byte(tmp_path):
     path = tmp_path / "sample_submission.csv"
     write_labels(path, range(1, 28_001), 0)
     assert len(path.read_bytes()) == 240_909
-    assert (hashlib.sha256(path.read_bytes()).hexdigest()
-            == "6ebaa8f99662433c2ad4fee65c76d8eb12ad627c3d2de1901704712e31bc0d9a")
+    assert (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        == "6ebaa8f99662433c2ad4fee65c76d8eb12ad627c3d2de1901704712e31bc0d9a"
+    )
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
@@ -186,25 +220,28 @@ def test_labels_come_back_in_their_order(tmp_path, end):
     assert np.array_equal(again, ids) and np.array_equal(labels, ids % 10)
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("ImageId,Label\n1,0\n2,0\n2,0\n", "row 3: id 2 is there twice"),
-    ("ImageId,Label\n1,0\n2,0\n4,0\n", "id 4 does not belong there; allowed are the ids 1..3"),
-    ("ImageId,Label\n0,0\n1,0\n", "id 0 does not belong there"),
-    ("ImageId,Label\n1,0\n2,10\n", "row 2, column Label: found 10, allowed is a digit 0..9"),
-    ("ImageId,Label\n1,0\n2,-1\n", "row 2, column Label: found -1"),
-    ("ImageId,Label\n1,0\n2,0.5\n", "expected two whole numbers"),
-    ("ImageId,Label\n1,0\n2,\n", "expected two whole numbers"),
-    ("ImageId,Label\n1,0\n2\n", "expected two whole numbers"),
-    ("ImageId,Label\n1,0\nx,1\n", "expected two whole numbers"),
-    ("ImageId,Label\n1,0\n2,0,0\n", "expected two whole numbers"),
-    ("ImageId,Label\n1,0,0\n2,0,0\n", "expected two whole numbers"),
-    ("ImageId,Label\n1,99999999999999999999\n", "expected two whole numbers"),
-    ("ImageId,label\n1,0\n", "column 'Label' is missing, found 'label'"),
-    ("Label,ImageId\n0,1\n", "columns are out of order"),
-    ("ImageId\n1\n", "column 'Label' is missing"),
-    ("ImageId,Label,Label\n1,0,0\n", "column 'Label' is there more than once"),
-    ("<html></html>", "is an HTML page"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ImageId,Label\n1,0\n2,0\n2,0\n", "row 3: id 2 is there twice"),
+        ("ImageId,Label\n1,0\n2,0\n4,0\n", "id 4 does not belong there; allowed are the ids 1..3"),
+        ("ImageId,Label\n0,0\n1,0\n", "id 0 does not belong there"),
+        ("ImageId,Label\n1,0\n2,10\n", "row 2, column Label: found 10, allowed is a digit 0..9"),
+        ("ImageId,Label\n1,0\n2,-1\n", "row 2, column Label: found -1"),
+        ("ImageId,Label\n1,0\n2,0.5\n", "expected two whole numbers"),
+        ("ImageId,Label\n1,0\n2,\n", "expected two whole numbers"),
+        ("ImageId,Label\n1,0\n2\n", "expected two whole numbers"),
+        ("ImageId,Label\n1,0\nx,1\n", "expected two whole numbers"),
+        ("ImageId,Label\n1,0\n2,0,0\n", "expected two whole numbers"),
+        ("ImageId,Label\n1,0,0\n2,0,0\n", "expected two whole numbers"),
+        ("ImageId,Label\n1,99999999999999999999\n", "expected two whole numbers"),
+        ("ImageId,label\n1,0\n", "column 'Label' is missing, found 'label'"),
+        ("Label,ImageId\n0,1\n", "columns are out of order"),
+        ("ImageId\n1\n", "column 'Label' is missing"),
+        ("ImageId,Label,Label\n1,0,0\n", "column 'Label' is there more than once"),
+        ("<html></html>", "is an HTML page"),
+    ],
+)
 def test_bad_labels(tmp_path, text, says):
     (tmp_path / "sample_submission.csv").write_text(text)
     assert says in refusal(read_labels, tmp_path / "sample_submission.csv", limit=3)
@@ -220,8 +257,10 @@ def test_too_few_labels(tmp_path):
 # Writing
 
 
-@pytest.mark.parametrize(("ids", "labels"), [
-    ([1, 2, 2], 0), ([1, 2, 4], 0), ([1, 2, 3], 10), ([1, 2, 3], [0, -1, 0]), ([1, 2, 3], 0.5)])
+@pytest.mark.parametrize(
+    ("ids", "labels"),
+    [([1, 2, 2], 0), ([1, 2, 4], 0), ([1, 2, 3], 10), ([1, 2, 3], [0, -1, 0]), ([1, 2, 3], 0.5)],
+)
 @pytest.mark.parametrize("before", [None, b"an earlier submission"])
 def test_a_bad_submission_never_appears(tmp_path, ids, labels, before):
     path = tmp_path / "submission.csv"
@@ -243,8 +282,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, before):
     path = tmp_path / "folder" / "file.json"
     if before:
         write_json(path, before)
-    with pytest.raises(KeyboardInterrupt), replacing(path) as beside:
-        beside.write_text("half")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as tmp:
+        tmp.write_text("half")
         raise KeyboardInterrupt
     assert [file.read_text() for file in path.parent.iterdir()] == (['"old"\n'] if before else [])
 
@@ -271,7 +310,7 @@ def test_unpack(tmp_path):
 
 def flipped(content):
     middle = content.index(WHOLE["train.csv"][2_000:2_010])
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def test_members_that_are_folders_do_no_harm(tmp_path):
@@ -298,22 +337,39 @@ def test_any_damage_to_an_archive_is_refused_or_harmless(tmp_path):
     assert refused > 100
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    (None, "there is no such file"),
-    (b"", "is not a whole zip archive"),
-    (b"<html></html>", "is not a whole zip archive"),
-    (archive(**WHOLE)[:-30], "is not a whole zip archive"),
-    (archive(**WHOLE)[:6_000], "is not a whole zip archive"),
-    (flipped(archive(**WHOLE)), "is not a whole zip archive"),
-    (archive(**{**WHOLE, "../evil": "x"}), "member '../evil' would be written outside"),
-    (archive(**{**WHOLE, "a/../../evil": "x"}), "would be written outside"),
-    (archive(**{**WHOLE, "/evil": "x"}), "member '/evil' would be written outside"),
-    (archive(**{**WHOLE, "..\\evil": "x"}), "would be written outside"),
-    (archive(**{**WHOLE, "C:evil": "x"}), "would be written outside"),
-    (archive(**{"train.csv": "x", "test.csv": "x"}), "has no member 'sample_submission.csv'"),
-    (archive(**{f"folder/{name}": "x" for name in FILES}), "has no member 'train.csv'"),
-], ids=["none", "empty", "html", "cut at the end", "cut in the middle", "flipped bit", "parent",
-        "parent within", "absolute", "backslash", "drive", "missing member", "members in a folder"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "there is no such file"),
+        (b"", "is not a whole zip archive"),
+        (b"<html></html>", "is not a whole zip archive"),
+        (archive(**WHOLE)[:-30], "is not a whole zip archive"),
+        (archive(**WHOLE)[:6_000], "is not a whole zip archive"),
+        (flipped(archive(**WHOLE)), "is not a whole zip archive"),
+        (archive(**{**WHOLE, "../evil": "x"}), "member '../evil' would be written outside"),
+        (archive(**{**WHOLE, "a/../../evil": "x"}), "would be written outside"),
+        (archive(**{**WHOLE, "/evil": "x"}), "member '/evil' would be written outside"),
+        (archive(**{**WHOLE, "..\\evil": "x"}), "would be written outside"),
+        (archive(**{**WHOLE, "C:evil": "x"}), "would be written outside"),
+        (archive(**{"train.csv": "x", "test.csv": "x"}), "has no member 'sample_submission.csv'"),
+        (archive(**{f"folder/{name}": "x" for name in FILES}), "has no member 'train.csv'"),
+    ],
+    ids=[
+        "none",
+        "empty",
+        "html",
+        "cut at the end",
+        "cut in the middle",
+        "flipped bit",
+        "parent",
+        "parent within",
+        "absolute",
+        "backslash",
+        "drive",
+        "missing member",
+        "members in a folder",
+    ],
+)
 def test_bad_archive(tmp_path, content, says):
     path = tmp_path / "a.zip"
     if content is not None:

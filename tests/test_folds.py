@@ -16,8 +16,9 @@ def labels(competition):
 
 def test_every_fold_has_its_share_of_every_digit(labels):
     folds = make_folds(labels, 5, 2026, NOTHING)
-    counts = np.array([[np.sum((folds == fold) & (labels == digit)) for digit in range(10)]
-                       for fold in range(5)])
+    counts = np.array(
+        [[np.sum((folds == fold) & (labels == digit)) for digit in range(10)] for fold in range(5)]
+    )
     assert counts.sum() == len(labels)
     assert np.ptp(counts, axis=0).max() <= 1
 
@@ -38,10 +39,11 @@ def test_folds_are_a_function_of_the_seed(labels):
 @pytest.mark.parametrize("missing", range(0, 10, 3))
 @pytest.mark.parametrize("left", [4, 1, 0])
 def test_fewer_rows_of_a_digit_than_folds(labels, missing, left):
-    rows = np.concatenate([np.flatnonzero(labels == digit)[:left if digit == missing else 20]
-                           for digit in range(10)])
+    rows = np.concatenate(
+        [np.flatnonzero(labels == digit)[: left if digit == missing else 20] for digit in range(10)]
+    )
     with pytest.raises(PipelineError) as error:
-        make_folds(labels[rows], 5, 2026, NOTHING[:len(rows)])
+        make_folds(labels[rows], 5, 2026, NOTHING[: len(rows)])
     assert f"digit {missing} has {left} rows" in str(error.value)
     assert "prepare.folds = 5" in str(error.value)
 
@@ -50,7 +52,7 @@ def test_held_out_rows_do_not_count(labels):
     held_out = (labels == 3) & (np.cumsum(labels == 3) > 4)
     with pytest.raises(PipelineError, match="digit 3 has 4 rows"):
         make_folds(labels, 5, 2026, held_out)
-    with pytest.raises(PipelineError, match="fewer than prepare.folds"):
+    with pytest.raises(PipelineError, match=r"fewer than prepare\.folds"):
         make_folds(labels, 5, 2026, ~NOTHING)
 
 

@@ -1,7 +1,4 @@
-"""The DVC stages, one module each, run as `python -m pipeline.stages.<name>`.
-
-Only stages know where files lie; the paths below are those of `dvc.yaml`.
-"""
+"""The DVC stages, one module each, run as `python -m pipeline.stages.<name>`: they load, call and write."""
 
 import argparse
 import contextlib
@@ -9,47 +6,27 @@ import os
 import re
 import sys
 import threading
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 from pipeline.files import PipelineError
 
-MNIST = Path("data/mnist.npz")
-RAW = Path("data/raw")
-SOURCE = RAW / "source.json"
-SAMPLE_SUBMISSION = RAW / "sample_submission.csv"
-DIGITS = Path("data/digits.npz")
-TRAINING_STATE = Path("data/training_state")
-CHECKPOINTS = Path("data/checkpoints")
-OOF = Path("data/oof.npz")
-ENSEMBLE = Path("data/ensemble.keras")
-ARTICLE = Path("data/article.keras")
-PREDICTIONS = Path("data/predictions.npz")
-SUBMISSION = Path("submissions/submission.csv")
-SCORE = Path("submissions/score.json")
-HISTORY = Path("submissions/history.csv")
-METRICS = Path("metrics")
 
-
-def checkpoint(fold):
-    return CHECKPOINTS / f"fold_{fold}.keras"
-
-
-def run_stage(module, main, draws_on_stderr=False):
+def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: bool = False) -> None:
     """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1.
 
     Args:
+        module: the stage's module.
+        main: what it does.
         draws_on_stderr: it must see the terminal there; such a stage cannot use TensorFlow.
     """
     name = module.__spec__.name.rpartition(".")[2]
-    argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}",
-                            description=module.__doc__).parse_args()
+    argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
     try:
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()
-    except PipelineError as error:
-        sys.exit(f"{name}: {error}")
-    except OSError as error:
-        # No right to a file, no space left: nothing that a traceback would explain better.
+    except (PipelineError, OSError) as error:
+        # OSError: no right to a file, no space left: nothing that a traceback would explain better.
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
@@ -63,7 +40,8 @@ def _without_tensorflow_log():
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     noise = re.compile(
-        rb"WARNING: All log messages before absl|To enable the following instr|[IWE]\d{4} \d\d:")
+        rb"WARNING: All log messages before absl|To enable the following instr|[IWE]\d{4} \d\d:"
+    )
     sys.stderr.flush()
     stderr = os.dup(2)
     read_end, write_end = os.pipe()

@@ -11,7 +11,8 @@ from pipeline.competition import ROWS, check_files, write_digits, write_labels
 from pipeline.files import sha256, write_json
 from pipeline.mnist import load_mnist, stand_in
 from pipeline.params import load_params
-from pipeline.stages import MNIST, RAW, SOURCE, run_stage
+from pipeline.paths import MNIST, RAW, SOURCE
+from pipeline.stages import run_stage
 
 
 def main():

@@ -2,17 +2,15 @@
 
 import sys
 
-import numpy as np
-
-from pipeline.files import replacing
+from pipeline.files import save_arrays
 from pipeline.mnist import fetch_mnist
-from pipeline.stages import MNIST, run_stage
+from pipeline.paths import MNIST
+from pipeline.stages import run_stage
 
 
 def main():
     arrays, source = fetch_mnist()
-    with replacing(MNIST) as beside:
-        np.savez_compressed(beside, **arrays)
+    save_arrays(MNIST, **arrays)
     print(f"mnist: 70,000 digits from {source}, SHA-256 sums as expected")
 
 

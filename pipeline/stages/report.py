@@ -5,25 +5,22 @@ import sys
 import matplotlib
 import pandas as pd
 
-from pipeline.files import load_json, replacing
-from pipeline.report import article_in_words, render_page, summary
-from pipeline.stages import METRICS, SOURCE, SUBMISSION, run_stage
+from pipeline.files import atomic_write, load_json
+from pipeline.paths import METRICS, SOURCE, SUBMISSION
+from pipeline.report.page import render_page, summary
+from pipeline.stages import run_stage
 
 
 def main():
     matplotlib.use("Agg")
-    source, folds, ensemble, check, article = (
-        load_json(path, stage)
-        for path, stage in ((SOURCE, "download"), (METRICS / "folds.json", "train"),
-                            (METRICS / "ensemble.json", "ensemble"), (METRICS / "check.json", "check"),
-                            (METRICS / "article.json", "article")))
-    text = summary(source, folds, ensemble, check, SUBMISSION)
-    page = render_page(text, folds, pd.read_csv(METRICS / "history.csv"),
-                       (METRICS / "confusion.png").read_bytes(),
-                       (METRICS / "mistakes.png").read_bytes(),
-                       article_in_words(article, check), (METRICS / "article.png").read_bytes())
-    with replacing(METRICS / "report.html") as beside:
-        beside.write_text(page, encoding="utf-8")
+    source = load_json(SOURCE, "download")
+    stages = {"folds": "train", "ensemble": "ensemble", "check": "check", "article": "article"}
+    metrics = {name: load_json(METRICS / f"{name}.json", stage) for name, stage in stages.items()}
+    pictures = {name: (METRICS / f"{name}.png").read_bytes() for name in ("confusion", "mistakes", "article")}
+    text = summary(source, metrics, SUBMISSION)
+    page = render_page(text, metrics, pd.read_csv(METRICS / "history.csv"), pictures)
+    with atomic_write(METRICS / "report.html") as tmp:
+        tmp.write_text(page, encoding="utf-8")
     print(text)
 
 

@@ -7,23 +7,28 @@ import numpy as np
 from pipeline.competition import read_labels, write_labels
 from pipeline.files import PipelineError, load_arrays
 from pipeline.params import load_params
-from pipeline.stages import PREDICTIONS, SAMPLE_SUBMISSION, SUBMISSION, run_stage
+from pipeline.paths import PREDICTIONS, SAMPLE_SUBMISSION, SUBMISSION
+from pipeline.stages import run_stage
 
 
 def main():
     limit = load_params().prepare.limit
-    probabilities, = load_arrays(PREDICTIONS, "ensemble", "probabilities")
+    (probabilities,) = load_arrays(PREDICTIONS, "ensemble", "probabilities")
     ids, _ = read_labels(SAMPLE_SUBMISSION)
     if limit is not None:
         ids = ids[ids <= limit]
     if len(probabilities) != len(ids) or not np.isfinite(probabilities).all():
-        raise PipelineError(f"{PREDICTIONS}: holds {len(probabilities)} predictions, expected "
-                            f"{len(ids)} of finite probabilities; run the stage 'ensemble' again")
-    # Row i of test.csv has the id i + 1; the sample decides in which order they are handed in.
+        raise PipelineError(
+            f"{PREDICTIONS}: holds {len(probabilities)} predictions, expected {len(ids)} of finite "
+            "probabilities; run the stage 'ensemble' again"
+        )
+    # Row i of test.csv has the id i + 1; the sample decides the order of the submission.
     labels = np.argmax(probabilities, axis=1)[ids - 1]
     write_labels(SUBMISSION, ids, labels, limit)
-    print(f"submission: {len(ids):,} predictions in {SUBMISSION}"
-          + ("" if limit is None else ", too few to submit (prepare.limit is set)"))
+    print(
+        f"submission: {len(ids):,} predictions in {SUBMISSION}"
+        + ("" if limit is None else ", too few to submit (prepare.limit is set)")
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import sys
 from pipeline import kaggle_api
 from pipeline.files import PipelineError
 from pipeline.params import load_params
-from pipeline.stages import HISTORY, run_stage
+from pipeline.paths import HISTORY
+from pipeline.stages import run_stage
 from pipeline.submissions import read_history
 
 LINE = "{:>10}  {:20}  {:16}  {:16}  {}"

@@ -18,7 +18,8 @@ from pipeline import kaggle_api
 from pipeline.competition import read_labels
 from pipeline.files import PipelineError, sha256, write_json
 from pipeline.params import load_params
-from pipeline.stages import HISTORY, METRICS, SCORE, SOURCE, SUBMISSION, run_stage
+from pipeline.paths import HISTORY, METRICS, SCORE, SOURCE, SUBMISSION
+from pipeline.stages import run_stage
 from pipeline.submissions import PENDING, Submission, find, read_history, record, references, with_hash
 
 # After an answer was lost, Kaggle is asked this often whether it took the file.

@@ -5,13 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.accuracy import averaging_gains, expected_public_score, measure, wilson_interval
+from pipeline.metrics import averaging_gains, evaluate, expected_public_score, wilson_interval
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-@pytest.mark.parametrize(("correct", "images", "interval"), [
-    (81, 263, [0.2553, 0.3662]), (15, 148, [0.0624, 0.1605]), (0, 20, [0, 0.1611]),
-    (1, 29, [0.0061, 0.1718])])
+@pytest.mark.parametrize(
+    ("correct", "images", "interval"),
+    [
+        (81, 263, [0.2553, 0.3662]),
+        (15, 148, [0.0624, 0.1605]),
+        (0, 20, [0, 0.1611]),
+        (1, 29, [0.0061, 0.1718]),
+    ],
+)
 def test_wilson_interval_as_published(correct, images, interval):
     assert wilson_interval(correct, images) == pytest.approx(interval, abs=5e-5)
 
@@ -51,11 +57,11 @@ def test_without_rows_that_no_network_saw_the_expected_score_is_that_of_single_n
     assert expected["score"] == 0.99 and expected["gain_images"] == 0 == expected["gain_of_averaging"]
 
 
-def test_measure():
+def test_evaluate():
     probabilities = np.full((4, 10), 0.05)
     for row, digit in enumerate((0, 0, 7, 9)):
         probabilities[row, digit] = 0.55
-    result = measure(probabilities, np.array([0, 3, 7, 9]))
+    result = evaluate(probabilities, np.array([0, 3, 7, 9]))
     assert result["accuracy"] == 0.75 and result["correct"] == 3 and result["images"] == 4
     assert result["interval_95"] == wilson_interval(3, 4)
     assert result["log_loss"] == pytest.approx(-(3 * np.log(0.55) + np.log(0.05)) / 4)
@@ -65,5 +71,5 @@ def test_measure():
 
 def test_log_loss_of_a_sure_mistake_is_finite():
     sure = np.eye(10)[[1, 2]]
-    assert measure(sure, np.array([1, 2]))["log_loss"] == 0
-    assert measure(sure, np.array([1, 3]))["log_loss"] == pytest.approx(-np.log(1e-7) / 2)
+    assert evaluate(sure, np.array([1, 2]))["log_loss"] == 0
+    assert evaluate(sure, np.array([1, 3]))["log_loss"] == pytest.approx(-np.log(1e-7) / 2)

@@ -1,0 +1,25 @@
+"""Where every file of the pipeline lies, relative to the project's folder; the same as in `dvc.yaml`."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+MNIST = Path("data/mnist.npz")
+RAW = Path("data/raw")
+SOURCE = RAW / "source.json"
+SAMPLE_SUBMISSION = RAW / "sample_submission.csv"
+DIGITS = Path("data/digits.npz")
+TRAINING_STATE = Path("data/training_state")
+CHECKPOINTS = Path("data/checkpoints")
+OOF = Path("data/oof.npz")
+ENSEMBLE = Path("data/ensemble.keras")
+ARTICLE = Path("data/article.keras")
+PREDICTIONS = Path("data/predictions.npz")
+SUBMISSION = Path("submissions/submission.csv")
+SCORE = Path("submissions/score.json")
+HISTORY = Path("submissions/history.csv")
+METRICS = Path("metrics")
+
+
+def checkpoint(fold: int) -> Path:
+    """Where the trained model of a fold lies."""
+    return CHECKPOINTS / f"fold_{fold}.keras"

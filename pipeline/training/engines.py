@@ -1,0 +1,102 @@
+"""The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
+
+An engine needs nothing of the pipeline: it runs functions of picklable values (`tasks.py`) in processes that
+can import this package.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from pipeline.files import PipelineError
+from pipeline.machine import available_cores
+
+# One thread per worker: several workers keep the cores busy, and the order of additions in a sum cannot
+# depend on the number of cores. The allocator's settings stop glibc from returning each step's big buffers
+# to the system and faulting them in again (10 % of the time).
+WORKER_ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+}
+
+
+@contextlib.contextmanager
+def local_pool(workers: int) -> Iterator[Executor]:
+    """Worker processes on this machine, each pinned to a core if there is one for each core.
+
+    Args:
+        workers: number of processes.
+
+    Raises:
+        PipelineError: a worker process died.
+    """
+    os.environ.update(WORKER_ENVIRONMENT)
+    # Forking a process that has threads may hang, so workers start from scratch.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise PipelineError(
+            "a training process died (out of memory?); run again to go on from the last finished epochs; "
+            "fewer compute.workers need less memory"
+        ) from error
+    except BaseException:
+        # An epoch that nobody waits for would keep this process from ending.
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _cores_to_pin(workers, context):
+    """A queue with a core for each worker to stay on, or None if there are more or fewer workers than cores.
+
+    Left to itself, the scheduler of some virtual machines runs two workers on one core for minutes, with the
+    other one idle.
+    """
+    cores = available_cores()
+    if workers != len(cores):
+        return None
+    queue = context.SimpleQueue()
+    for core in cores:
+        queue.put(core)
+    return queue
+
+
+def _start_worker(cores):
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+    # Ctrl-C reaches the workers too, but it is the parent that ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Without this a worker would outlive a killed parent and wait for work for ever.
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+# The values of `compute.engine`; `params.py` lists the names.
+ENGINES: dict[str, Callable[[int], contextlib.AbstractContextManager[Executor]]] = {"local": local_pool}
+
+
+def number_of_workers(workers: int | str, most: int) -> int:
+    """How many workers to start.
+
+    Args:
+        workers: a number, or `"auto"` for one per core.
+        most: how many could have work.
+    """
+    return min(len(available_cores()) if workers == "auto" else workers, most)

@@ -1,0 +1,46 @@
+"""The members of the ensemble, each a network trained on one fold, and their random streams."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.params import ARCHITECTURES, Params
+
+
+class Member(NamedTuple):
+    """Identifies a network that is trained.
+
+    Attributes:
+        fold: the fold that it does not train on.
+        architecture: one of `networks.ARCHITECTURES`.
+        seed: of all its random streams.
+    """
+
+    fold: int
+    architecture: str
+    seed: int
+
+    def __str__(self):
+        return f"fold {self.fold}, {self.architecture}"
+
+    def stream(self, use: str, epoch: int = 0) -> np.random.Generator:
+        """A random generator that depends only on the member, what it is used for and the epoch."""
+        key = f"{self.seed}/{self.architecture}/{self.fold}/{use}/{epoch}"
+        digest = hashlib.sha256(key.encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def architectures_of_fold(architecture: str, fold: int) -> list[str]:
+    """The architectures that a fold trains, according to the parameter `model.architecture`."""
+    cycle = ARCHITECTURES[fold % len(ARCHITECTURES)]
+    return {"all": list(ARCHITECTURES), "cycle": [cycle]}.get(architecture, [architecture])
+
+
+def members(params: Params) -> list[Member]:
+    """All members of the ensemble, fold by fold."""
+    return [
+        Member(fold, architecture, params.seed)
+        for fold in range(params.prepare.folds)
+        for architecture in architectures_of_fold(params.model.architecture, fold)
+    ]

@@ -1,0 +1,83 @@
+"""The runner: which epoch comes next, and going on after a kill.
+
+The unit of work is an epoch of a member, state in, state out. So all members share the workers evenly, a
+killed training goes on from each member's last finished epoch, and neither the number of workers nor their
+order changes one byte of the result.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+
+import numpy as np
+
+from pipeline.folds import TrainingData
+from pipeline.params import Params
+from pipeline.training.members import Member, members
+from pipeline.training.progress import TrainingProgress
+from pipeline.training.state import State, StateFiles
+from pipeline.training.tasks import export_fold, train_epoch
+
+
+def train_members(
+    executor: Executor,
+    workers: int,
+    params: Params,
+    data: TrainingData,
+    states: StateFiles,
+    progress: TrainingProgress,
+) -> dict[Member, State]:
+    """Train all members, going on where their state files leave off.
+
+    Args:
+        executor: runs the epochs.
+        workers: epochs that it runs at the same time.
+        params: the parameters.
+        data: the rows of all folds.
+        states: where each member's state is kept after every epoch.
+        progress: is told `resumed(member, epochs)` and `finished(member, figures)`.
+
+    Returns:
+        The state of each member after its last epoch.
+    """
+    state_of = {member: states.read(member) for member in members(params)}
+    for member, state in state_of.items():
+        if state.history:
+            progress.resumed(member, len(state.history))
+    running = {}
+    while True:
+        waiting = [
+            member
+            for member, state in state_of.items()
+            if len(state.history) < params.train.epochs and member not in running.values()
+        ]
+        # The member that is furthest behind goes first, so that all end at about the same time.
+        waiting.sort(key=lambda member: len(state_of[member].history))
+        # One job more than there are workers, so that none of them waits for its next one.
+        for member in waiting[: workers + 1 - len(running)]:
+            job = executor.submit(train_epoch, params, data, member, state_of[member])
+            running[job] = member
+        if not running:
+            return state_of
+        for job in wait(running, return_when=FIRST_COMPLETED).done:
+            member = running.pop(job)
+            state_of[member] = job.result()
+            states.write(member, state_of[member])
+            progress.finished(member, state_of[member].history[-1])
+
+
+def export_folds(
+    executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
+) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Make each fold's model; yields what `export_fold` returns, in the order of the folds.
+
+    Args:
+        executor: runs the exports.
+        params: the parameters.
+        data: the rows of all folds.
+        states: of all members after training.
+    """
+    jobs = []
+    for fold in range(params.prepare.folds):
+        of_fold = {member: state for member, state in states.items() if member.fold == fold}
+        jobs.append(executor.submit(export_fold, params, data, fold, of_fold))
+    return (job.result() for job in jobs)

@@ -1,0 +1,88 @@
+"""The state of a member between two epochs, and the files that a killed training goes on from."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.files import atomic_write
+from pipeline.folds import TrainingData
+from pipeline.params import Params
+from pipeline.training.members import Member
+
+PIPELINE = Path(__file__).parents[1]
+# The code, besides libraries, that decides what a member becomes: files and folders of `pipeline/`.
+CODE = (
+    "augment.py",
+    "bilstm",
+    "folds.py",
+    "networks.py",
+    "training/members.py",
+    "training/trainer.py",
+)
+LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
+
+
+class State(NamedTuple):
+    """A member between two epochs.
+
+    Attributes:
+        values: all that training changes: weights, the dropout's random state, the optimizer's averages;
+            empty before the first epoch.
+        history: the figures of each epoch so far, see `train_epoch`.
+    """
+
+    values: Sequence[np.ndarray] = ()
+    history: Sequence[dict] = ()
+
+
+class StateFiles:
+    """A file for each member, in a folder of all trainings; a damaged file is as good as none."""
+
+    def __init__(self, folder: Path, params: Params, data: TrainingData):
+        """Delete what other trainings left behind, with other parameters, data or code."""
+        self.folder = folder / fingerprint(params, data)
+        if folder.exists():
+            for other in set(folder.iterdir()) - {self.folder}:
+                shutil.rmtree(other)
+
+    def read(self, member: Member) -> State:
+        """The member's state after its newest epoch, or before the first if there is no file."""
+        try:
+            with np.load(self._path(member)) as file:
+                *values, history = (file[name] for name in file.files)
+                return State(values, json.loads(str(history)))
+        except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+            return State()
+
+    def write(self, member: Member, state: State) -> None:
+        """Replace the member's file."""
+        with atomic_write(self._path(member)) as tmp:
+            np.savez(tmp, *state.values, json.dumps(state.history))
+
+    def _path(self, member):
+        return self.folder / f"fold_{member.fold}_{member.architecture}.npz"
+
+
+def fingerprint(params: Params, data: TrainingData) -> str:
+    """A short hash of all that a member's training depends on: parameters, data, code, libraries."""
+    # Which members are trained and how they are averaged changes none of them.
+    model = params.model.model_dump(exclude={"architecture", "tta"})
+    values = [params.seed, model, params.augment.model_dump(), params.train.model_dump()]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for array in (data.images, data.labels, data.folds):
+        digest.update(np.ascontiguousarray(array))
+    for name in CODE:
+        path = PIPELINE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    for library in LIBRARIES:
+        digest.update(version(library).encode())
+    return digest.hexdigest()[:16]

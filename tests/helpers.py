@@ -1,0 +1,39 @@
+"""What several tests call: small parameters, and this Python in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+# Networks small enough to train in a moment.
+SMALL = {
+    "prepare": {"folds": 2},
+    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
+    "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32"},
+}
+
+
+def small_params(**changes):
+    """The committed parameters but for `SMALL` and for the changes: `section={key: value}` or `seed=1`."""
+    content = load_params(ROOT / "params.yaml").model_dump()
+    for part in (SMALL, changes):
+        for name, values in part.items():
+            content[name] = {**content[name], **values} if isinstance(values, dict) else values
+    return Params.model_validate(content)
+
+
+def small_network(architecture):
+    """An untrained network of the small parameters."""
+    from pipeline.networks import network_of_params
+
+    return network_of_params(architecture, small_params().model, "float32")
+
+
+def run_python(*arguments, cwd=ROOT, **environment):
+    """Run this Python with the project importable from any folder."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=environment)

@@ -1,0 +1,99 @@
+"""Print SHA-256 sums of a small run's results: `python tests/reference_run.py [FOLDER]`.
+
+Run it before and after a change that should leave every result as it is, on the same machine, and compare
+what it prints. The run goes through the stages, with all architectures, and is fixed except for the code.
+FOLDER keeps the data, so that a second run does not have to fetch them again.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+CHANGES = {
+    "download": {"source": "mnist"},
+    "prepare": {"limit": 400, "folds": 2},
+    "model": {
+        "architecture": "all",
+        "layers": 2,
+        "units": 16,
+        "grid_layers": 3,
+        "grid_units": 8,
+        "tta": True,
+    },
+    "train": {"epochs": 2, "batch_size": 32},
+    "compute": {"workers": 2},
+    "article": {"steps": 11, "units": 16, "batch_size": 100},
+}
+# What a stage of the data leaves; it is not run again while that is there.
+DATA = {"mnist": "data/mnist.npz", "download": "data/raw/source.json"}
+STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "submission", "article")
+
+
+def run(folder):
+    """Run the pipeline in `folder`, with the committed parameters but for `CHANGES`."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    for section, values in CHANGES.items():
+        assert set(values) <= set(params[section]), section
+        params[section].update(values)
+    yaml.dump(params, folder / "params.yaml")
+    for name in ("data/training_state", "data/checkpoints", "metrics"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for stage in STAGES:
+        if not (folder / DATA.get(stage, "none")).exists():
+            subprocess.run(
+                [sys.executable, "-m", f"pipeline.stages.{stage}"],
+                cwd=folder,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+
+
+def results(folder):
+    """Yield the name and the SHA-256 of each result."""
+
+    def digest(*arrays):
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+    sys.path.insert(0, str(ROOT))
+    import keras
+
+    import pipeline  # noqa: F401  registers the layers
+
+    for name in ("predictions", "oof"):
+        with np.load(folder / f"data/{name}.npz") as file:
+            yield f"data/{name}.npz: probabilities", digest(file["probabilities"])
+    for path in sorted(folder.glob("data/**/*.keras")):
+        # Not the file, which has the time in it.
+        network = keras.models.load_model(path, compile=False)
+        yield f"{path.relative_to(folder)}: weights", digest(*network.get_weights())
+    for name in ("submissions/submission.csv", "metrics/check.json"):
+        yield name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?")
+    folder = parser.parse_args().folder
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        run(folder)
+        for name, digest in results(folder):
+            print(digest, name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The distortions: random, but a function of the stream; each strength does what its name says."""
+
+import numpy as np
+import pytest
+from helpers import small_params
+
+from pipeline.augment import augment
+
+COMMITTED = small_params().augment
+NOTHING = dict.fromkeys(("rotation", "scaling", "shear", "shift", "displacement"), 0.0)
+
+
+def stream(seed=1):
+    return np.random.default_rng(seed)
+
+
+def test_augmentation_is_a_function_of_the_stream(digits):
+    # More images than are distorted at once.
+    images = np.tile(digits.images, (2, 1, 1))
+    once, again, other = (augment(images, COMMITTED, stream(seed)) for seed in (1, 1, 2))
+    assert once.shape == images.shape and once.dtype == np.float32
+    assert once.tobytes() == again.tobytes()
+    assert np.all(np.any(once != other, axis=(1, 2)))
+
+
+def test_every_image_is_distorted_in_its_own_way_within_the_range_of_pixels(digits):
+    images = np.repeat(digits.images[:1], 600, axis=0)
+    distorted = augment(images, COMMITTED, stream())
+    assert distorted.min() >= 0 and distorted.max() <= 255
+    assert len({image.tobytes() for image in distorted} | {images[0].astype("float32").tobytes()}) == 601
+
+
+def test_distorted_digits_are_still_the_same_digits(digits):
+    """They are nearest to their own originals twenty times as often as by chance."""
+    distorted = augment(digits.images, COMMITTED, stream()).reshape(len(digits.images), -1)
+    correlation = np.corrcoef(distorted, digits.images.reshape(len(digits.images), -1))[:400, 400:]
+    assert np.mean(correlation.argmax(axis=1) == np.arange(400)) > 0.05
+
+
+def test_without_strength_nothing_changes(digits):
+    strengths = COMMITTED.model_copy(update=NOTHING)
+    np.testing.assert_allclose(augment(digits.images, strengths, stream()), digits.images, atol=0.01)
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_each_strength_distorts_by_itself_and_more_if_it_is_larger(digits, name):
+    images = digits.images[:100].astype("float32")
+    largest = getattr(COMMITTED, name)
+    differences = []
+    for strength in (largest / 4, largest):
+        strengths = COMMITTED.model_copy(update={**NOTHING, name: strength})
+        differences.append(np.abs(augment(images, strengths, stream()) - images).mean())
+    assert 0 < 1.5 * differences[0] < differences[1]
+
+
+def test_a_shift_is_at_most_so_many_pixels():
+    dots = np.zeros((500, 28, 28), "float32")
+    dots[:, 14, 14] = 255
+    shifted = augment(dots, COMMITTED.model_copy(update={**NOTHING, "shift": 3.0}), stream())
+    ink = shifted.reshape(500, 28, 28).max(axis=0) > 0
+    rows, columns = np.nonzero(ink)
+    assert rows.min() == columns.min() == 11 and rows.max() == columns.max() == 17

@@ -1,0 +1,96 @@
+"""The rooms: imports run one way, so that each can be read, and the layer taken, without the others."""
+
+import ast
+
+import pytest
+from helpers import ROOT
+
+# From the bottom up; a module may import from its own floor and from those below.
+FLOORS = [
+    {"bilstm"},
+    {"files", "paths", "machine"},
+    {"params", "competition"},
+    {"mnist", "folds", "augment", "networks", "metrics", "article"},
+    {"training", "report", "kaggle"},
+    {"stages"},
+]
+# Until Kaggle has its room.
+ROOM_OF = dict.fromkeys(("kaggle_api", "submissions"), "kaggle")
+
+
+def modules():
+    """Each module's dotted name within `pipeline`, and the file's syntax tree."""
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts).removesuffix("__init__")
+        if name:
+            yield name.rstrip("."), ast.parse(path.read_text())
+
+
+def imported(tree):
+    """The dotted names within `pipeline` that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            # Each is a module, or something in the module that it is imported from.
+            names = [name if name.removeprefix("pipeline.") in MODULES else node.module for name in names]
+        else:
+            continue
+        yield from (name.removeprefix("pipeline.") for name in names if name.startswith("pipeline."))
+
+
+def room(name):
+    top = name.partition(".")[0]
+    return ROOM_OF.get(top, top)
+
+
+MODULES = dict(modules())
+IMPORTS = [(name, target) for name, tree in MODULES.items() for target in imported(tree)]
+
+
+@pytest.mark.parametrize(("name", "target"), IMPORTS)
+def test_no_import_goes_up(name, target):
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert floor[room(target)] <= floor[room(name)]
+
+
+def test_there_is_no_circle():
+    uses = {}
+    for name, target in IMPORTS:
+        uses.setdefault(name, set()).add(target)
+    done = set()
+
+    def visit(name, path=()):
+        assert name not in path, f"{' -> '.join([*path, name])}"
+        if name not in done:
+            for target in uses.get(name, ()):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in uses:
+        visit(name)
+
+
+def test_the_layer_imports_nothing_else_of_the_pipeline():
+    assert {room(target) for name, target in IMPORTS if room(name) == "bilstm"} == {"bilstm"}
+
+
+def test_only_stages_know_where_files_lie():
+    assert {room(name) for name, target in IMPORTS if target == "paths"} <= {"stages", "params", "kaggle"}
+
+
+def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
+    def loads(tree):
+        names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        return {"keras", "tensorflow"} & {(name or "").partition(".")[0] for name in names}
+
+    assert {name for name, tree in MODULES.items() if room(name) != "bilstm" and loads(tree)} == {
+        "article", "augment", "networks", "training.trainer"}  # fmt: skip
+
+
+def test_stages_are_thin():
+    for path in (ROOT / "pipeline/stages").glob("[a-z]*.py"):
+        if path.name not in ("submit.py", "download.py"):  # they are about to move to their room
+            assert len(path.read_text().splitlines()) <= 60, path.name

@@ -1,0 +1,100 @@
+"""An epoch of a member: a pure function of parameters, data, member and state."""
+
+import pickle
+
+import numpy as np
+import pytest
+from helpers import small_params
+
+from pipeline.params import ARCHITECTURES
+from pipeline.training import trainer
+from pipeline.training.members import Member
+from pipeline.training.state import State
+from pipeline.training.trainer import initial_values, smooth_labels, train_epoch
+
+ROWS = Member(0, "rows", 1)
+
+
+def start(digits, fold=0, seed=1, architectures=ARCHITECTURES):
+    params = small_params()
+    return [
+        [value.tobytes() for value in initial_values(params, digits, Member(fold, architecture, seed))]
+        for architecture in architectures
+    ]
+
+
+def test_initial_weights_are_a_function_of_the_member(digits):
+    first = start(digits)
+    assert first == start(digits)
+    for other in (start(digits, fold=1), start(digits, seed=2)):
+        assert all(one != two for one, two in zip(first, other, strict=True))
+    along, down = first[1:]
+    assert [len(value) for value in along] == [len(value) for value in down] and along[0] != down[0]
+
+
+def test_an_epoch_is_a_function_of_what_it_is_given(digits):
+    params = small_params()
+    first = train_epoch(params, digits, ROWS, State())
+    second = train_epoch(params, digits, ROWS, first)
+    train_epoch(params, digits, Member(1, "rows", 1), State())
+    built = trainer._shared.cache_info().misses
+    again = train_epoch(*pickle.loads(pickle.dumps((params, digits, ROWS, first))))
+    # Another worker's arguments are other objects, but no reason to build the network again.
+    assert trainer._shared.cache_info().misses == built
+    assert [value.tobytes() for value in again.values] == [value.tobytes() for value in second.values]
+    assert [epoch["epoch"] for epoch in again.history] == [1, 2]
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "images"):
+        assert again.history[1][name] == second.history[1][name]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Epochs that train nothing; returns the images and targets of each that they would train on."""
+    epochs = []
+
+    def train_on_batch(images, targets):
+        epochs[-1].append((images, targets))
+        return 0, 0
+
+    build = trainer._shared
+
+    def shared(*arguments):
+        epochs.append([])
+        model, optimizer = build(*arguments)
+        monkeypatch.setattr(model, "train_on_batch", train_on_batch)
+        return model, optimizer
+
+    monkeypatch.setattr(trainer, "_shared", shared)
+    monkeypatch.setattr(trainer, "predict", lambda model, images, threads: np.full((len(images), 10), 0.1))
+    return epochs
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_all_epochs_but_the_last_are_augmented(digits, seen, enabled):
+    params = small_params(augment={"enabled": enabled})
+    state = State()
+    for _ in range(3):
+        state = train_epoch(params, digits, ROWS, state)
+    whole = [np.concatenate([images for images, _ in epoch]) % 1 == 0 for epoch in seen]
+    assert [bool(pixels.all()) for pixels in whole] == [not enabled, not enabled, True]
+
+
+def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, seen):
+    """Every image is made a number, to know it again."""
+    images = np.broadcast_to(np.arange(400)[:, None, None], (400, 28, 28)).astype("float32")
+    numbered = type(digits)(images, digits.labels, digits.folds)
+    params = small_params(train={"epochs": 1})
+    targets = smooth_labels(digits.labels, params.train.label_smoothing)
+    train_epoch(params, numbered, ROWS, State())
+    rows = np.concatenate([images[:, 0, 0] for images, _ in seen[0]]).astype(int)
+    assert len(set(rows)) == len(rows) == 160 and set(rows) <= set(digits.split(0)[0])
+    assert list(rows) != sorted(rows)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in seen[0]]), targets[rows])
+
+
+def test_smoothed_labels_are_probabilities():
+    targets = smooth_labels(np.array([3, 0], np.uint8), 0.05)
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(targets[0, 3], 0.955, rtol=1e-6)
+    np.testing.assert_allclose(targets[1, 1:], 0.005, rtol=1e-6)
