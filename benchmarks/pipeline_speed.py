@@ -1,10 +1,11 @@
-"""What the pipeline does beside training steps: the input side, prediction. See training_speed.py.
+"""The pipeline itself: its networks as the workers train them, the input side, prediction. See training_speed.py.
 
 Both run in a process of their own, with the pipeline's own functions on random pixels; the time
 does not depend on what the images show.
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,16 @@ def _random_images(rows):
     return np.random.default_rng(0).integers(256, size=(rows, 28, 28), dtype=np.uint8)
 
 
-def input_share() -> float:
-    """Share of an epoch of `rows` that goes into preparing images, from shuffling to batches."""
+class Speed(NamedTuple):
+    """How fast an architecture trains: batch size, images a second, share of the time spent on its input."""
+
+    batch: int
+    images_per_second: float
+    input_share: float
+
+
+def training_speeds() -> dict[str, Speed]:
+    """Train each architecture on random images as a worker does."""
     from pipeline.training.state import State
     from pipeline.training.trainer import train_epoch
 
@@ -35,10 +44,15 @@ def input_share() -> float:
     data = TrainingData(_random_images(ROWS), rows % 10, rows // 10 % params.prepare.folds)
     # The first epoch compiles, so the second one counts. Neither may be the last, which is not augmented.
     params = params.model_copy(update={"train": params.train.model_copy(update={"epochs": 3})})
-    state = State()
-    for _ in range(2):
-        state = train_epoch(params, data, Member(0, "rows", params.seed), state)
-    return state.history[-1]["input_seconds"] / state.history[-1]["seconds"]
+    speeds = {}
+    for architecture in ("rows", "grid_rows"):
+        state = State()
+        for _ in range(2):
+            state = train_epoch(params, data, Member(0, architecture, params.seed), state)
+        figures = state.history[-1]
+        speeds[architecture] = Speed(params.train.batch_size, figures["images"] / figures["seconds"],
+                                     figures["input_seconds"] / figures["seconds"])
+    return speeds
 
 
 def prediction_seconds() -> tuple[float, int, int]:

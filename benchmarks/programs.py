@@ -20,7 +20,7 @@ ROWS, INNER, COLUMNS = 3584, 256, 1024
 
 @dataclass(frozen=True)
 class Shape:
-    """A stack of BiLSTM layers as `pipeline.network.read_rows` makes it."""
+    """A stack of BiLSTM layers as `pipeline.networks.build_rows` makes it."""
 
     layers: int
     units: int
@@ -52,7 +52,7 @@ class Shape:
 
 def bilstm(shape, precision):
     """This project's layer."""
-    from pipeline.network import build_network
+    from pipeline.networks import build_network
 
     return _keras_step(build_network("rows", **asdict(shape), precision=precision), jit_compile=False)
 
@@ -62,7 +62,7 @@ def keras_stock(shape, unroll=False, jit_compile="auto"):
     import keras
 
     from pipeline.bilstm import BiLSTM
-    from pipeline.network import build_network
+    from pipeline.networks import build_network
 
     readouts = {
         "sequence": [],
@@ -180,3 +180,11 @@ def product_pytorch(shape, dtype):
     b = torch.randn(INNER, COLUMNS).to(a.dtype)
     product = torch.empty(ROWS, COLUMNS, dtype=a.dtype)
     return lambda images, labels: torch.mm(a, b, out=product)
+
+
+def peak(shape, dtype):
+    """The layer's instructions for products alone; ignores its arguments."""
+    from benchmarks.peak import peak
+
+    run = peak(2 * ROWS * INNER * COLUMNS, dtype)
+    return lambda images, labels: run()

@@ -1,6 +1,6 @@
 """Training speed of this project's layer beside Keras, PyTorch and TensorFlow 1: `make benchmark`.
 
-Prints a table a case and writes them to benchmarks/results.md; README.md says how to read it.
+Prints a table a case and writes them to results-ISA.md beside this file; README.md says how to read it.
 """
 
 import argparse
@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import programs
-from benchmarks.pipeline_speed import input_share, prediction_seconds
+from benchmarks.pipeline_speed import prediction_seconds, training_speeds
 from benchmarks.programs import CLASSES, SIZE, Shape
+from pipeline.machine import available_cores, best_precision
 from pipeline.params import load_params
-from pipeline.training import available_cores, best_precision
-from pipeline.workers import WORKER_ENVIRONMENT
+from pipeline.training.engines import WORKER_ENVIRONMENT
 
-RESULTS = Path(__file__).with_name("results.md")
 BATCHES = (128, 256, 512, 1000)
 CORES = available_cores()
 # Batches that are fed in turn, and steps before the clock starts.
@@ -35,7 +34,7 @@ SEARCH_SECONDS, SECONDS = 1.0, 3.0
 ROUNDS = 2
 # No process may keep the others waiting for longer, in seconds.
 PATIENCE = 600
-LIMIT = "limit"
+LIMIT, PEAK = "limit", "peak"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Setting:
 def cases():
     """Title, shape and programs of each case."""
     # Not above: the processes that measure PyTorch read this file too, and must not load TensorFlow.
-    from pipeline.network import MARGIN
+    from pipeline.networks import MARGIN
 
     model = load_params().model
     # Where the processor has no bfloat16 products, libraries emulate them, many times slower.
@@ -78,7 +77,9 @@ def cases():
         Program(f"{family}, {dtype}", partial(build, dtype=dtype), dtype, batches=(programs.ROWS,))
         for family, build in (("TensorFlow", programs.product_tensorflow),
                               ("PyTorch", programs.product_pytorch))
-        for dtype in precisions])}
+        for dtype in precisions]), PEAK: ("arithmetic peak", None, [
+            Program(f"peak, {dtype}", partial(programs.peak, dtype=dtype), dtype, batches=(programs.ROWS,))
+            for dtype in precisions])}
     for case, (title, shape) in shapes.items():
         rows = [Program(f"this layer, {precision}", partial(programs.bilstm, precision=precision),
                         precision, "ours")
@@ -204,18 +205,19 @@ def tell(case, program, settings):
     print(f"[{case}] {program.name}: {speeds}", file=sys.stderr, flush=True)
 
 
-def table(case, title, shape, listed, best, limits):
+def table(case, title, shape, listed, best, limits, peaks):
     """Lines of a case's table, and of this layer's ratios to the others."""
     speeds = {program: best[case, program] for program in listed if (case, program) in best}
     top = {family: max((speed for program, (_, speed) in speeds.items() if program.family == family),
                        default=float("nan")) for family in ("ours", "keras", "pytorch")}
     yield f"## ({case}) {title}: {shape.flop() / 1e6:.1f} MFLOP an image"
     yield ""
-    yield "| program | images/s | batch | processes | x Keras stock | share of limit |"
-    yield "|---|---|---|---|---|---|"
+    yield "| program | images/s | batch | processes | x Keras stock | share of limit | share of peak |"
+    yield "|---|---|---|---|---|---|---|"
     for program, (setting, speed) in speeds.items():
-        share = speed * shape.flop() / limits[program.precision]
-        yield f"| {program.name} | {speed:,.0f} | {setting} | {speed / top['keras']:.2f} | {share:.0%} |"
+        shares = (speed * shape.flop() / most[program.precision] for most in (limits, peaks))
+        yield (f"| {program.name} | {speed:,.0f} | {setting} | {speed / top['keras']:.2f} | "
+               + " | ".join(f"{share:.0%}" for share in shares) + " |")
     yield ""
     yield (f"This layer: **{top['ours'] / top['keras']:.2f}x** Keras stock, "
            f"**{top['ours'] / top['pytorch']:.2f}x** the best PyTorch variant.")
@@ -223,30 +225,41 @@ def table(case, title, shape, listed, best, limits):
 
 
 def report(selected, best):
-    """Lines of results.md."""
-    limits = {precision: max(
+    """Lines of the file of results."""
+    limits, peaks = ({precision: max(
         (speed * 2 * programs.INNER * programs.COLUMNS for (case, program), (_, speed) in best.items()
-         if case == LIMIT and program.precision == precision), default=float("nan"))
-        for precision in sorted({program.precision for _, program in best})}
+         if case == which and program.precision == precision), default=float("nan"))
+        for precision in sorted({program.precision for _, program in best})} for which in (LIMIT, PEAK))
     yield "# Training speed"
     yield ""
     yield (f"{len(CORES)} cores, {processor()}; " + ", ".join(
         f"{package} {version(package)}" for package in ("tensorflow", "keras", "torch")) + ".")
-    yield ("Matrix-product limit: " + ", ".join(f"{precision} {limit / 1e9:,.0f} GFLOP/s"
-                                                for precision, limit in limits.items()) + ".")
+    for name, figures in (("Matrix-product limit", limits), ("Arithmetic peak", peaks)):
+        yield f"{name}: " + ", ".join(f"{precision} {figure / 1e9:,.0f} GFLOP/s"
+                                      for precision, figure in figures.items()) + "."
     yield ""
     for case, (title, shape, listed) in selected.items():
-        if case != LIMIT:
-            yield from table(case, title, shape, listed, best, limits)
+        if case not in (LIMIT, PEAK):
+            yield from table(case, title, shape, listed, best, limits, peaks)
 
 
 def pipeline_report():
-    """Lines on the rest of the pipeline: the input side of training, prediction."""
-    share = max(together(len(CORES), None, input_share))
+    """Lines on the rest of the pipeline: training as its workers do it, the input side, prediction."""
+    workers = together(len(CORES), None, training_speeds)
     seconds, images, networks = together(1, None, prediction_seconds)[0]
     yield "## The pipeline"
     yield ""
-    yield f"Input side (shuffling, augmentation, batching): {share:.1%} of training time."
+    yield "Networks of params.yaml as the workers train them, each process on a core of its own:"
+    yield ""
+    yield "| architecture | batch | images/s of a core | images/s | input side |"
+    yield "|---|---|---|---|---|"
+    for architecture in workers[0]:
+        batch = workers[0][architecture].batch
+        speeds = [worker[architecture].images_per_second for worker in workers]
+        share = max(worker[architecture].input_share for worker in workers)
+        yield (f"| {architecture} | {batch} | {sum(speeds) / len(speeds):,.0f} | {sum(speeds):,.0f} | "
+               f"{share:.1%} of the time |")
+    yield ""
     yield f"Prediction: {images:,} images through an ensemble of {networks} networks in {seconds:.1f} s."
 
 
@@ -265,11 +278,13 @@ def main():
                         help="one batch size, one short round: to try it, not for figures")
     parser.add_argument("--cases", default="abc", help="which cases, such as ab (default: all)")
     arguments = parser.parse_args()
-    selected = {case: listed for case, listed in cases().items() if case in (LIMIT, *arguments.cases)}
+    selected = {case: listed for case, listed in cases().items() if case in (LIMIT, PEAK, *arguments.cases)}
     text = "\n".join([*report(selected, compare(selected, arguments.quick)), *pipeline_report()]) + "\n"
     print(text)
     if not arguments.quick:
-        RESULTS.write_text(text)
+        from pipeline.bilstm.isa import ISA
+
+        Path(__file__).with_name(f"results-{ISA}.md").write_text(text)
 
 
 if __name__ == "__main__":

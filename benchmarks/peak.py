@@ -1,0 +1,44 @@
+"""The processor's arithmetic peak: the instructions of the layer's products, on operands in the nearest cache."""
+
+import numba
+import numpy as np
+
+from pipeline.bilstm import tiles
+from pipeline.bilstm.isa import ISA
+from pipeline.bilstm.matmul import ROWS, VECTORS, multiply_tile
+from pipeline.bilstm.simd import LANES, aligned, pointer
+
+# Words in a row of the vectors' operand.
+DEPTH = 128
+
+
+@numba.njit(nogil=True)
+def _on_tiles(repeats, a, panel, start, out):
+    before = tiles.configure_tiles()
+    tiles.start_sums(pointer(start, (0,)))
+    for _ in range(repeats):
+        tiles.add_products(pointer(a, (0,)), tiles.SIDE, pointer(panel, (0,)))
+    tiles.store_sums(pointer(out, (0,)), 2 * tiles.SIDE)
+    tiles.restore_tiles(before)
+
+
+@numba.njit(nogil=True)
+def _in_vectors(repeats, a, panel, start, out):
+    for _ in range(repeats):
+        multiply_tile(pointer(a, (0,)), DEPTH, 1, DEPTH, pointer(panel, (0,)), pointer(start, (0,)),
+                      pointer(out, (0,)), VECTORS * LANES, ROWS, VECTORS)  # fmt: skip
+
+
+def peak(flop: float, dtype: str):
+    """A function that does at least that many floating-point operations in products of that type."""
+    word = np.zeros(0, np.uint32 if dtype == "bfloat16" else np.float32)
+    a, panel = aligned(32 * DEPTH, word), aligned(32 * DEPTH, word)
+    start, out = (aligned(32 * 32, np.zeros(0, np.float32)) for _ in range(2))
+    for array in (a, panel, start, out):
+        array[:] = 0
+    in_word = 2 if dtype == "bfloat16" else 1
+    on_tiles = ISA == "amx" and dtype == "bfloat16"
+    run = _on_tiles if on_tiles else _in_vectors
+    a_repeat = 32 * 32 * 32 if on_tiles else ROWS * VECTORS * LANES * DEPTH * in_word
+    repeats = int(flop / 2 / a_repeat) + 1
+    return lambda: run(repeats, a, panel, start, out)
