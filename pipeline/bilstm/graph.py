@@ -112,7 +112,7 @@ def _part(meta, x, packed, parameters, h0, c0, mask, dtype):
     panels, _, packed_bias = packed
     cells = -(-parameters[2].shape[0] // LANES) * LANES
     if h0 is None:
-        h0 = c0 = tf.zeros((2, tf.shape(x)[0], cells))
+        h0 = c0 = tf.zeros((0, 0, cells))
     if mask is None:
         mask = tf.zeros((0, x.shape[1]))
     y = operation("BilstmForward", dtype, meta, x, panels, packed_bias, h0, c0, mask, *parameters)[-1]

@@ -152,8 +152,7 @@ def _forward(op, element, enum, itemsize):
     h0, c0, mask = _input(op, 4, status), _input(op, 5, status), _input(op, 6, status)
     numbers = _array(meta, (WITH_INPUT + 1,), np.int32)
     steps, returns, keep = numbers[STEPS], numbers[RETURNS], numbers[KEEP]
-    _, batch, cells = _shape(h0)
-    time = _dim(x, 1)
+    batch, time, cells = _dim(x, 0), _dim(x, 1), _dim(bias, 1) // GATES
     kept_steps = steps + 1 if keep else 0
     gates_shape, states_shape = (2, kept_steps, batch, GATES * cells), (2, kept_steps, batch, cells)
     y_shape = (batch, time if returns == SEQUENCE else 1, 2 * cells)
@@ -165,7 +164,7 @@ def _forward(op, element, enum, itemsize):
         _fail(op, status)
     else:
         before = _begin_products(np.zeros(0, element))
-        forward((steps, numbers[BACKWARD_STEPS]), returns, keep, numbers[FROM_ZERO],
+        forward((steps, numbers[BACKWARD_STEPS]), returns, keep,
                 _array(x, _shape(x), np.float32), as_words(_matrix(panels, element)), _matrix(bias, np.float32),
                 _array(h0, _shape(h0), np.float32), _array(c0, _shape(c0), np.float32),
                 _matrix(mask, np.float32), _array(gates, gates_shape, element),

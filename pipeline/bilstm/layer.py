@@ -1,7 +1,6 @@
 """BiLSTM: a bidirectional LSTM layer for Keras, written to train fast on a CPU.
 
-`network.py` builds every network of the pipeline from it; it can be used in any Keras model.
-The weights are those of a stock `keras.layers.Bidirectional(keras.layers.LSTM(units))` that the
+It can be used in any Keras model. The weights are those of a stock `keras.layers.Bidirectional(keras.layers.LSTM(units))` that the
 layer holds; only the way of computing with them differs (on a GPU not even that).
 """
 
@@ -18,16 +17,15 @@ PRECISIONS = ("float32", "bfloat16")
 class BiLSTM(keras.layers.Layer):
     """Bidirectional LSTM, with the readout as part of the layer.
 
-    Same results and gradients as `Bidirectional(LSTM(units))` of Keras, sooner:
+    Same results and gradients as `Bidirectional(LSTM(units))` of Keras, but faster:
 
-    - only the steps that the readout can see are run (`middle`: 29 of 56 for 28 steps);
-    - all steps are one compiled TensorFlow operation (`kernels.py`), which takes a few samples at a time
-      through them, with matrix products of its own (`products.py`), and of which each core runs one, unless
-      its callers keep the cores busy (`whole_batches`); where
-      the processor has AMX, TensorFlow's products are faster still: it does them, a step at a time;
-    - the backward pass is written by hand; weight gradients are products over all steps of these samples,
-      while what they need is in the caches. The batch's parts are added up: a gradient's last bits depend
-      on the number of cores.
+    - it runs only the steps that the readout can see (`middle`: 29 of 56 for 28 steps);
+    - all steps are one compiled TensorFlow operation (`kernels.py`), which takes a block of samples at a time
+      through them, with matrix products of its own (`matmul.py`, `tiles.py`). Each core runs one operation,
+      unless the caller keeps the cores busy (`whole_batches`);
+    - the backward pass is written by hand: also one operation, whose weight gradients are products over all
+      steps of a block while their operands are in the caches. The gradients of a batch's parts are added up,
+      so their last bits depend on the number of cores.
 
     Not differentiable twice, and not for SavedModel: `to_keras` gives a layer that is both.
 
@@ -71,7 +69,7 @@ class BiLSTM(keras.layers.Layer):
             raise ValueError(f"BiLSTM: dtype must be float32, not {self.compute_dtype!r}; "
                              "use precision='bfloat16' for bfloat16 matrix products")
         self.units, self.readout, self.precision = units, readout, precision
-        # The matrix products cannot reach oneDNN's kernels from inside XLA.
+        # The operations have kernels for the CPU, but none inside of XLA.
         self.supports_jit = False
         lstm = keras.layers.LSTM(units, return_sequences=True, zero_output_for_mask=True)
         self.bidirectional = keras.layers.Bidirectional(lstm, name="bidirectional")

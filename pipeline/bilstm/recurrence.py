@@ -68,12 +68,14 @@ def _read_inputs(x, start, number, cells, operands):
 @compiled
 def _begin(d, start, number, keep, h0, c0, operand, c, h_kept, c_kept):
     """Write a block's initial states to where the first step reads them."""
-    (block, _), cells = operand.shape, h0.shape[2]
+    block, cells = operand.shape[0], h_kept.shape[3]
     kept = _kept(d, 0, start, h_kept)
     h_start, c_start = pointer(h_kept, (0, 0, 0, 0)), pointer(c_kept, (0, 0, 0, 0))
     for n in range(number):
         for k in range(0, cells, LANES):
-            h, cell = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
+            h = cell = broadcast(_ZERO)
+            if len(h0) > 0:
+                h, cell = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
             write(operand, (n, k), h)
             write(c, (k * block + n * LANES,), cell)
             if keep:
@@ -172,25 +174,24 @@ def _prefetch_forward(number, keep, gates, c_kept, h_kept, y, y_row, writes_y):
 
 
 @compiled
-def forward(steps, returns, keep, from_zero, x, weights, bias, h0, c0, mask, gates, h_kept, c_kept, y):
+def forward(steps, returns, keep, x, weights, bias, h0, c0, mask, gates, h_kept, c_kept, y):
     """All steps of both directions.
 
     Args:
         steps: of each direction: the forward one's first, of the backward one as many or one less.
         returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what of the hidden states to write to y.
         keep: whether to write what the gradient needs: gates, h_kept, c_kept.
-        from_zero: whether h0 and c0 are zero.
         x: inputs, float32 `(batch, time, features)`.
         weights: packed, of each direction: words of `(cells + features, 4 * cells)`.
         bias: float32 `(2, 4 * cells)`.
-        h0, c0: initial states, float32 `(2, batch, cells)`.
+        h0, c0: initial states, float32 `(2, batch, cells)`, or `(0, ...)` for zeros.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
         gates: `(2, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
         h_kept, c_kept: `(2, steps + 1, batch, cells)`, before each step and after the last.
         y: float32 `(batch, time, 2 * cells)` for `SEQUENCE`, else `(batch, 1, 2 * cells)`.
     """
-    _, batch, cells = h0.shape
-    _, time, features = x.shape
+    batch, time, features = x.shape
+    cells = bias.shape[1] // GATES
     block, depth = block_rows(gates), words_in(gates, cells + features)
     # The left operands of all steps' products: hidden states, inputs. The last step writes to a row of its own.
     row = depth * values_in_word(gates)
@@ -205,7 +206,7 @@ def forward(steps, returns, keep, from_zero, x, weights, bias, h0, c0, mask, gat
         _read_inputs(x, start, number, cells, operands)
         for d in range(2):
             _begin(d, start, number, keep, h0, c0, operands[_place(d, 0, time)], c, h_kept, c_kept)
-            _run_steps(d, steps[d], start, number, returns, keep, from_zero, operands, weights, bias, z, c, mask,
+            _run_steps(d, steps[d], start, number, returns, keep, len(h0) == 0, operands, weights, bias, z, c, mask,
                        gates, h_kept, c_kept, y)
 
 
@@ -401,8 +402,11 @@ def backward(steps, returns, from_zero, x, weights, gates, h_kept, c_kept, mask,
             d_c[:] = 0
             d_past[:] = 0
             _run_steps_back(d, steps, start, number, returns, from_zero, x, weights, gates, h_kept, c_kept, mask,
-                            d_y, d_h, d_c, d_past, d_inputs, d_rows, x_rows, left, right, d_bias, d_x)
-            _add_weight_gradients(d, steps[d], number, from_zero, x.shape[2], left, right, d_rows, d_weights)
+                            d_y, d_h, d_c, d_past, d_inputs, d_rows, x_rows, left, right, depth, d_bias, d_x)
+            in_step = words_in(gates, number)
+            # Before step 0 the states are zero, if they are not given.
+            skip = in_step if from_zero else 0
+            _add_weight_gradients(d, skip, steps[d] * in_step, depth, x.shape[2], left, right, d_rows, d_weights)
             if not from_zero:
                 for n in range(number):
                     for k in range(0, cells, LANES):
@@ -413,13 +417,15 @@ def backward(steps, returns, from_zero, x, weights, gates, h_kept, c_kept, mask,
 
 @compiled
 def _run_steps_back(d, steps, start, number, returns, from_zero, x, weights, gates, h_kept, c_kept, mask, d_y, d_h,
-                    d_c, d_past, d_inputs, d_rows, x_rows, left, right, d_bias, d_x):
-    """The steps of one direction for a block, last to first; fills left and right for the weights' gradients."""
+                    d_c, d_past, d_inputs, d_rows, x_rows, left, right, depth, d_bias, d_x):
+    """The steps of one direction for a block, last to first.
+
+    Fills left and right, which have depth words, for the weights' gradients.
+    """
     _, time, features = x.shape
     block, columns = d_rows.shape
     cells, width, in_word = columns // GATES, padded(features), values_in_word(d_rows)
     rows, in_step = whole_rows(weights, number), words_in(d_rows, number)
-    depth = in_step * steps[d]
     row, word = left_strides(d_rows, cells + width, depth)
     d_y_row = d_y.shape[1] * d_y.shape[2]
     share = _ONE / np.float32(steps[0]) if returns == MEAN else _ONE
@@ -475,15 +481,16 @@ def _run_steps_back(d, steps, start, number, returns, from_zero, x, weights, gat
 
 
 @compiled
-def _add_weight_gradients(d, steps, number, from_zero, features, left, right, d_rows, d_weights):
-    """Add a block's products of operands and gates' gradients, summed over samples and steps."""
+def _add_weight_gradients(d, skip, used, depth, features, left, right, d_rows, d_weights):
+    """Add the products of operands and gates' gradients, summed over samples and steps.
+
+    Args:
+        skip: words at the beginning that are 0 in the hidden states' part; used: words that are filled.
+    """
     columns, width = d_rows.shape[1], padded(features)
-    cells, in_step = columns // GATES, words_in(d_rows, number)
-    depth = in_step * steps
+    cells = columns // GATES
     row, word = left_strides(d_rows, cells + width, depth)
-    # Before step 0 the states are zero, if they are not given.
-    skip = in_step if from_zero else 0
-    multiply(pointer(left, (skip * word,)), row, word, cells, depth - skip, pointer(right, (0,)), skip, depth, None,
+    multiply(pointer(left, (skip * word,)), row, word, cells, used - skip, pointer(right, (0,)), skip, depth, None,
              pointer(d_weights, (d, 0, 0)), columns, columns)
-    multiply(pointer(left, (cells * row,)), row, word, whole_rows(left, features), depth, pointer(right, (0,)), 0,
+    multiply(pointer(left, (cells * row,)), row, word, whole_rows(left, features), used, pointer(right, (0,)), 0,
              depth, None, pointer(d_weights, (d, cells, 0)), columns, columns)
