@@ -260,22 +260,20 @@ def _connected(
     except PipelineError:
         raise
     except Exception as error:  # the client does not wrap what its parsing raises
-        response = getattr(error, "response", None)
-        if response is None:
+        if not isinstance(error, requests.HTTPError) or error.response is None:
             raise failure(_explain(error)) from error
-        status = _status(response)
-        # An answer below 500 is a refusal: nothing happened.
-        raise (PipelineError if status < 500 else failure)(
-            _explain_answer(response, status, competition)
-        ) from error
+        status = _status(error.response)
+        refused = status < 500  # so nothing happened
+        text = _explain_answer(error.response, status, competition)
+        raise (PipelineError if refused else failure)(text) from error
 
 
 def _signed_in(credentials: Credentials, retries: int):
-    """A `KaggleClient`; a context manager that closes its connections."""
+    """Make a `KaggleClient`, which is a context manager that closes its connections."""
     from kagglesdk.kaggle_client import KaggleClient
 
     def connect(**arguments):
-        client = KaggleClient(**arguments).__enter__()
+        client = KaggleClient(**arguments).__enter__()  # makes the session that the adapter is mounted on
         transport.mount(client.http_client()._session, retries)
         return client
 
@@ -306,7 +304,8 @@ def _explain_answer(response: requests.Response, status: int, competition: str) 
         advice = ": the trouble is there; run it again later"
     elif status == 429:
         wait = response.headers.get("Retry-After", "")
-        advice = f": too many requests; run it again {f'in {wait} s' if wait.isdecimal() else 'later'}"
+        when = f"in {wait} s" if re.fullmatch("[0-9]{1,6}", wait) else "later"
+        advice = f": too many requests; run it again {when}"
     elif status == 403 and about_competition:
         advice = (
             f": accept the rules at {SITE}/competitions/{competition}/rules, then run it again; "

@@ -72,7 +72,9 @@ def _all_credentials() -> Iterator[Credentials]:
 
 def _token_from_environment() -> str:
     value = os.environ.get("KAGGLE_API_TOKEN", "")
-    return _read_token(Path(value)) if value and os.path.exists(value) else value
+    if value and os.path.exists(value):
+        return _read_token(Path(value))
+    return _checked_token(value, "KAGGLE_API_TOKEN")
 
 
 def _config_folder(home: Path) -> Path:
@@ -102,9 +104,13 @@ def _username_and_key(file: Path) -> Iterator[Credentials]:
 
 
 def _read_token(path: Path) -> str:
-    token = (_read(path, "text") or "").strip()
+    return _checked_token(_read(path, "text") or "", path)
+
+
+def _checked_token(text: str, where: str | Path) -> str:
+    token = text.strip()
     if not token.isascii() or not token.isprintable():
-        raise PipelineError(f"{path}: is there but is not one line of plain text; repair or delete it")
+        raise PipelineError(f"{where}: is there but is not one line of plain text; repair or delete it")
     return token
 
 

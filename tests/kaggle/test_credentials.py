@@ -172,6 +172,12 @@ def test_credentials_that_cannot_be_read(project, kaggle, source, name, content,
     assert kaggle.calls == [] and (project.folder / "data/raw").is_dir()
 
 
+@pytest.mark.parametrize("token", ["one\ntwo", "größer"])
+def test_token_that_is_no_token(project, kaggle, token):
+    line = project.fails("download", KAGGLE_API_TOKEN=token)
+    assert "KAGGLE_API_TOKEN: is there but is not one line of plain text" in line
+
+
 def test_file_that_is_a_folder_cannot_be_read(project, kaggle):
     folder = Path(project.environment["HOME"]) / "kaggle/kaggle.json"
     folder.mkdir(parents=True)

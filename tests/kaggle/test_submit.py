@@ -1,7 +1,6 @@
 """Promises about submissions, kept by the unmodified client against `kaggle_server.py`."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -12,9 +11,7 @@ import time
 
 import pytest
 from kaggle_server import after, cut, echo, hang, no_fault, status
-from project import DIGEST, HASH, NO_KEY, ROOT, SUBMISSION
-
-from pipeline.kaggle.submissions import Submission, find, with_hash
+from project import DIGEST, HASH, ROOT, SUBMISSION
 
 
 def test_submit(project, kaggle):
@@ -251,48 +248,6 @@ def test_kill_between_upload_and_score(project, kaggle, moment, sent):
     assert (project.folder / "submissions/history.csv").read_text().count(DIGEST) == 1
 
 
-@pytest.mark.parametrize("tokens", [True, False])
-def test_all_pages_are_searched(project, kaggle, tokens):
-    kaggle.add(with_hash("long ago", DIGEST))
-    for i in range(10):
-        kaggle.add(with_hash(f"other {i}", hashlib.sha256(b"%d" % i).hexdigest()))
-    kaggle.page_size, kaggle.tokens = 4, tokens
-    project.succeeds("submit")
-    assert kaggle.sent() == [] and project.read_json("submissions/score.json")["reference"] == 1000
-
-
-def test_history_knows_what_the_message_does_not_tell(project, kaggle):
-    project.succeeds("submit")
-    kaggle.submissions[0]["description"] = "edited on the site"
-    project.succeeds("submit")
-    kaggle.submissions.clear()
-    line = project.fails("submit")
-    assert "sent as submission 1000, which Kaggle does not list for the account of KAGGLE_USERNAME" in line
-    assert len(kaggle.sent()) == 1
-
-
-def test_find_takes_the_newest(kaggle):
-    listed = [Submission(reference, "", with_hash("x", DIGEST), "ERROR", None, "") for reference in (5, 9, 7)]
-    assert find(listed, DIGEST, {}).reference == 9
-    assert find(listed, "0" * 64, {}) is None
-
-
-def test_submissions_beside_what_kaggle_lists(project, kaggle):
-    kaggle.add("by a colleague", status="ERROR", publicScore="", errorDescription="bad ids")
-    kaggle.new = {"status": "PENDING"}
-    project.fails("submit", SCORE_DEADLINE="0.1", MESSAGE="mine")
-    kaggle.submissions[0].update({"status": "COMPLETE", "publicScore": "0.9951"})
-    lines = [
-        re.sub(r"\d{4}-\S+Z", "DATE", line).split() for line in project.succeeds("submissions").splitlines()
-    ]
-    assert lines[1:] == [
-        ["1000", "DATE", "-", "ERROR", "by", "a", "colleague", "bad", "ids"],
-        f"1001 DATE PENDING COMPLETE 0.9951 {HASH} mine".split(),
-    ]
-    code, out, err = project.stage("submissions", **NO_KEY)
-    assert code == 1 and err.count("\n") == 1 and "no Kaggle credentials" in err and "1001" in out
-
-
 def test_verbose_does_not_print_credentials(project, kaggle):
     project.succeeds("submit", VERBOSE="1")  # `run` looks for them
 
@@ -352,17 +307,16 @@ def test_progress_is_shown_in_a_terminal(project, kaggle):
     assert b"submission 1000" in shown and b"\x1b[" in shown
 
 
-@pytest.mark.parametrize("message", ["größer", b"gr\xf6\xdfer", "größer \N{DIGIT ONE}\N{SNOWMAN}"])
+@pytest.mark.parametrize("message", ["größer", b"gr\xf6\xdfer", "größer \N{SNOWMAN}"])
 def test_message_that_the_terminal_cannot_show(project, kaggle, message):
     kaggle.new = {"status": "PENDING"}
-    options = {"MESSAGE": message, "PYTHONIOENCODING": "ascii"}
-    code, out, _ = project.run("-m", "pipeline.stages.submit", SCORE_DEADLINE="0.1", **options)
+    command = ["-m", "pipeline.stages.submit"]
+    options = {"MESSAGE": message, "PYTHONIOENCODING": "ascii", "SCORE_DEADLINE": "0.1"}
+    code, out, _ = project.run(*command, **options)
     assert code == 1 and "sent as submission 1000: " in out and "gr??er" in out
     assert len((project.folder / "submissions/history.csv").read_bytes().splitlines()) == 2
-    kaggle.submissions[0].update({"status": "COMPLETE", "publicScore": "0.9"})
-    assert project.run("-m", "pipeline.stages.submissions", **options)[0] == 0
-    assert project.run("-m", "pipeline.stages.submit", **options)[0] == 0
-    assert len(kaggle.sent()) == 1
+    code, out, _ = project.run("-m", "pipeline.stages.submissions", **options)
+    assert code == 0 and "gr??er" in out
 
 
 def test_submission_is_recorded_before_it_is_told(project, kaggle):
@@ -374,30 +328,3 @@ def test_submission_is_recorded_before_it_is_told(project, kaggle):
     process.wait()
     assert len(kaggle.sent()) == 1
     assert ",1000," in (project.folder / "submissions/history.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    "damage, problem",
-    [
-        (lambda text: text[:-60], r"row 2 is damaged \("),
-        (lambda text: re.sub(r",1000,.*", ",1000,", text), r"row 1 is damaged \(it has too few cells"),
-        (lambda text: re.sub(r" no commit.*\n", "\n", text, count=1), r"row 1 is damaged \("),
-        (lambda text: text.replace(",1001,", ",1.0E+03,"), r"row 2 is damaged \(reference is '1.0E\+03'"),
-        (lambda text: text.replace(DIGEST, DIGEST[:9]), r"row 1 is damaged \(sha256 is not 64 hex"),
-        (lambda text: text.replace(",COMPLETE", ",COMPLETE,x"), r"row 1 is damaged \(it has too many cells"),
-        (lambda text: text.replace(",", ";"), r"must have the columns submitted,.*found 'submitted;ref"),
-        (lambda text: "", r"must have the columns submitted,.*, found ''"),
-    ],
-)
-def test_history_edited_by_hand(project, kaggle, damage, problem):
-    history = project.folder / "submissions/history.csv"
-    project.succeeds("submit")
-    project.succeeds("submit", RESUBMIT="1")
-    text = history.read_text()
-    history.write_text(damage(text))
-    for stage in ("submit", "submissions"):
-        assert re.search(rf"submissions/history.csv: {problem}", project.fails(stage, RESUBMIT="1"))
-    assert len(kaggle.sent()) == 2
-    history.write_bytes(b"\xef\xbb\xbf" + text.encode().replace(b"\n", b"\r\n\r\n"))  # by a spreadsheet
-    project.succeeds("submit")
-    assert history.read_text() == text
