@@ -1,6 +1,8 @@
 # Everything runs in .venv, made from requirements.lock; nothing is needed but python3, git, make.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Where it is 1, or pip.conf says so, pip would install beside the environment, and refuses to.
+export PIP_USER := 0
 MAKEFLAGS += --no-print-directory
 
 .PHONY: help setup repro check test submit submissions benchmark lock

@@ -1,4 +1,4 @@
-"""The processor's arithmetic peak: the instructions of the layer's products, on operands in the nearest cache."""
+"""The processor's arithmetic peak: the layer's instructions for products, operands in the nearest cache."""
 
 import numba
 import numpy as np

@@ -1,4 +1,4 @@
-"""The pipeline itself: its networks as the workers train them, the input side, prediction. See training_speed.py.
+"""The pipeline itself: how fast its workers train, the input side, prediction. See training_speed.py.
 
 Both run in a process of their own, with the pipeline's own functions on random pixels; the time
 does not depend on what the images show.
@@ -50,8 +50,11 @@ def training_speeds() -> dict[str, Speed]:
         for _ in range(2):
             state = train_epoch(params, data, Member(0, architecture, params.seed), state)
         figures = state.history[-1]
-        speeds[architecture] = Speed(params.train.batch_size, figures["images"] / figures["seconds"],
-                                     figures["input_seconds"] / figures["seconds"])
+        speeds[architecture] = Speed(
+            params.train.batch_size,
+            figures["images"] / figures["seconds"],
+            figures["input_seconds"] / figures["seconds"],
+        )
     return speeds
 
 

@@ -84,8 +84,11 @@ def keras_stock(shape, unroll=False, jit_compile="auto"):
 def _keras_step(model, jit_compile):
     import keras
 
-    model.compile(keras.optimizers.Adam(LEARNING_RATE), keras.losses.SparseCategoricalCrossentropy(),
-                  jit_compile=jit_compile)
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        keras.losses.SparseCategoricalCrossentropy(),
+        jit_compile=jit_compile,
+    )
     # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
     return model.train_on_batch
 
@@ -114,7 +117,7 @@ def pytorch(shape, bfloat16, pruned=False):
         def read(self, rows):
             middle = shape.rows // 2
             if pruned:
-                forward = self.forward_lstm(rows[:, :middle + 1])[0]
+                forward = self.forward_lstm(rows[:, : middle + 1])[0]
                 backward = self.backward_lstm(rows[:, middle:].flip(1))[0]
                 return torch.cat([forward[:, -1], backward[:, -1]], dim=-1)
             outputs = self.lstm(rows)[0]
@@ -122,7 +125,7 @@ def pytorch(shape, bfloat16, pruned=False):
                 return outputs.mean(1)
             if shape.readout == "middle":
                 return outputs[:, middle]
-            return torch.cat([outputs[:, -1, :shape.units], outputs[:, 0, shape.units:]], dim=-1)
+            return torch.cat([outputs[:, -1, : shape.units], outputs[:, 0, shape.units :]], dim=-1)
 
         def forward(self, images):
             inner = slice(shape.margin, SIZE - shape.margin)
@@ -151,12 +154,12 @@ def tensorflow1(shape):
         labels = tf.placeholder(tf.int32, (None,))
         cells = [tf.nn.rnn_cell.BasicLSTMCell(shape.units, forget_bias=1.0) for _ in range(2)]
         outputs, _, _ = tf.nn.static_bidirectional_rnn(
-            *cells, tf.unstack(images / 255, axis=1), dtype=tf.float32)
+            *cells, tf.unstack(images / 255, axis=1), dtype=tf.float32
+        )
         weights = tf.Variable(tf.random_normal((2 * shape.units, CLASSES)))
         biases = tf.Variable(tf.fill((CLASSES,), 0.1))
         logits = tf.matmul(outputs[SIZE // 2], weights) + biases
-        loss = tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         train = tf.train.AdamOptimizer(LEARNING_RATE).minimize(loss)
         session = tf.Session()
         session.run(tf.global_variables_initializer())

@@ -70,28 +70,54 @@ def cases():
     shapes = {
         "a": ("one layer of 128, middle readout", Shape(1, 128, "middle")),
         "b": ("two layers of 128, mean over the steps", Shape(2, 128, "mean")),
-        "c": ("the row reader of params.yaml",
-              Shape(**model.model_dump(include=set(Shape.__dataclass_fields__)), margin=MARGIN)),
+        "c": (
+            "the row reader of params.yaml",
+            Shape(**model.model_dump(include=set(Shape.__dataclass_fields__)), margin=MARGIN),
+        ),
     }
-    found = {LIMIT: ("matrix products", None, [
-        Program(f"{family}, {dtype}", partial(build, dtype=dtype), dtype, batches=(programs.ROWS,))
-        for family, build in (("TensorFlow", programs.product_tensorflow),
-                              ("PyTorch", programs.product_pytorch))
-        for dtype in precisions]), PEAK: ("arithmetic peak", None, [
-            Program(f"peak, {dtype}", partial(programs.peak, dtype=dtype), dtype, batches=(programs.ROWS,))
-            for dtype in precisions])}
+    found = {
+        LIMIT: (
+            "matrix products",
+            None,
+            [
+                Program(f"{family}, {dtype}", partial(build, dtype=dtype), dtype, batches=(programs.ROWS,))
+                for family, build in (
+                    ("TensorFlow", programs.product_tensorflow),
+                    ("PyTorch", programs.product_pytorch),
+                )
+                for dtype in precisions
+            ],
+        ),
+        PEAK: (
+            "arithmetic peak",
+            None,
+            [
+                Program(
+                    f"peak, {dtype}", partial(programs.peak, dtype=dtype), dtype, batches=(programs.ROWS,)
+                )
+                for dtype in precisions
+            ],
+        ),
+    }
     for case, (title, shape) in shapes.items():
-        rows = [Program(f"this layer, {precision}", partial(programs.bilstm, precision=precision),
-                        precision, "ours")
-                for precision in precisions]
+        rows = [
+            Program(
+                f"this layer, {precision}", partial(programs.bilstm, precision=precision), precision, "ours"
+            )
+            for precision in precisions
+        ]
         rows.append(Program("Keras, stock", programs.keras_stock, family="keras"))
         if case != "c":
             rows.append(Program("Keras, unrolled", partial(programs.keras_stock, unroll=True)))
         if case == "a":
             # It takes up to a minute to compile, for every batch size anew.
-            rows.append(Program("Keras, unrolled, jit_compile",
-                                partial(programs.keras_stock, unroll=True, jit_compile=True),
-                                batches=(128, 512)))
+            rows.append(
+                Program(
+                    "Keras, unrolled, jit_compile",
+                    partial(programs.keras_stock, unroll=True, jit_compile=True),
+                    batches=(128, 512),
+                )
+            )
             rows.append(Program("TensorFlow 1, static graph", programs.tensorflow1))
         for name, pruned in (("nn.LSTM", False), ("two LSTMs, 15 and 14 steps", True)):
             if pruned and case != "a":
@@ -138,8 +164,7 @@ def together(processes, build, function, *arguments):
             cores.put(core)
     initial = cores, context.Barrier(processes, timeout=PATIENCE)
     with ProcessPoolExecutor(processes, context, start_process, initial) as pool:
-        return [future.result() for future in
-                [pool.submit(function, *arguments) for _ in range(processes)]]
+        return [future.result() for future in [pool.submit(function, *arguments) for _ in range(processes)]]
 
 
 def measure(build, shape, batches, seconds):
@@ -170,7 +195,7 @@ def run(program, shape, processes, batches, seconds):
     except Exception as error:
         print(f"{program.name}, {processes} process(es): failed: {error!r}", file=sys.stderr)
         return {}
-    return {Setting(batch, processes): sum(each) for batch, *each in zip(batches, *speeds)}
+    return {Setting(batch, processes): sum(each) for batch, *each in zip(batches, *speeds, strict=True)}
 
 
 def compare(selected, quick):
@@ -180,8 +205,9 @@ def compare(selected, quick):
     for case, shape, program in rows:
         settings = {}
         for processes in sorted({1, len(CORES)}):
-            settings |= run(program, shape, processes, program.batches[:1] if quick else program.batches,
-                            SEARCH_SECONDS)
+            settings |= run(
+                program, shape, processes, program.batches[:1] if quick else program.batches, SEARCH_SECONDS
+            )
         found[case, program] = settings
         tell(case, program, settings)
     if not quick:
@@ -196,8 +222,9 @@ def compare(selected, quick):
                     best = found[case, program]
                     for setting, speed in again.items():
                         best[setting] = max(speed, best.get(setting, 0))
-    return {key: max(settings.items(), key=lambda item: item[1])
-            for key, settings in found.items() if settings}
+    return {
+        key: max(settings.items(), key=lambda item: item[1]) for key, settings in found.items() if settings
+    }
 
 
 def tell(case, program, settings):
@@ -208,35 +235,61 @@ def tell(case, program, settings):
 def table(case, title, shape, listed, best, limits, peaks):
     """Lines of a case's table, and of this layer's ratios to the others."""
     speeds = {program: best[case, program] for program in listed if (case, program) in best}
-    top = {family: max((speed for program, (_, speed) in speeds.items() if program.family == family),
-                       default=float("nan")) for family in ("ours", "keras", "pytorch")}
+    top = {
+        family: max(
+            (speed for program, (_, speed) in speeds.items() if program.family == family),
+            default=float("nan"),
+        )
+        for family in ("ours", "keras", "pytorch")
+    }
     yield f"## ({case}) {title}: {shape.flop() / 1e6:.1f} MFLOP an image"
     yield ""
     yield "| program | images/s | batch | processes | x Keras stock | share of limit | share of peak |"
     yield "|---|---|---|---|---|---|---|"
     for program, (setting, speed) in speeds.items():
         shares = (speed * shape.flop() / most[program.precision] for most in (limits, peaks))
-        yield (f"| {program.name} | {speed:,.0f} | {setting} | {speed / top['keras']:.2f} | "
-               + " | ".join(f"{share:.0%}" for share in shares) + " |")
+        yield (
+            f"| {program.name} | {speed:,.0f} | {setting} | {speed / top['keras']:.2f} | "
+            + " | ".join(f"{share:.0%}" for share in shares)
+            + " |"
+        )
     yield ""
-    yield (f"This layer: **{top['ours'] / top['keras']:.2f}x** Keras stock, "
-           f"**{top['ours'] / top['pytorch']:.2f}x** the best PyTorch variant.")
+    yield (
+        f"This layer: **{top['ours'] / top['keras']:.2f}x** Keras stock, "
+        f"**{top['ours'] / top['pytorch']:.2f}x** the best PyTorch variant."
+    )
     yield ""
 
 
 def report(selected, best):
     """Lines of the file of results."""
-    limits, peaks = ({precision: max(
-        (speed * 2 * programs.INNER * programs.COLUMNS for (case, program), (_, speed) in best.items()
-         if case == which and program.precision == precision), default=float("nan"))
-        for precision in sorted({program.precision for _, program in best})} for which in (LIMIT, PEAK))
+    limits, peaks = (
+        {
+            precision: max(
+                (
+                    speed * 2 * programs.INNER * programs.COLUMNS
+                    for (case, program), (_, speed) in best.items()
+                    if case == which and program.precision == precision
+                ),
+                default=float("nan"),
+            )
+            for precision in sorted({program.precision for _, program in best})
+        }
+        for which in (LIMIT, PEAK)
+    )
     yield "# Training speed"
     yield ""
-    yield (f"{len(CORES)} cores, {processor()}; " + ", ".join(
-        f"{package} {version(package)}" for package in ("tensorflow", "keras", "torch")) + ".")
+    yield (
+        f"{len(CORES)} cores, {processor()}; "
+        + ", ".join(f"{package} {version(package)}" for package in ("tensorflow", "keras", "torch"))
+        + "."
+    )
     for name, figures in (("Matrix-product limit", limits), ("Arithmetic peak", peaks)):
-        yield f"{name}: " + ", ".join(f"{precision} {figure / 1e9:,.0f} GFLOP/s"
-                                      for precision, figure in figures.items()) + "."
+        yield (
+            f"{name}: "
+            + ", ".join(f"{precision} {figure / 1e9:,.0f} GFLOP/s" for precision, figure in figures.items())
+            + "."
+        )
     yield ""
     for case, (title, shape, listed) in selected.items():
         if case not in (LIMIT, PEAK):
@@ -257,8 +310,10 @@ def pipeline_report():
         batch = workers[0][architecture].batch
         speeds = [worker[architecture].images_per_second for worker in workers]
         share = max(worker[architecture].input_share for worker in workers)
-        yield (f"| {architecture} | {batch} | {sum(speeds) / len(speeds):,.0f} | {sum(speeds):,.0f} | "
-               f"{share:.1%} of the time |")
+        yield (
+            f"| {architecture} | {batch} | {sum(speeds) / len(speeds):,.0f} | {sum(speeds):,.0f} | "
+            f"{share:.1%} of the time |"
+        )
     yield ""
     yield f"Prediction: {images:,} images through an ensemble of {networks} networks in {seconds:.1f} s."
 
@@ -274,8 +329,9 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true",
-                        help="one batch size, one short round: to try it, not for figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="one batch size, one short round: to try it, not for figures"
+    )
     parser.add_argument("--cases", default="abc", help="which cases, such as ab (default: all)")
     arguments = parser.parse_args()
     selected = {case: listed for case, listed in cases().items() if case in (LIMIT, PEAK, *arguments.cases)}

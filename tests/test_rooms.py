@@ -14,8 +14,6 @@ FLOORS = [
     {"training", "report", "kaggle"},
     {"stages"},
 ]
-# Until Kaggle has its room.
-ROOM_OF = dict.fromkeys(("kaggle_api", "submissions"), "kaggle")
 
 
 def modules():
@@ -41,8 +39,7 @@ def imported(tree):
 
 
 def room(name):
-    top = name.partition(".")[0]
-    return ROOM_OF.get(top, top)
+    return name.partition(".")[0]
 
 
 MODULES = dict(modules())
@@ -77,7 +74,7 @@ def test_the_layer_imports_nothing_else_of_the_pipeline():
 
 
 def test_only_stages_know_where_files_lie():
-    assert {room(name) for name, target in IMPORTS if target == "paths"} <= {"stages", "params", "kaggle"}
+    assert {room(name) for name, target in IMPORTS if target == "paths"} <= {"stages", "params"}
 
 
 def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
@@ -92,5 +89,4 @@ def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
 
 def test_stages_are_thin():
     for path in (ROOT / "pipeline/stages").glob("[a-z]*.py"):
-        if path.name not in ("submit.py", "download.py"):  # they are about to move to their room
-            assert len(path.read_text().splitlines()) <= 60, path.name
+        assert len(path.read_text().splitlines()) <= 60, path.name

@@ -1,5 +1,6 @@
-"""The layer as a TensorFlow graph: the batch in parts, each an operation, and the gradient. Used by `layer.py`."""
+"""The layer as a TensorFlow graph: a batch in parts, each an operation; the gradient. For `layer.py`."""
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -7,9 +8,9 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from pipeline.bilstm.kernels import FROM_ZERO, KEEP, RETURNS, UNITS, WITH_INPUT
+from pipeline.bilstm.kernels import FROM_ZERO, KEEP, RETURNS, WITH_INPUT
 from pipeline.bilstm.ops import operation
-from pipeline.bilstm.recurrence import END, GATES, MEAN, SEQUENCE
+from pipeline.bilstm.recurrence import END, MEAN, SEQUENCE
 from pipeline.bilstm.simd import LANES
 
 _READOUTS = {"sequence": SEQUENCE, "mean": MEAN}
@@ -35,9 +36,11 @@ def parts_of_a_batch() -> int:
     """The number of operations that a batch is cut into: as many as TensorFlow runs at the same time."""
     if getattr(_thread, "whole_batches", False):
         return 1
-    return (tf.config.threading.get_inter_op_parallelism_threads()
-            or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
-            or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    return (
+        tf.config.threading.get_inter_op_parallelism_threads()
+        or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
+        or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    )
 
 
 def own_steps(mask: tf.Tensor) -> tf.Tensor:
@@ -75,13 +78,13 @@ def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
         h0, c0 = _whole_groups(h0), _whole_groups(c0)
     batch = tf.shape(x)[0]
     ends = [batch * part // parts for part in range(parts + 1)]
-    sizes = [end - start for start, end in zip(ends, ends[1:])]
+    sizes = [end - start for start, end in itertools.pairwise(ends)]
 
     def cut(values, axis):
         # The gradient of a slice is as large as the whole, that of a split is not.
         return [values] * parts if values is None or parts == 1 else tf.split(values, sizes, axis)
 
-    cuts = zip(cut(x, 0), cut(h0, 1), cut(c0, 1), cut(mask, 0))
+    cuts = zip(cut(x, 0), cut(h0, 1), cut(c0, 1), cut(mask, 0), strict=True)
     outputs = [_part(meta, x_part, packed, parameters, *others, dtype) for x_part, *others in cuts]
     output = outputs[0] if parts == 1 else tf.concat(outputs, axis=0)
     if units % LANES:
@@ -148,7 +151,8 @@ def _gradient(op, *gradients):
     meta = tf.constant(numbers, tf.int32)
     _, transposed, _ = operation("BilstmPack", dtype, meta, *parameters)
     *d_parameters, d_h0, d_c0, d_x = operation(
-        "BilstmBackward", dtype, meta, x, transposed, gates, h_kept, c_kept, mask, d_y)
+        "BilstmBackward", dtype, meta, x, transposed, gates, h_kept, c_kept, mask, d_y
+    )
     found = {_X: d_x} if numbers[WITH_INPUT] else {}
     if not numbers[FROM_ZERO]:
         found |= {_H0: d_h0, _C0: d_c0}

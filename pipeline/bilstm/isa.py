@@ -37,10 +37,11 @@ def request_tiles() -> bool:
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long
     granted = ctypes.c_uint64()
-    refused = (
-        syscall(ctypes.c_long(_SYS_ARCH_PRCTL), ctypes.c_long(_ARCH_REQ_XCOMP_PERM),
-                ctypes.c_long(_XFEATURE_XTILEDATA))
-        or syscall(ctypes.c_long(_SYS_ARCH_PRCTL), ctypes.c_long(_ARCH_GET_XCOMP_PERM), ctypes.byref(granted)))
+    refused = syscall(
+        ctypes.c_long(_SYS_ARCH_PRCTL),
+        ctypes.c_long(_ARCH_REQ_XCOMP_PERM),
+        ctypes.c_long(_XFEATURE_XTILEDATA),
+    ) or syscall(ctypes.c_long(_SYS_ARCH_PRCTL), ctypes.c_long(_ARCH_GET_XCOMP_PERM), ctypes.byref(granted))
     return not refused and bool(granted.value >> _XFEATURE_XTILEDATA & 1)
 
 
@@ -57,8 +58,11 @@ def available() -> list[str]:
     found = [isa for isa, needed in _FEATURES.items() if needed <= features]
     if "amx" in found and not request_tiles():
         found.remove("amx")
-        _log.warning("the operating system does not let this process use the processor's AMX tiles; "
-                     "the BiLSTM layer uses %s instead", found[0])
+        _log.warning(
+            "the operating system does not let this process use the processor's AMX tiles; "
+            "the BiLSTM layer uses %s instead",
+            found[0],
+        )
     return found
 
 
@@ -81,7 +85,8 @@ def _withhold(unwanted: set[str]) -> None:
     numba.config.CPU_NAME = llvmlite.binding.get_host_cpu_name()
     numba.config.CPU_FEATURES = ",".join(
         f"{'+' if on and not name.startswith(tuple(unwanted)) else '-'}{name}"
-        for name, on in sorted(features.items()))
+        for name, on in sorted(features.items())
+    )
 
 
 def uses(isa: str) -> bool:
@@ -92,4 +97,6 @@ def uses(isa: str) -> bool:
 _RANKS = {isa: rank for rank, isa in enumerate(_FEATURES)}
 ISA = _chosen()
 if not uses("avx512"):
-    _withhold({"avx512", "avx10", "amx"} if uses("avx2") else {"avx", "amx", "fma", "f16c", "vaes", "vpclmul"})
+    _withhold(
+        {"avx512", "avx10", "amx"} if uses("avx2") else {"avx", "amx", "fma", "f16c", "vaes", "vpclmul"}
+    )

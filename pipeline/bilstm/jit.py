@@ -36,6 +36,7 @@ _FOLDER = _folder()
 
 def cached(decorator: Callable) -> Callable:
     """A decorator of Numba that caches in the layer's folder."""
+
     def decorate(function):
         # Numba reads this global setting when it decorates.
         others, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _FOLDER
@@ -43,6 +44,7 @@ def cached(decorator: Callable) -> Callable:
             return decorator(function)
         finally:
             numba.config.CACHE_DIR = others
+
     return decorate
 
 

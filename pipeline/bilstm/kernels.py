@@ -1,8 +1,8 @@
 """The bodies of the layer's TensorFlow operations, compiled by Numba: what `ops.py` registers.
 
-Each takes its inputs from TensorFlow's C interface (tensorflow/c/kernels.h), allocates its outputs there, and
-calls `recurrence.py` or `weights.py` with arrays that lie in TensorFlow's memory. So no step waits for Python,
-and no compiler needs to be installed.
+Each takes its inputs from TensorFlow's C interface (tensorflow/c/kernels.h), allocates its outputs there,
+and calls `recurrence.py` or `weights.py` with arrays that lie in TensorFlow's memory. So no step waits for
+Python, and no compiler needs to be installed.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,12 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from pipeline.bilstm import tiles
+from pipeline.bilstm.backward import backward
+from pipeline.bilstm.forward import forward
 from pipeline.bilstm.isa import uses
 from pipeline.bilstm.jit import cached, compiled
 from pipeline.bilstm.matmul import as_words, padded, words_in
-from pipeline.bilstm.recurrence import GATES, SEQUENCE, backward, forward
+from pipeline.bilstm.recurrence import GATES, SEQUENCE
 from pipeline.bilstm.weights import deinterleave_gradients, pack_parameters
 
 # The numbers in the operations' input `meta`, int32.
@@ -40,8 +42,9 @@ _get_input = _external("TF_GetInput", types.void, _address, _int, _address, _add
 _data = _external("TF_TensorData", _address, _address)
 _dim = _external("TF_Dim", _long, _address, _int)
 _delete_tensor = _external("TF_DeleteTensor", types.void, _address)
-_allocate_output = _external("TF_AllocateOutput", _address,
-                             _address, _int, _int, _address, _int, _address, _address)
+_allocate_output = _external(
+    "TF_AllocateOutput", _address, _address, _int, _int, _address, _int, _address, _address
+)
 _new_status = _external("TF_NewStatus", _address)
 _code = _external("TF_GetCode", _int, _address)
 _delete_status = _external("TF_DeleteStatus", types.void, _address)
@@ -52,6 +55,7 @@ _fail = _external("TF_OpKernelContext_Failure", types.void, _address, _address)
 def _pointer(typing_context, address):
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
     return types.voidptr(address), generate
 
 
@@ -80,7 +84,7 @@ def _input(op, number, status):
 
 @compiled
 def _output(op, number, enum, itemsize, shape, status):
-    """An output's new tensor, to be deleted; 0 if there is no memory for it, or was none for one before it."""
+    """An output's new tensor, to be deleted; 0 if there is no memory for it or for an earlier one."""
     # A later call would overwrite the error status.
     if _code(status):
         return np.uintp(0)
@@ -132,14 +136,34 @@ def _pack(op, element, enum, itemsize):
     else:
         panels_array, transposed_array = _matrix(panels, element), _matrix(transposed, element)
         bias_array = _matrix(packed_bias, np.float32)
-        pack_parameters(_matrix(kernel, np.float32), _matrix(recurrent, np.float32),
-                        _array(bias, (1, columns), np.float32),
-                        panels_array[0], transposed_array[0], bias_array[:1])
-        pack_parameters(_matrix(kernel_back, np.float32), _matrix(recurrent_back, np.float32),
-                        _array(bias_back, (1, columns), np.float32),
-                        panels_array[1], transposed_array[1], bias_array[1:])
-    for tensor in (meta, kernel, kernel_back, recurrent, recurrent_back, bias, bias_back, panels, transposed,
-                   packed_bias):
+        pack_parameters(
+            _matrix(kernel, np.float32),
+            _matrix(recurrent, np.float32),
+            _array(bias, (1, columns), np.float32),
+            panels_array[0],
+            transposed_array[0],
+            bias_array[:1],
+        )
+        pack_parameters(
+            _matrix(kernel_back, np.float32),
+            _matrix(recurrent_back, np.float32),
+            _array(bias_back, (1, columns), np.float32),
+            panels_array[1],
+            transposed_array[1],
+            bias_array[1:],
+        )
+    for tensor in (
+        meta,
+        kernel,
+        kernel_back,
+        recurrent,
+        recurrent_back,
+        bias,
+        bias_back,
+        panels,
+        transposed,
+        packed_bias,
+    ):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -147,8 +171,12 @@ def _pack(op, element, enum, itemsize):
 @compiled
 def _forward(op, element, enum, itemsize):
     status = _new_status()
-    meta, x, panels, bias = (_input(op, 0, status), _input(op, 1, status), _input(op, 2, status),
-                             _input(op, 3, status))
+    meta, x, panels, bias = (
+        _input(op, 0, status),
+        _input(op, 1, status),
+        _input(op, 2, status),
+        _input(op, 3, status),
+    )
     h0, c0, mask = _input(op, 4, status), _input(op, 5, status), _input(op, 6, status)
     numbers = _array(meta, (WITH_INPUT + 1,), np.int32)
     steps, returns, keep = numbers[STEPS], numbers[RETURNS], numbers[KEEP]
@@ -164,12 +192,21 @@ def _forward(op, element, enum, itemsize):
         _fail(op, status)
     else:
         before = _begin_products(np.zeros(0, element))
-        forward((steps, numbers[BACKWARD_STEPS]), returns, keep,
-                _array(x, _shape(x), np.float32), as_words(_matrix(panels, element)), _matrix(bias, np.float32),
-                _array(h0, _shape(h0), np.float32), _array(c0, _shape(c0), np.float32),
-                _matrix(mask, np.float32), _array(gates, gates_shape, element),
-                _array(h_kept, states_shape, element), _array(c_kept, states_shape, element),
-                _array(y, y_shape, np.float32))
+        forward(
+            (steps, numbers[BACKWARD_STEPS]),
+            returns,
+            keep,
+            _array(x, _shape(x), np.float32),
+            as_words(_matrix(panels, element)),
+            _matrix(bias, np.float32),
+            _array(h0, _shape(h0), np.float32),
+            _array(c0, _shape(c0), np.float32),
+            _matrix(mask, np.float32),
+            _array(gates, gates_shape, element),
+            _array(h_kept, states_shape, element),
+            _array(c_kept, states_shape, element),
+            _array(y, y_shape, np.float32),
+        )
         _end_products(before)
     for tensor in (meta, x, panels, bias, h0, c0, mask, gates, h_kept, c_kept, y):
         _delete_tensor(tensor)
@@ -206,20 +243,57 @@ def _backward(op, element, enum, itemsize):
         d_weights = np.empty((2, cells + padded(features), GATES * cells), np.float32)
         d_biases = np.empty((2, GATES * cells), np.float32)
         before = _begin_products(np.zeros(0, element))
-        backward((steps, numbers[BACKWARD_STEPS]), numbers[RETURNS], from_zero,
-                 _array(x, (batch, time, features), np.float32), as_words(_matrix(transposed, element)),
-                 _array(gates, gates_shape, element), _array(h_kept, states_shape, element),
-                 _array(c_kept, states_shape, element), _matrix(mask, np.float32),
-                 _array(d_y, _shape(d_y), np.float32), _array(d_h0, initial_shape, np.float32),
-                 _array(d_c0, initial_shape, np.float32), d_biases, d_weights, _array(d_x, x_shape, np.float32))
+        backward(
+            (steps, numbers[BACKWARD_STEPS]),
+            numbers[RETURNS],
+            from_zero,
+            _array(x, (batch, time, features), np.float32),
+            as_words(_matrix(transposed, element)),
+            _array(gates, gates_shape, element),
+            _array(h_kept, states_shape, element),
+            _array(c_kept, states_shape, element),
+            _matrix(mask, np.float32),
+            _array(d_y, _shape(d_y), np.float32),
+            _array(d_h0, initial_shape, np.float32),
+            _array(d_c0, initial_shape, np.float32),
+            d_biases,
+            d_weights,
+            _array(d_x, x_shape, np.float32),
+        )
         _end_products(before)
-        deinterleave_gradients(d_weights[0], d_biases[:1], _matrix(d_kernel, np.float32),
-                               _matrix(d_recurrent, np.float32), _array(d_bias, (1, columns), np.float32))
-        deinterleave_gradients(d_weights[1], d_biases[1:], _matrix(d_kernel_back, np.float32),
-                               _matrix(d_recurrent_back, np.float32),
-                               _array(d_bias_back, (1, columns), np.float32))
-    for tensor in (meta, x, transposed, gates, h_kept, c_kept, mask, d_y, d_kernel, d_kernel_back, d_recurrent,
-                   d_recurrent_back, d_bias, d_bias_back, d_h0, d_c0, d_x):
+        deinterleave_gradients(
+            d_weights[0],
+            d_biases[:1],
+            _matrix(d_kernel, np.float32),
+            _matrix(d_recurrent, np.float32),
+            _array(d_bias, (1, columns), np.float32),
+        )
+        deinterleave_gradients(
+            d_weights[1],
+            d_biases[1:],
+            _matrix(d_kernel_back, np.float32),
+            _matrix(d_recurrent_back, np.float32),
+            _array(d_bias_back, (1, columns), np.float32),
+        )
+    for tensor in (
+        meta,
+        x,
+        transposed,
+        gates,
+        h_kept,
+        c_kept,
+        mask,
+        d_y,
+        d_kernel,
+        d_kernel_back,
+        d_recurrent,
+        d_recurrent_back,
+        d_bias,
+        d_bias_back,
+        d_h0,
+        d_c0,
+        d_x,
+    ):
         _delete_tensor(tensor)
     _delete_status(status)
 
@@ -252,10 +326,16 @@ def _backward_bfloat16(_, op):
 
 
 _BODIES = {
-    tf.float32: {"BilstmPack": _pack_float32, "BilstmForward": _forward_float32,
-                 "BilstmBackward": _backward_float32},
-    tf.bfloat16: {"BilstmPack": _pack_bfloat16, "BilstmForward": _forward_bfloat16,
-                  "BilstmBackward": _backward_bfloat16},
+    tf.float32: {
+        "BilstmPack": _pack_float32,
+        "BilstmForward": _forward_float32,
+        "BilstmBackward": _backward_float32,
+    },
+    tf.bfloat16: {
+        "BilstmPack": _pack_bfloat16,
+        "BilstmForward": _forward_bfloat16,
+        "BilstmBackward": _backward_bfloat16,
+    },
 }
 _cfunc = cached(numba.cfunc(types.void(_address, _address), cache=True))
 

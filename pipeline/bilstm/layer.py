@@ -1,7 +1,8 @@
 """BiLSTM: a bidirectional LSTM layer for Keras, written to train fast on a CPU.
 
-It can be used in any Keras model. The weights are those of a stock `keras.layers.Bidirectional(keras.layers.LSTM(units))` that the
-layer holds; only the way of computing with them differs (on a GPU not even that).
+It can be used in any Keras model. The weights are those of a stock
+`keras.layers.Bidirectional(keras.layers.LSTM(units))` that the layer holds; only the way of computing with
+them differs (on a GPU not even that).
 """
 
 import keras
@@ -66,8 +67,10 @@ class BiLSTM(keras.layers.Layer):
         if precision not in PRECISIONS:
             raise ValueError(f"BiLSTM: precision must be one of {PRECISIONS}, not {precision!r}")
         if self.compute_dtype != "float32":
-            raise ValueError(f"BiLSTM: dtype must be float32, not {self.compute_dtype!r}; "
-                             "use precision='bfloat16' for bfloat16 matrix products")
+            raise ValueError(
+                f"BiLSTM: dtype must be float32, not {self.compute_dtype!r}; "
+                "use precision='bfloat16' for bfloat16 matrix products"
+            )
         self.units, self.readout, self.precision = units, readout, precision
         # The operations have kernels for the CPU, but none inside of XLA.
         self.supports_jit = False
@@ -104,21 +107,34 @@ class BiLSTM(keras.layers.Layer):
         if lengths is not None:
             mask = tf.cast(tf.sequence_mask(_checked("lengths", lengths, inputs), steps), self.compute_dtype)
         if initial_state is not None:
-            initial_state = [_checked("an initial state", state, inputs, self.units)
-                             for state in initial_state]
+            initial_state = [
+                _checked("an initial state", state, inputs, self.units) for state in initial_state
+            ]
         if tf.config.list_logical_devices("GPU"):
             return self._call_keras(inputs, initial_state, mask)
 
         cells = self.bidirectional.forward_layer.cell, self.bidirectional.backward_layer.cell
-        parameters = [tf.convert_to_tensor(getattr(cell, name))
-                      for name in ("kernel", "recurrent_kernel", "bias") for cell in cells]
+        parameters = [
+            tf.convert_to_tensor(getattr(cell, name))
+            for name in ("kernel", "recurrent_kernel", "bias")
+            for cell in cells
+        ]
         h0 = c0 = None
         if initial_state is not None:
             h_forward, c_forward, h_backward, c_backward = initial_state
             h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
         run = bilstm_in_a_graph if tf.executing_eagerly() else bilstm
-        return run(parts_of_a_batch(), inputs, parameters, h0, c0, mask, self.readout,
-                   tf.dtypes.as_dtype(self.precision), training is not False)
+        return run(
+            parts_of_a_batch(),
+            inputs,
+            parameters,
+            h0,
+            c0,
+            mask,
+            self.readout,
+            tf.dtypes.as_dtype(self.precision),
+            training is not False,
+        )
 
     def _call_keras(self, inputs, initial_state, mask):
         """The same through the stock layer, which has a cuDNN path on a GPU."""
@@ -148,21 +164,23 @@ class BiLSTM(keras.layers.Layer):
         """
         forward, backward = bidirectional.forward_layer, bidirectional.backward_layer
         if bidirectional.merge_mode != "concat":
-            raise ValueError(f"BiLSTM: merge_mode {bidirectional.merge_mode!r} is not supported, "
-                             "only 'concat'")
+            raise ValueError(
+                f"BiLSTM: merge_mode {bidirectional.merge_mode!r} is not supported, only 'concat'"
+            )
         for lstm, go_backwards in ((forward, False), (backward, True)):
             if not isinstance(lstm, keras.layers.LSTM):
                 raise ValueError(f"BiLSTM: {type(lstm).__name__} is not supported, only LSTM")
             config = lstm.get_config()
             for name, supported in {**_STOCK_ARGUMENTS, "go_backwards": go_backwards}.items():
                 if config[name] != supported:
-                    raise ValueError(f"BiLSTM: {name}={config[name]!r} is not supported, "
-                                     f"only {supported!r}")
+                    raise ValueError(f"BiLSTM: {name}={config[name]!r} is not supported, only {supported!r}")
         if not bidirectional.built:
             raise ValueError("BiLSTM: the Bidirectional layer has no weights yet; build it first")
         if forward.units != backward.units:
-            raise ValueError(f"BiLSTM: both directions need the same units, not {forward.units} "
-                             f"forward and {backward.units} backward")
+            raise ValueError(
+                f"BiLSTM: both directions need the same units, not {forward.units} "
+                f"forward and {backward.units} backward"
+            )
         if readout is None:
             readout = "sequence" if forward.return_sequences else "last"
         layer = cls(forward.units, readout=readout, precision=precision, **kwargs)
@@ -180,7 +198,8 @@ class BiLSTM(keras.layers.Layer):
             raise ValueError("BiLSTM: the layer has no weights yet; build it first")
         features = self.bidirectional.forward_layer.cell.kernel.shape[0]
         stock = keras.layers.Bidirectional(
-            keras.layers.LSTM(self.units, return_sequences=self.readout != "last"))
+            keras.layers.LSTM(self.units, return_sequences=self.readout != "last")
+        )
         stock.build((None, None, features))
         stock.set_weights(self.get_weights())
         return stock
@@ -206,6 +225,7 @@ def _checked(name, value, inputs, *of_a_sample):
         raise ValueError(f"BiLSTM: {name} must have the shape {expected}, not {tuple(value.shape)}")
     # The size of a batch may be known only in the run.
     as_many = tf.debugging.assert_equal(
-        tf.shape(value)[0], tf.shape(inputs)[0], f"BiLSTM: the batch of {name}")
+        tf.shape(value)[0], tf.shape(inputs)[0], f"BiLSTM: the batch of {name}"
+    )
     with tf.control_dependencies([as_many]):
         return tf.identity(value)

@@ -7,36 +7,35 @@ are packed once a batch, as in Goto & van de Geijn (2008, "Anatomy of High-Perfo
 Multiplication"), and the product stays where the step needs it.
 
 A *word* is what one lane multiplies: a float32, or a pair of bfloat16 as a uint32, which lie one after the
-other along the dimension that is summed over. Sums are float32. With AMX, bfloat16 is multiplied by `tiles.py`
-and everything else in vectors.
+other along the dimension that is summed over. Sums are float32. With AMX, `tiles.py` multiplies bfloat16; all
+else is multiplied in vectors.
 """
 
 import platform
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic, overload
 
 from pipeline.bilstm import tiles
 from pipeline.bilstm.isa import uses
 from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir, item, pointer, prefetch, write_transposed
+from pipeline.bilstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir, pointer
 
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
 ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)
 # Rows that are left over are taken so many at a time, and then singly.
 FEW = 4
-# Rows of weights that are prefetched while packing.
-_AHEAD = 8
 # Rows of two tiles of AMX, and of one for what is left over.
 _TWO_TILES, _ONE_TILE = 2 * tiles.SIDE, tiles.SIDE
 # Without the instruction, LLVM would call a function of the C library.
 _FUSED = uses("avx2") or platform.machine() not in ("x86_64", "AMD64")
 
 
-def _on_tiles(dtype):
+def on_tiles_of(dtype):
+    """Whether values of that type are multiplied on AMX's tiles."""
     return uses("amx") and dtype in (types.uint16, types.uint32)
 
 
@@ -46,7 +45,7 @@ def on_tiles(array):
 
 @overload(on_tiles, inline="always")
 def _on_tiles_any(array):
-    result = _on_tiles(array.dtype)
+    result = on_tiles_of(array.dtype)
     return lambda array: result
 
 
@@ -56,7 +55,7 @@ def block_rows(array):
 
 @overload(block_rows, inline="always")
 def _block_rows_any(array):
-    rows = _TWO_TILES if _on_tiles(array.dtype) else 12
+    rows = _TWO_TILES if on_tiles_of(array.dtype) else 12
     return lambda array: rows
 
 
@@ -81,16 +80,24 @@ def multiply_tile(typing_context, a, a_row, a_word, depth, panel, start, out, ou
         out: pointer to float32 `(rows, vectors * LANES)`; out_row: from one row to the next.
         rows, vectors: constants.
     """
+
     def generate(context, builder, signature, arguments):
         a, a_row, a_word, depth, panel, start, out, out_row, _, _ = arguments
         heights, widths = range(signature.args[-2].literal_value), range(signature.args[-1].literal_value)
         from_out = isinstance(signature.args[5], types.NoneType)
         in_pairs = signature.args[0].dtype == types.uint32
         fused = builder.module.declare_intrinsic(
-            f"llvm.{'fma' if _FUSED else 'fmuladd'}.v{LANES}f32", (),
-            ir.FunctionType(FLOATS, [FLOATS, FLOATS, FLOATS]))
-        of_pairs = in_pairs and uses("avx512_bf16") and builder.module.declare_intrinsic(
-            "llvm.x86.avx512bf16.dpbf16ps.512", (), ir.FunctionType(FLOATS, [FLOATS, _PAIRS, _PAIRS]))
+            f"llvm.{'fma' if _FUSED else 'fmuladd'}.v{LANES}f32",
+            (),
+            ir.FunctionType(FLOATS, [FLOATS, FLOATS, FLOATS]),
+        )
+        of_pairs = (
+            in_pairs
+            and uses("avx512_bf16")
+            and builder.module.declare_intrinsic(
+                "llvm.x86.avx512bf16.dpbf16ps.512", (), ir.FunctionType(FLOATS, [FLOATS, _PAIRS, _PAIRS])
+            )
+        )
         word = _INT if in_pairs else ir.FloatType()
         words = ir.VectorType(word, LANES)
 
@@ -108,14 +115,18 @@ def multiply_tile(typing_context, a, a_row, a_word, depth, panel, start, out, ou
                 return builder.call(of_pairs, [total, *(builder.bitcast(of, _PAIRS) for of in (left, right))])
             if in_pairs:
                 for take, by in ((builder.shl, 16), (builder.and_, 0xFFFF0000)):
-                    factors = [builder.bitcast(take(of, ir.Constant(INTS, [by] * LANES)), FLOATS)
-                               for of in (left, right)]
+                    factors = [
+                        builder.bitcast(take(of, ir.Constant(INTS, [by] * LANES)), FLOATS)
+                        for of in (left, right)
+                    ]
                     total = builder.call(fused, [*factors, total])
                 return total
             return builder.call(fused, [left, right, total])
 
-        places = [[at(out, builder.add(builder.mul(out_row, _LONG(i)), _LONG(LANES * j)), FLOATS) for j in widths]
-                  for i in heights]
+        places = [
+            [at(out, builder.add(builder.mul(out_row, _LONG(i)), _LONG(LANES * j)), FLOATS) for j in widths]
+            for i in heights
+        ]
         row_starts = [builder.mul(a_row, _LONG(i)) for i in heights]
         if from_out:
             sums = [[read(place, _LONG(0), FLOATS) for place in row] for row in places]
@@ -155,8 +166,10 @@ def multiply_tile(typing_context, a, a_row, a_word, depth, panel, start, out, ou
         return context.get_dummy_value()
 
     long = types.int64
-    return (types.void(a, long, long, long, panel, start, out, long, rows, vectors),
-            tiles.generate_tile if _on_tiles(a.dtype) else generate)
+    return (
+        types.void(a, long, long, long, panel, start, out, long, rows, vectors),
+        tiles.generate_tile if on_tiles_of(a.dtype) else generate,
+    )
 
 
 def _from(start, column):
@@ -197,31 +210,91 @@ def multiply(a, a_row, a_word, rows, words, panels, first, depth, start, out, ou
 
 @overload(multiply)
 def _multiply_any(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
-    return _multiply_on_tiles if _on_tiles(a.dtype) else _multiply_in_vectors
+    return _multiply_on_tiles if on_tiles_of(a.dtype) else _multiply_in_vectors
 
 
 def _multiply_in_vectors(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
     full = rows - rows % ROWS
     few = rows - (rows - full) % FEW
     for r in range(0, full, ROWS):
-        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
-                       pointer(out, r * out_row), out_row, columns, ROWS)
+        _multiply_rows(
+            pointer(a, r * a_row),
+            a_row,
+            a_word,
+            words,
+            panels,
+            first,
+            depth,
+            start,
+            pointer(out, r * out_row),
+            out_row,
+            columns,
+            ROWS,
+        )
     for r in range(full, few, FEW):
-        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
-                       pointer(out, r * out_row), out_row, columns, FEW)
+        _multiply_rows(
+            pointer(a, r * a_row),
+            a_row,
+            a_word,
+            words,
+            panels,
+            first,
+            depth,
+            start,
+            pointer(out, r * out_row),
+            out_row,
+            columns,
+            FEW,
+        )
     for r in range(few, rows):
-        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
-                       pointer(out, r * out_row), out_row, columns, 1)
+        _multiply_rows(
+            pointer(a, r * a_row),
+            a_row,
+            a_word,
+            words,
+            panels,
+            first,
+            depth,
+            start,
+            pointer(out, r * out_row),
+            out_row,
+            columns,
+            1,
+        )
 
 
 def _multiply_on_tiles(a, a_row, a_word, rows, words, panels, first, depth, start, out, out_row, columns):
     full = rows - rows % _TWO_TILES
     for r in range(0, full, _TWO_TILES):
-        _multiply_rows(pointer(a, r * a_row), a_row, a_word, words, panels, first, depth, start,
-                       pointer(out, r * out_row), out_row, columns, _TWO_TILES)
+        _multiply_rows(
+            pointer(a, r * a_row),
+            a_row,
+            a_word,
+            words,
+            panels,
+            first,
+            depth,
+            start,
+            pointer(out, r * out_row),
+            out_row,
+            columns,
+            _TWO_TILES,
+        )
     if full < rows:
-        _multiply_rows(pointer(a, full * a_row), a_row, a_word, words, panels, first, depth, start,
-                       pointer(out, full * out_row), out_row, columns, _ONE_TILE)
+        _multiply_rows(
+            pointer(a, full * a_row),
+            a_row,
+            a_word,
+            words,
+            panels,
+            first,
+            depth,
+            start,
+            pointer(out, full * out_row),
+            out_row,
+            columns,
+            _ONE_TILE,
+        )
 
 
 def multiply_part(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
@@ -237,12 +310,13 @@ def multiply_part(part, parts, a, a_row, rows, words, panels, first, depth, star
 
 @overload(multiply_part)
 def _multiply_part_any(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
-    if _on_tiles(a.dtype):
+    if on_tiles_of(a.dtype):
         return _multiply_part_on_tiles
 
     def whole(part, parts, a, a_row, rows, words, panels, first, depth, start, out, columns):
         if part == 0:
             multiply(a, a_row, 1, rows, words, panels, first, depth, start, out, columns, columns)
+
     return whole
 
 
@@ -271,7 +345,7 @@ def block_part(array):
 
 @overload(block_part, inline="always")
 def _block_part_any(array):
-    rows = 4 if _on_tiles(array.dtype) else 12
+    rows = 4 if on_tiles_of(array.dtype) else 12
     return lambda array: rows
 
 
@@ -315,149 +389,3 @@ def whole_words(array, number):
     """How many words, on AMX of whole tiles, the values fill."""
     words = number // values_in_word(array)
     return words // tiles.SIDE * tiles.SIDE if on_tiles(array) else words
-
-
-@intrinsic
-def _write_words(typing_context, out, place, first, i, second, j):
-    """LANES words in a row, made of values of two arrays; of float32, of the first's."""
-    def generate(context, builder, signature, arguments):
-        kinds = signature.args
-        in_pairs = kinds[0].dtype == types.uint32
-        values = ir.VectorType(ir.IntType(16) if in_pairs else ir.FloatType(), LANES)
-
-        def address(n, of):
-            return builder.bitcast(item(context, builder, kinds[n:], arguments[n:]), of.as_pointer())
-
-        def load(n):
-            value = builder.load(address(n, values))
-            value.align = 2 if in_pairs else 4
-            return value
-
-        words = load(2)
-        if in_pairs:
-            high = builder.shl(builder.zext(load(4), INTS), ir.Constant(INTS, [16] * LANES))
-            words = builder.or_(builder.zext(words, INTS), high)
-        builder.store(words, address(0, words.type)).align = 4
-        return context.get_dummy_value()
-    return types.void(out, place, first, i, second, j), generate
-
-
-def _drop_seconds(words, number):
-    """Clear the second value of each of the words, which a pointer leads to."""
-
-
-@overload(_drop_seconds)
-def _drop_seconds_any(words, number):
-    if words.dtype == types.uint32:
-        def drop(words, number):
-            for k in range(number):
-                words[k] &= np.uint32(0xFFFF)
-        return drop
-    return lambda words, number: None
-
-
-@compiled
-def pack_rows(a, k, depth, out):
-    """Write rows in the order in which tiles read a right operand.
-
-    Args:
-        a: values `(rows, columns)`, columns a multiple of LANES: some of those that are summed over.
-        k: number of their first word; depth: words in all.
-        out: words, flat: panels of VECTORS vectors (the last of those that are left), word by word. If the
-            rows do not fill the last word, its second value is anything: on the left it must be 0.
-    """
-    rows, columns = a.shape
-    in_word = values_in_word(a)
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
-        place = pointer(out, (column * depth + k * width,))
-        for v in range(0, width, LANES):
-            for first in range(0, rows, in_word):
-                second = min(first + in_word, rows) - 1
-                _write_words(place, first // in_word * width + v, a, (first, column + v), a, (second, column + v))
-
-
-@compiled
-def pack(weights, panels):
-    """`pack_rows` of a whole right operand: weights `(depth, columns)`; words beyond the depth are 0."""
-    rows, columns = weights.shape
-    in_word, depth = values_in_word(weights), words_in(weights, rows)
-    for first in range(0, rows, in_word):
-        for ahead in range(first + _AHEAD * in_word, min(first + (_AHEAD + 1) * in_word, rows)):
-            prefetch(weights, (ahead, 0), columns)
-        pack_rows(weights[first:first + in_word], first // in_word, depth, panels)
-    whole = (rows + in_word - 1) // in_word
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
-        panels[column * depth + whole * width:(column + width) * depth] = 0
-
-
-@compiled
-def pack_transposed(weights, panels):
-    """`pack` for the transpose of weights `(columns, depth)`, depth a multiple of LANES words."""
-    words = as_words(weights)
-    columns, depth = words.shape
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, padded(columns) - column)
-        panel = panels[column * depth:(column + width) * depth].reshape((depth, width))
-        whole = min(width, columns - column) // LANES * LANES
-        for k in range(0, depth, LANES):
-            for j in range(0, whole, LANES):
-                write_transposed(pointer(words, (column + j, k)), depth, pointer(panel, (k, j)), width)
-        for j in range(whole, width):
-            if column + j < columns:
-                panel[:, j] = words[column + j]
-            else:
-                panel[:, j] = 0
-
-
-def left_strides(like, columns, depth):
-    """Words from one row, and one word of a row, to the next in a left operand `(columns, depth)`."""
-
-
-@overload(left_strides)
-def _left_strides_any(like, columns, depth):
-    if _on_tiles(like.dtype):
-        return lambda like, columns, depth: (depth, 1)
-    return lambda like, columns, depth: (1, columns)
-
-
-def pack_columns(a, groups, rows, left, row, word):
-    """Write columns of a as rows of a left operand: to sum over a's rows.
-
-    Args:
-        a: pointer to values `(groups, rows, LANES)`: row by row for each group of columns.
-        left: pointer to the first row's first word. What a's rows lack to whole words, on AMX to a whole tile,
-            is 0.
-        row, word: of `left_strides`.
-    """
-
-
-@overload(pack_columns)
-def _pack_columns_any(a, groups, rows, left, row, word):
-    return _pack_columns_on_tiles if _on_tiles(a.dtype) else _pack_columns_in_vectors
-
-
-def _pack_columns_in_vectors(a, groups, rows, left, row, word):
-    in_word = values_in_word(a)
-    for first in range(0, rows, in_word):
-        second = min(first + in_word, rows) - 1
-        place = pointer(left, first // in_word * word)
-        for g in range(groups):
-            _write_words(place, g * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES)
-        if first + in_word > rows:
-            _drop_seconds(place, groups * LANES)
-
-
-def _pack_columns_on_tiles(a, groups, rows, left, row, word):
-    scratch = np.zeros((LANES, LANES), np.uint32)
-    words = pointer(scratch, (0, 0))
-    for g in range(groups):
-        for first in range(0, rows, 2):
-            second = min(first + 1, rows - 1)
-            _write_words(words, first // 2 * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES)
-        if rows % 2:
-            _drop_seconds(pointer(words, rows // 2 * LANES), LANES)
-        write_transposed(words, LANES, pointer(left, g * LANES * row), row)
-    # Numba frees an array after its last use.
-    scratch[0] = 0

@@ -11,22 +11,42 @@ from tensorflow.python.eager import execute
 
 from pipeline.bilstm.kernels import LIBRARY, compile_bodies
 
-_PARAMETERS = [f"{name}_{direction}" for name in ("kernel", "recurrent", "bias")
-               for direction in ("forward", "backward")]
+_PARAMETERS = [
+    f"{name}_{direction}" for name in ("kernel", "recurrent", "bias") for direction in ("forward", "backward")
+]
 # Name: inputs, outputs. T is the type of the matrix products' operands; see `kernels.py` for `meta`.
 OPERATIONS = {
     "BilstmPack": (
         ["meta: int32", *(f"{name}: float" for name in _PARAMETERS)],
-        ["panels: T", "transposed: T", "bias: float"]),
+        ["panels: T", "transposed: T", "bias: float"],
+    ),
     # The parameters are those that were packed: here only for their gradients.
     "BilstmForward": (
-        ["meta: int32", "x: float", "panels: T", "packed_bias: float", "h0: float", "c0: float", "mask: float",
-         *(f"{name}: float" for name in _PARAMETERS)],
-        ["gates: T", "h_kept: T", "c_kept: T", "y: float"]),
+        [
+            "meta: int32",
+            "x: float",
+            "panels: T",
+            "packed_bias: float",
+            "h0: float",
+            "c0: float",
+            "mask: float",
+            *(f"{name}: float" for name in _PARAMETERS),
+        ],
+        ["gates: T", "h_kept: T", "c_kept: T", "y: float"],
+    ),
     "BilstmBackward": (
-        ["meta: int32", "x: float", "transposed: T", "gates: T", "h_kept: T", "c_kept: T", "mask: float",
-         "d_y: float"],
-        [*(f"d_{name}: float" for name in _PARAMETERS), "d_h0: float", "d_c0: float", "d_x: float"]),
+        [
+            "meta: int32",
+            "x: float",
+            "transposed: T",
+            "gates: T",
+            "h_kept: T",
+            "c_kept: T",
+            "mask: float",
+            "d_y: float",
+        ],
+        [*(f"d_{name}: float" for name in _PARAMETERS), "d_h0: float", "d_c0: float", "d_x: float"],
+    ),
 }
 
 
@@ -58,8 +78,11 @@ def _register_operations():
         for kind, listed in (("Input", inputs), ("Output", outputs)):
             for each in listed:
                 library(f"TF_OpDefinitionBuilderAdd{kind}", builder, each.encode())
-        library("TF_OpDefinitionBuilderSetShapeInferenceFunction", builder,
-                library.library.TF_ShapeInferenceContextSetUnknownShape)
+        library(
+            "TF_OpDefinitionBuilderSetShapeInferenceFunction",
+            builder,
+            library.library.TF_ShapeInferenceContextSetUnknownShape,
+        )
         library.checked("TF_RegisterOpDefinition", builder)
     return library
 
@@ -68,8 +91,11 @@ def _register_operations():
 def _register_kernels(dtype):
     library = _register_operations()
     for name, function in compile_bodies(dtype).items():
-        builder = ctypes.c_void_p(library("TF_NewKernelBuilder", name.encode(), b"CPU", None,
-                                          ctypes.c_void_p(function.address), None))
+        builder = ctypes.c_void_p(
+            library(
+                "TF_NewKernelBuilder", name.encode(), b"CPU", None, ctypes.c_void_p(function.address), None
+            )
+        )
         library.checked("TF_KernelBuilder_TypeConstraint", builder, b"T", dtype.as_datatype_enum)
         library.checked("TF_RegisterKernelBuilder", f"{name}_{dtype.name}".encode(), builder)
 

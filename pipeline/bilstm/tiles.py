@@ -22,20 +22,22 @@ _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 
 def _call(builder, name, *arguments):
     kinds = [argument.type for argument in arguments]
-    function = builder.module.declare_intrinsic(
-        f"llvm.x86.{name}", (), ir.FunctionType(ir.VoidType(), kinds))
+    function = builder.module.declare_intrinsic(f"llvm.x86.{name}", (), ir.FunctionType(ir.VoidType(), kinds))
     builder.call(function, arguments)
 
 
 def _on_bytes(name):
     """An intrinsic for an instruction with a configuration, 64 bytes, as its operand."""
+
     @intrinsic
     def instruction(typing_context, configuration):
         def generate(context, builder, signature, arguments):
             array = context.make_array(signature.args[0])(context, builder, arguments[0])
             _call(builder, name, builder.bitcast(array.data, _POINTER))
             return context.get_dummy_value()
+
         return types.void(configuration), generate
+
     return instruction
 
 
@@ -47,6 +49,7 @@ def _release(typing_context):
     def generate(context, builder, signature, arguments):
         _call(builder, "tilerelease")
         return context.get_dummy_value()
+
     return types.void(), generate
 
 
@@ -89,7 +92,10 @@ def _start(builder, down, across, start, out, out_row):
     for i in range(down):
         for j in range(across):
             if start is None:
-                place, row = _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j)), out_row
+                place, row = (
+                    _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j)),
+                    out_row,
+                )
             else:
                 # Each row from the same address.
                 place, row = _at(builder, start, _LONG(SIDE * j)), _LONG(0)
@@ -103,8 +109,13 @@ def _add_products(builder, down, across, a, a_row, panel):
         _call(builder, "tileloadd64", _BYTE(_RIGHT[j]), _at(builder, panel, _LONG(SIDE * j)), panel_row)
         for i in range(down):
             if j == 0:
-                _call(builder, "tileloadd64", _BYTE(_LEFT[i]),
-                      _at(builder, a, builder.mul(a_row, _LONG(SIDE * i))), builder.mul(a_row, _LONG(4)))
+                _call(
+                    builder,
+                    "tileloadd64",
+                    _BYTE(_LEFT[i]),
+                    _at(builder, a, builder.mul(a_row, _LONG(SIDE * i))),
+                    builder.mul(a_row, _LONG(4)),
+                )
             _call(builder, "tdpbf16ps", _BYTE(_SUMS[i * across + j]), _BYTE(_LEFT[i]), _BYTE(_RIGHT[j]))
 
 
@@ -112,7 +123,9 @@ def _store(builder, down, across, out, out_row):
     for i in range(down):
         for j in range(across):
             place = _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j))
-            _call(builder, "tilestored64", _BYTE(_SUMS[i * across + j]), place, builder.mul(out_row, _LONG(4)))
+            _call(
+                builder, "tilestored64", _BYTE(_SUMS[i * across + j]), place, builder.mul(out_row, _LONG(4))
+            )
 
 
 def generate_tile(context, builder, signature, arguments):
@@ -125,8 +138,14 @@ def generate_tile(context, builder, signature, arguments):
     _start(builder, down, across, None if signature.args[5] == types.none else start, out, out_row)
     with cgutils.for_range(builder, builder.udiv(depth, _LONG(SIDE))) as loop:
         k = builder.mul(loop.index, _LONG(SIDE))
-        _add_products(builder, down, across, _at(builder, a, k), a_row,
-                      _at(builder, panel, builder.mul(k, _LONG(SIDE * across))))
+        _add_products(
+            builder,
+            down,
+            across,
+            _at(builder, a, k),
+            a_row,
+            _at(builder, panel, builder.mul(k, _LONG(SIDE * across))),
+        )
     _store(builder, down, across, out, out_row)
     return context.get_dummy_value()
 
@@ -137,25 +156,31 @@ def generate_tile(context, builder, signature, arguments):
 @intrinsic
 def start_sums(typing_context, start):
     """Let the sums begin with float32 `(32)`, the same for each row."""
+
     def generate(context, builder, signature, arguments):
         _start(builder, 2, 2, *arguments, None, None)
         return context.get_dummy_value()
+
     return types.void(start), generate
 
 
 @intrinsic
 def add_products(typing_context, a, a_row, panel):
     """Add the products of words `(32, 16)`, from one row to the next a_row, and `(16, 32)`."""
+
     def generate(context, builder, signature, arguments):
         _add_products(builder, 2, 2, *arguments)
         return context.get_dummy_value()
+
     return types.void(a, types.int64, panel), generate
 
 
 @intrinsic
 def store_sums(typing_context, out, out_row):
     """Write the sums to float32 `(32, 32)`, from one row to the next out_row."""
+
     def generate(context, builder, signature, arguments):
         _store(builder, 2, 2, *arguments)
         return context.get_dummy_value()
+
     return types.void(out, types.int64), generate

@@ -7,7 +7,8 @@ fills the last group up with cells whose weights are 0.
 import numpy as np
 
 from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.matmul import as_words, pack, pack_transposed, padded
+from pipeline.bilstm.matmul import as_words, padded
+from pipeline.bilstm.packing import pack, pack_transposed
 from pipeline.bilstm.recurrence import GATES
 from pipeline.bilstm.simd import LANES, read, read_some, write, write_some
 
@@ -16,14 +17,20 @@ from pipeline.bilstm.simd import LANES, read, read_some, write, write_some
 def _interleave_row(values, row, units, out, out_row):
     for gate in range(GATES):
         for k in range(0, units, LANES):
-            write(out, (out_row, GATES * k + gate * LANES), read_some(values, (row, gate * units + k), units - k))
+            write(
+                out,
+                (out_row, GATES * k + gate * LANES),
+                read_some(values, (row, gate * units + k), units - k),
+            )
 
 
 @inline
 def _deinterleave_row(values, row, units, out, out_row):
     for gate in range(GATES):
         for k in range(0, units, LANES):
-            write_some(out, (out_row, gate * units + k), read(values, (row, GATES * k + gate * LANES)), units - k)
+            write_some(
+                out, (out_row, gate * units + k), read(values, (row, GATES * k + gate * LANES)), units - k
+            )
 
 
 @compiled
@@ -33,8 +40,8 @@ def pack_parameters(kernel, recurrent, bias, panels, transposed, packed_bias):
     Args:
         kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
         panels: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
-        transposed: written, for `backward`: of `(4 * cells, cells)` and `(4 * cells, padded features)`; not if
-            it is empty.
+        transposed: written, for `backward`: of `(4 * cells, cells)` and `(4 * cells, padded features)`;
+            not if it is empty.
         packed_bias: float32 `(1, 4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)

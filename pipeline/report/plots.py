@@ -1,14 +1,18 @@
 """The pictures of the stages `check`, `article` and `report`."""
 
 import io
+import os
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from pipeline.competition import CLASSES
+
+# A backend that the shell or a notebook has chosen may need a display, or not exist here.
+os.environ["MPLBACKEND"] = "Agg"
+from matplotlib.figure import Figure
 
 MOST_MISTAKES = 60
 COLUMNS = 10
@@ -17,14 +21,14 @@ ACCURACY_TICKS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 def _save(figure, target):
     figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
 
 
 def draw_confusion(path: Path, labels: np.ndarray, predicted: np.ndarray) -> None:
     """The confusion matrix as counts, correct answers greyed out."""
     counts = confusion_matrix(labels, predicted, labels=range(CLASSES))
     mistakes = counts - np.diag(np.diag(counts))
-    figure, axes = plt.subplots(figsize=(6, 5.6), layout="constrained")
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(mistakes.max(), 4))
     for (row, column), count in np.ndenumerate(counts):
         if count:
@@ -48,7 +52,8 @@ def draw_mistakes(path: Path, images: np.ndarray, labels: np.ndarray, probabilit
     shown = wrong[:MOST_MISTAKES]
     rows = max(1, -(-len(shown) // COLUMNS))
     size = (COLUMNS, 1.35 * rows + 0.5)
-    figure, grid = plt.subplots(rows, COLUMNS, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, number in zip(grid.flat, shown, strict=False):
@@ -69,7 +74,8 @@ def draw_article(path: Path, table: pd.DataFrame, printed: dict[int, tuple[float
         printed: step -> the article's cost and accuracy.
     """
     printed = {step: accuracy for step, (_, accuracy) in printed.items() if step <= table["step"].max()}
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.plot(table["step"], table["accuracy_batch"], linewidth=1, label="run again: first 1,000 test images")
     axes.plot(table["step"], table["accuracy"], label="run again: all 10,000 test images")
     axes.plot(printed.keys(), printed.values(), "kx", label="printed in the article: 1,000 test images")
@@ -85,7 +91,8 @@ def draw_article(path: Path, table: pd.DataFrame, printed: dict[int, tuple[float
 
 def history_png(history: pd.DataFrame) -> bytes:
     """Loss and validation error by epoch, from the table of `metrics/history.csv`."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(history["epoch"], history["loss"], label="training")
     left.plot(history["epoch"], history["val_loss"], label="validation")
     title = "training: smoothed labels; distorted in all epochs but the last"

@@ -22,6 +22,8 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     """
     name = module.__spec__.name.rpartition(".")[2]
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
+    # A message of a submission may have letters that the terminal cannot show.
+    sys.stdout.reconfigure(errors="replace")
     try:
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()

@@ -3,7 +3,6 @@
 import sys
 import time
 
-import matplotlib
 import pandas as pd
 
 from pipeline.files import PipelineError, atomic_write, write_json
@@ -35,7 +34,6 @@ def main():
             raise PipelineError(
                 f"the network restored from the checkpoint gives {restored}, the trained one gave {last}"
             )
-    matplotlib.use("Agg")
     table = pd.DataFrame(rows)
     with atomic_write(METRICS / "article.csv") as tmp:
         table.to_csv(tmp, index=False, float_format="%.6g")

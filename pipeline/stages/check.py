@@ -2,7 +2,6 @@
 
 import sys
 
-import matplotlib
 import numpy as np
 
 from pipeline.files import atomic_write, load_arrays, write_json
@@ -35,7 +34,6 @@ def main():
         "article": PRINTED[max(PRINTED)][1],
         "ours": float(np.mean(predicted[:TEST_BATCH] == labels[:TEST_BATCH])),
     }
-    matplotlib.use("Agg")
     with atomic_write(METRICS / "confusion.png") as tmp:
         draw_confusion(tmp, labels[clean], predicted[clean])
     with atomic_write(METRICS / "mistakes.png") as tmp:

@@ -2,7 +2,6 @@
 
 import sys
 
-import matplotlib
 import pandas as pd
 
 from pipeline.files import atomic_write, load_json
@@ -12,7 +11,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    matplotlib.use("Agg")
     source = load_json(SOURCE, "download")
     stages = {"folds": "train", "ensemble": "ensemble", "check": "check", "article": "article"}
     metrics = {name: load_json(METRICS / f"{name}.json", stage) for name, stage in stages.items()}

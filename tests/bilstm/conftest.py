@@ -15,7 +15,7 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session")
 def digits():
-    """Scikit-learn's scanned digits of 8 by 8 pixels, enlarged to images `(400, 28, 28)` uint8, and labels."""
+    """Scikit-learn's scans of 8 by 8 pixels, enlarged to images `(400, 28, 28)` uint8, and labels."""
     scans, labels = load_digits(return_X_y=True)
     scans = (scans[:400].reshape(-1, 8, 8) * (255 / 16)).astype("uint8")
     images = np.pad(scans.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2)))

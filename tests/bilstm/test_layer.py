@@ -29,8 +29,9 @@ def stock_layer(units=UNITS, features=FEATURES, **arguments):
     """Keras's own layer with random weights, biases too."""
     layer = keras.layers.Bidirectional(keras.layers.LSTM(units, **{"return_sequences": True, **arguments}))
     layer.build((None, None, features))
-    layer.set_weights([values(*weight.shape, seed=number)
-                       for number, weight in enumerate(layer.get_weights())])
+    layer.set_weights(
+        [values(*weight.shape, seed=number) for number, weight in enumerate(layer.get_weights())]
+    )
     return layer
 
 
@@ -43,11 +44,22 @@ def stock_output(stock, readout, x, initial_state, lengths):
     steps, units = x.shape[1], stock.forward_layer.units
     if lengths is None:
         return read(stock(x, initial_state=initial_state), readout, steps, steps, units)
-    return tf.concat([
-        read(stock(x[n:n + 1, :length],
-                   initial_state=initial_state and [state[n:n + 1] for state in initial_state]),
-             readout, steps, length, units)
-        for n, length in enumerate(lengths)], axis=0)
+    return tf.concat(
+        [
+            read(
+                stock(
+                    x[n : n + 1, :length],
+                    initial_state=initial_state and [state[n : n + 1] for state in initial_state],
+                ),
+                readout,
+                steps,
+                length,
+                units,
+            )
+            for n, length in enumerate(lengths)
+        ],
+        axis=0,
+    )
 
 
 def read(sequence, readout, steps, length, units):
@@ -71,14 +83,22 @@ def outcome(call, inputs, weights):
 
 def assert_close(ours, theirs, relative=RELATIVE):
     assert len(ours) == len(theirs)
-    for one, other in zip(map(np.asarray, ours), map(np.asarray, theirs)):
+    for one, other in zip(map(np.asarray, ours), map(np.asarray, theirs), strict=True):
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= relative * np.abs(other).max()
 
 
 CASES = [  # steps, with initial states, lengths
-    (1, False, None), (2, False, None), (3, True, None), (8, False, None), (9, True, None), (28, False, None),
-    (1, True, [1, 1, 1, 1]), (2, False, [1, 2, 2, 1]), (6, False, [6, 1, 3, 4]), (7, True, [2, 7, 4, 1]),
+    (1, False, None),
+    (2, False, None),
+    (3, True, None),
+    (8, False, None),
+    (9, True, None),
+    (28, False, None),
+    (1, True, [1, 1, 1, 1]),
+    (2, False, [1, 2, 2, 1]),
+    (6, False, [6, 1, 3, 4]),
+    (7, True, [2, 7, 4, 1]),
 ]
 
 
@@ -90,10 +110,12 @@ def test_outputs_and_gradients_are_keras_own(readout, steps, with_states, length
     x = tf.constant(values(BATCH, steps, FEATURES))
     initial = states() if with_states else None
     inputs = [x, *(initial or [])]
-    theirs = outcome(lambda: stock_output(stock, readout, x, initial, lengths), inputs,
-                     stock.trainable_variables)
-    ours = outcome(lambda: layer(x, initial_state=initial, lengths=lengths), inputs,
-                   layer.trainable_variables)
+    theirs = outcome(
+        lambda: stock_output(stock, readout, x, initial, lengths), inputs, stock.trainable_variables
+    )
+    ours = outcome(
+        lambda: layer(x, initial_state=initial, lengths=lengths), inputs, layer.trainable_variables
+    )
     assert_close(ours, theirs)
 
 
@@ -125,8 +147,14 @@ def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
         x = tf.constant(values(batch, 6, features))
         initial = [tf.constant(values(batch, units, seed=seed)) for seed in (10, 11, 12, 13)]
         lengths = [1 + n % 6 for n in range(batch)] if with_lengths else None
-        found, expected = (outcome(lambda: layer(x, initial_state=initial, lengths=lengths), [x, *initial],
-                                   layer.trainable_variables) for layer in (rough, exact))
+        found, expected = (
+            outcome(
+                lambda: layer(x, initial_state=initial, lengths=lengths),
+                [x, *initial],
+                layer.trainable_variables,
+            )
+            for layer in (rough, exact)
+        )
         assert_close(found[:1], expected[:1], BFLOAT16_OUTPUT)
         assert_close(found[1:], expected[1:], BFLOAT16_GRADIENT)
 
@@ -141,8 +169,13 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, readout, batch):
     for parts in (1, 3):
         monkeypatch.setattr(layer_module, "parts_of_a_batch", lambda: parts)
         layer(x)
-        results.append(outcome(lambda: layer(x, initial_state=initial, lengths=[6, 3, 1, 2, 4][:batch]),
-                               [x, *initial], layer.trainable_variables))
+        results.append(
+            outcome(
+                lambda: layer(x, initial_state=initial, lengths=[6, 3, 1, 2, 4][:batch]),
+                [x, *initial],
+                layer.trainable_variables,
+            )
+        )
     assert np.array_equal(results[0][0], results[1][0])
     assert_close(*results)
 
@@ -196,8 +229,12 @@ def test_exact_numbers_from_constant_weights():
     steps, units = 3, 2
     layer = BiLSTM(units)
     layer.build((None, steps, 1))
-    layer.set_weights([np.full(weight.shape, value) for weight, value in zip(
-        layer.get_weights(), (0.5, 0.25, 0.125, -0.5, 0.75, -0.25))])
+    layer.set_weights(
+        [
+            np.full(weight.shape, value)
+            for weight, value in zip(layer.get_weights(), (0.5, 0.25, 0.125, -0.5, 0.75, -0.25), strict=True)
+        ]
+    )
 
     def direction(kernel, recurrent, bias, inputs):
         h = c = 0.0
@@ -212,7 +249,7 @@ def test_exact_numbers_from_constant_weights():
     forward = list(direction(0.5, 0.25, 0.125, x))
     backward = list(direction(-0.5, 0.75, -0.25, x[::-1]))[::-1]
     assert forward[0] == pytest.approx(0.2256, abs=1e-4)  # by hand, z = 0.625
-    expected = [[f, f, b, b] for f, b in zip(forward, backward)]
+    expected = [[f, f, b, b] for f, b in zip(forward, backward, strict=True)]
     np.testing.assert_allclose(layer(x.reshape(1, steps, 1).astype("float32"))[0], expected, rtol=1e-5)
 
 
@@ -252,13 +289,15 @@ np.savez(sys.argv[2], **results)
 
 def to_basic_cell(kernel, recurrent, bias, forget_bias):
     """Keras's arrays as BasicLSTMCell has them: inputs above states, gates i, j, f, o."""
+
     def reorder(array):
         i, f, c, o = np.split(array, 4, axis=-1)
         return np.concatenate([i, c, f, o], axis=-1)
 
     bias = np.split(reorder(bias), 4)
     return reorder(np.concatenate([kernel, recurrent])), np.concatenate(
-        [bias[0], bias[1], bias[2] - forget_bias, bias[3]])
+        [bias[0], bias[1], bias[2] - forget_bias, bias[3]]
+    )
 
 
 def test_outputs_and_gradients_are_tensorflow_1s(tmp_path):
@@ -267,22 +306,32 @@ def test_outputs_and_gradients_are_tensorflow_1s(tmp_path):
     lengths = np.array([6, 0, 3, 1], "int32")
     x, initial = tf.constant(values(BATCH, steps, FEATURES)), states()
     weights = stock.get_weights()
-    (kernel_fw, bias_fw), (kernel_bw, bias_bw) = (to_basic_cell(*weights[k:k + 3], 1.0) for k in (0, 3))
+    (kernel_fw, bias_fw), (kernel_bw, bias_bw) = (to_basic_cell(*weights[k : k + 3], 1.0) for k in (0, 3))
     names = ("h_fw", "c_fw", "h_bw", "c_bw")
-    np.savez(tmp_path / "in.npz", x=x, lengths=lengths, direction=values(BATCH, steps, 2 * UNITS, seed=99),
-             kernel_fw=kernel_fw, bias_fw=bias_fw, kernel_bw=kernel_bw, bias_bw=bias_bw,
-             **dict(zip(names, map(np.asarray, initial))))
+    np.savez(
+        tmp_path / "in.npz",
+        x=x,
+        lengths=lengths,
+        direction=values(BATCH, steps, 2 * UNITS, seed=99),
+        kernel_fw=kernel_fw,
+        bias_fw=bias_fw,
+        kernel_bw=kernel_bw,
+        bias_bw=bias_bw,
+        **dict(zip(names, map(np.asarray, initial), strict=True)),
+    )
     done = run_python("-c", TENSORFLOW_1, tmp_path / "in.npz", tmp_path / "out.npz", TF_USE_LEGACY_KERAS="1")
     assert done.returncode == 0, done.stderr
     theirs = np.load(tmp_path / "out.npz")
 
     layer = BiLSTM.from_keras(stock)
-    for case, inputs, options in (("plain", [x], {}),
-                                  ("full", [x, *initial], {"initial_state": initial, "lengths": lengths})):
+    for case, inputs, options in (
+        ("plain", [x], {}),
+        ("full", [x, *initial], {"initial_state": initial, "lengths": lengths}),
+    ):
         output, *gradients = outcome(lambda: layer(x, **options), inputs, layer.trainable_variables)
-        ours, last = [output, *gradients[:len(inputs)]], gradients[len(inputs):]
+        ours, last = [output, *gradients[: len(inputs)]], gradients[len(inputs) :]
         for k in (0, 3):
-            ours += to_basic_cell(*map(np.asarray, last[k:k + 3]), 0.0)
+            ours += to_basic_cell(*map(np.asarray, last[k : k + 3]), 0.0)
         assert_close(ours, [theirs[f"{case}_{number}"] for number in range(len(ours))])
         if case == "full":
             assert not np.any(output[1]) and not np.any(output[2, 3:])
@@ -299,7 +348,8 @@ def test_bfloat16_stays_within_its_bound(digits, readout):
     rough.build(x.shape)
     rough.set_weights(exact.get_weights())
     (output, *gradients), (rough_output, *rough_gradients) = (
-        outcome(lambda: layer(x), [x], layer.trainable_variables) for layer in (exact, rough))
+        outcome(lambda: layer(x), [x], layer.trainable_variables) for layer in (exact, rough)
+    )
     assert rough_output.dtype == "float32"
     assert all(gradient.dtype == "float32" for gradient in rough_gradients)
     assert_close([rough_output], [output], BFLOAT16_OUTPUT)
@@ -311,8 +361,10 @@ def test_bfloat16_stays_within_its_bound(digits, readout):
 # To and from Keras
 
 
-@pytest.mark.parametrize(("returns_sequences", "readout"), [
-    (True, None), (True, "middle"), (True, "mean"), (False, None), (False, "last")])
+@pytest.mark.parametrize(
+    ("returns_sequences", "readout"),
+    [(True, None), (True, "middle"), (True, "mean"), (False, None), (False, "last")],
+)
 def test_there_and_back(returns_sequences, readout):
     stock = stock_layer(return_sequences=returns_sequences)
     layer = BiLSTM.from_keras(stock, readout=readout, precision="bfloat16")
@@ -323,12 +375,25 @@ def test_there_and_back(returns_sequences, readout):
         assert np.array_equal(ours, theirs) and np.array_equal(back, theirs)
 
 
-@pytest.mark.parametrize("argument", [
-    {"activation": "relu"}, {"recurrent_activation": "hard_sigmoid"}, {"use_bias": False}, {"dropout": 0.1},
-    {"recurrent_dropout": 0.1}, {"return_state": True}, {"kernel_regularizer": "l2"},
-    {"recurrent_regularizer": "l2"}, {"bias_regularizer": "l1"}, {"activity_regularizer": "l2"},
-    {"kernel_constraint": "max_norm"}, {"recurrent_constraint": "max_norm"},
-    {"bias_constraint": "non_neg"}], ids=lambda argument: next(iter(argument)))
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"activation": "relu"},
+        {"recurrent_activation": "hard_sigmoid"},
+        {"use_bias": False},
+        {"dropout": 0.1},
+        {"recurrent_dropout": 0.1},
+        {"return_state": True},
+        {"kernel_regularizer": "l2"},
+        {"recurrent_regularizer": "l2"},
+        {"bias_regularizer": "l1"},
+        {"activity_regularizer": "l2"},
+        {"kernel_constraint": "max_norm"},
+        {"recurrent_constraint": "max_norm"},
+        {"bias_constraint": "non_neg"},
+    ],
+    ids=lambda argument: next(iter(argument)),
+)
 def test_what_the_layer_cannot_do_is_refused_by_name(argument):
     stock = keras.layers.Bidirectional(keras.layers.LSTM(UNITS, return_sequences=True, **argument))
     stock.build((None, 4, FEATURES))
@@ -344,14 +409,18 @@ def lstm(units=UNITS, **arguments):
     return keras.layers.LSTM(units, return_sequences=True, **arguments)
 
 
-@pytest.mark.parametrize(("make", "named"), [
-    (lambda: keras.layers.Bidirectional(lstm(), merge_mode="sum"), "merge_mode"),
-    (lambda: keras.layers.Bidirectional(lstm(), merge_mode=None), "merge_mode"),
-    (lambda: keras.layers.Bidirectional(keras.layers.GRU(UNITS)), "GRU"),
-    (lambda: two_ways(lstm(), lstm(UNITS + 1, go_backwards=True)), "units"),
-    (lambda: two_ways(lstm(), lstm(go_backwards=True, activation="relu")), "activation"),
-    (lambda: two_ways(lstm(go_backwards=True), lstm()), "go_backwards"),
-], ids=["sum", "no merge", "GRU", "units", "activation of one", "directions swapped"])
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: keras.layers.Bidirectional(lstm(), merge_mode="sum"), "merge_mode"),
+        (lambda: keras.layers.Bidirectional(lstm(), merge_mode=None), "merge_mode"),
+        (lambda: keras.layers.Bidirectional(keras.layers.GRU(UNITS)), "GRU"),
+        (lambda: two_ways(lstm(), lstm(UNITS + 1, go_backwards=True)), "units"),
+        (lambda: two_ways(lstm(), lstm(go_backwards=True, activation="relu")), "activation"),
+        (lambda: two_ways(lstm(go_backwards=True), lstm()), "go_backwards"),
+    ],
+    ids=["sum", "no merge", "GRU", "units", "activation of one", "directions swapped"],
+)
 def test_other_bidirectional_layers_are_refused(make, named):
     stock = make()
     stock.build((None, 4, FEATURES))
@@ -373,11 +442,29 @@ def test_layers_without_weights_are_refused():
         BiLSTM(UNITS).to_keras()
 
 
-@pytest.mark.parametrize(("argument", "value"), [
-    ("units", 0), ("units", -1), ("units", 2.5), ("units", "8"), ("units", None), ("units", True),
-    ("readout", "first"), ("readout", None), ("precision", "float16"), ("precision", None),
-    ("dtype", "bfloat16"), ("dtype", "float64"), ("dropout", 0.1), ("activation", "tanh"),
-    ("return_sequences", True), ("merge_mode", "concat"), ("go_backwards", True), ("stateful", False)])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("units", 0),
+        ("units", -1),
+        ("units", 2.5),
+        ("units", "8"),
+        ("units", None),
+        ("units", True),
+        ("readout", "first"),
+        ("readout", None),
+        ("precision", "float16"),
+        ("precision", None),
+        ("dtype", "bfloat16"),
+        ("dtype", "float64"),
+        ("dropout", 0.1),
+        ("activation", "tanh"),
+        ("return_sequences", True),
+        ("merge_mode", "concat"),
+        ("go_backwards", True),
+        ("stateful", False),
+    ],
+)
 def test_bad_arguments_are_refused_by_name(argument, value):
     with pytest.raises(ValueError, match=argument) as error:
         BiLSTM(**{"units": 8, argument: value})
@@ -394,10 +481,15 @@ def test_an_unknown_number_of_steps_is_refused():
 
 def small_network(precision="float32"):
     keras.utils.set_random_seed(3)
-    return keras.Sequential([
-        keras.Input((28, 28)), keras.layers.Rescaling(1 / 255),
-        BiLSTM(8, precision=precision), BiLSTM(8, readout="mean", precision=precision),
-        keras.layers.Dense(10, activation="softmax")])
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Rescaling(1 / 255),
+            BiLSTM(8, precision=precision),
+            BiLSTM(8, readout="mean", precision=precision),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
 
 
 @pytest.mark.parametrize("readout", READOUTS)
@@ -425,11 +517,14 @@ def test_custom_loop_in_and_out_of_a_graph(digits):
             loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, model(images)))
         return [loss, *tape.gradient(loss, model.trainable_variables)]
 
-    in_graph = tf.function(step, input_signature=[
-        tf.TensorSpec((None, 28, 28)), tf.TensorSpec((None,), tf.int32)])
+    in_graph = tf.function(
+        step, input_signature=[tf.TensorSpec((None, 28, 28)), tf.TensorSpec((None,), tf.int32)]
+    )
     for batch in (1, 2, 7):
-        arguments = (tf.constant(digits.images[:batch], tf.float32),
-                     tf.constant(digits.labels[:batch], tf.int32))
+        arguments = (
+            tf.constant(digits.images[:batch], tf.float32),
+            tf.constant(digits.labels[:batch], tf.int32),
+        )
         assert_close(in_graph(*arguments), step(*arguments))
 
 
@@ -483,9 +578,13 @@ def test_prediction_is_the_same_and_has_the_same_gradient(readout, precision, wi
     layer(x)
     inputs = [x, *(initial or [])]
     predicted, trained = (
-        outcome(lambda: layer(x, initial_state=initial, lengths=lengths, training=training), inputs,
-                layer.trainable_variables)
-        for training in (False, True))
+        outcome(
+            lambda: layer(x, initial_state=initial, lengths=lengths, training=training),
+            inputs,
+            layer.trainable_variables,
+        )
+        for training in (False, True)
+    )
     for one, other in zip(predicted, trained, strict=True):
         assert one.numpy().tobytes() == other.numpy().tobytes()
 
@@ -559,8 +658,13 @@ def test_a_wrong_batch_is_refused_where_only_the_run_knows_it(argument):
     x = values(BATCH, 6, FEATURES)
     layer(x)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, 6, FEATURES)), tf.TensorSpec((None,), tf.int32),
-                                  tf.TensorSpec((None, UNITS))])
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, 6, FEATURES)),
+            tf.TensorSpec((None,), tf.int32),
+            tf.TensorSpec((None, UNITS)),
+        ]
+    )
     def run(x, lengths, state):
         return layer(x, **({"lengths": lengths} if argument == "lengths" else {"initial_state": [state] * 4}))
 
@@ -593,16 +697,18 @@ def test_a_sample_does_not_depend_on_its_batch(readout):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("with_states", "lengths"), [
-    (False, None), (True, None), (False, [6, 1, 3, 4]), (True, [2, 6, 4, 1])])
+@pytest.mark.parametrize(
+    ("with_states", "lengths"), [(False, None), (True, None), (False, [6, 1, 3, 4]), (True, [2, 6, 4, 1])]
+)
 def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, with_states, lengths):
     layer = BiLSTM.from_keras(stock_layer(), readout=readout)
     x, initial = tf.constant(values(BATCH, 6, FEATURES)), states() if with_states else None
     inputs = [x, *(initial or [])]
 
     def run():
-        return outcome(lambda: layer(x, initial_state=initial, lengths=lengths), inputs,
-                       layer.trainable_variables)
+        return outcome(
+            lambda: layer(x, initial_state=initial, lengths=lengths), inputs, layer.trainable_variables
+        )
 
     ours = run()
     handed_over = Mock(side_effect=BiLSTM._call_keras, autospec=True)
@@ -613,19 +719,25 @@ def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, w
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("imports", [
-    "import pipeline, keras", "import keras, pipeline", "from pipeline.bilstm import BiLSTM; import keras"])
+@pytest.mark.parametrize(
+    "imports",
+    ["import pipeline, keras", "import keras, pipeline", "from pipeline.bilstm import BiLSTM; import keras"],
+)
 def test_a_saved_network_loads_after_import_pipeline(digits, tmp_path, imports):
     model = small_network()
     images = digits.images[:5].astype("float32")
     model.save(tmp_path / "network.keras")
     np.save(tmp_path / "images.npy", images)
-    done = run_python("-c", f"""
+    done = run_python(
+        "-c",
+        f"""
 {imports}
 import numpy as np
 network = keras.models.load_model("network.keras")
 np.save("network.npy", network(np.load("images.npy")))
-""", cwd=tmp_path)
+""",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert_close([np.load(tmp_path / "network.npy")], [model(images)])
 

@@ -1,6 +1,6 @@
-"""Runs code in processes forked from this one, which has imported what takes long: for speed alone.
+"""Run code in processes forked from this one, which has imported what takes long: for speed alone.
 
-`test_kaggle.py` starts it. Each line of its input is a job, each line of its output the exit status.
+`project.py` starts it. Each line of its input is a job, each line of its output the exit status.
 """
 
 import json
@@ -8,11 +8,12 @@ import os
 import sys
 import traceback
 
-import kagglesdk  # noqa: F401  but not `kaggle`, which reads the environment on import
-import pipeline.kaggle_api  # noqa: F401
-import pipeline.mnist  # noqa: F401
-import pipeline.params  # noqa: F401
+import kagglesdk.competitions.services.competition_api_service  # noqa: F401
 import rich.progress  # noqa: F401
+
+import pipeline.kaggle.submit
+import pipeline.mnist
+import pipeline.params  # noqa: F401
 
 
 def run(code):

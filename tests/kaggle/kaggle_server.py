@@ -1,4 +1,4 @@
-"""Kaggle's service as the unmodified client sees it, on 127.0.0.1, for `test_kaggle*.py`.
+"""Kaggle's service as the unmodified client sees it, on 127.0.0.1, for the tests beside it.
 
 The client is told to call `http://localhost` through this server as its proxy, so no request can
 leave the machine; requests for any other host are kept in `strangers`, for the tests to fail on.
@@ -8,7 +8,7 @@ import base64
 import json
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -56,16 +56,31 @@ class KaggleServer:
 
     def add(self, description, **fields):
         reference = 1000 + len(self.submissions)
-        date = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self.submissions.insert(0, {"ref": reference, "date": date, "fileName": "submission.csv",
-                                    "description": description, **self.new, **fields})
+        date = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self.submissions.insert(
+            0,
+            {
+                "ref": reference,
+                "date": date,
+                "fileName": "submission.csv",
+                "description": description,
+                **self.new,
+                **fields,
+            },
+        )
         return reference
 
 
 # Faults: functions of the handler that stand in for the proper answer to a call.
 
+
 def status(code, message="so it is", headers=None):
     return lambda handler: handler.answer({"code": code, "message": message}, code, headers)
+
+
+def no_fault(handler):
+    """Give the proper answer, before a fault that comes later."""
+    handler.answer(*handler.take())
 
 
 def echo(handler):
@@ -106,9 +121,11 @@ def drip(handler):
 
 def after(fault):
     """Do what is asked, and only then fail."""
+
     def both(handler):
         handler.take()
         fault(handler)
+
     return both
 
 
@@ -136,7 +153,8 @@ class Handler(BaseHTTPRequestHandler):
         kaggle.times.append(time.monotonic())
         if self.command != "POST" and SIGNATURE not in url.query:
             return self.answer({"code": 403, "message": "no signature"}, 403)
-        if self.command == "POST" and self.headers["Authorization"] not in kaggle.accepted:
+        signing_in = self.call == "GenerateAccessToken"
+        if self.command == "POST" and not signing_in and self.headers["Authorization"] not in kaggle.accepted:
             return self.answer({"code": 401, "message": "unknown"}, 401)
         faults = kaggle.faults.get(self.call)
         if faults:
@@ -149,7 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         """Do what the call asks; returns the arguments of `answer`."""
         kaggle = self.server.kaggle
         if self.call == "IntrospectToken":
-            return {"active": f"Bearer {self.asked['token']}" in kaggle.accepted, "username": USER},
+            return ({"active": f"Bearer {self.asked['token']}" in kaggle.accepted, "username": USER},)
+        if self.call == "GenerateAccessToken":
+            return ({"token": TOKEN, "expiresIn": 3600},)
         if self.call in ("DownloadDataFiles", "DownloadDataFile"):
             wanted = self.asked.get("fileName", "archive.zip")
             name = next((name for name in kaggle.files if name in (wanted, f"{wanted}.zip")), None)
@@ -157,19 +177,19 @@ class Handler(BaseHTTPRequestHandler):
                 return {"code": 404, "message": "Not found"}, 404
             return None, 302, {"Location": f"http://localhost/storage/{name}?{SIGNATURE}"}
         if self.call == "storage":
-            return self.content(),
+            return (self.content(),)
         if self.call == "StartSubmissionUpload":
-            return {"token": "blob", "createUrl": f"http://localhost/upload/blob?{SIGNATURE}"},
+            return ({"token": "blob", "createUrl": f"http://localhost/upload/blob?{SIGNATURE}"},)
         if self.call == "upload":
             kaggle.uploads.append(self.body)
-            return {},
+            return ({},)
         if self.call == "CreateSubmission":
             reference = kaggle.add(self.asked["submissionDescription"])
-            return {"message": "Successfully submitted", "ref": reference},
+            return ({"message": "Successfully submitted", "ref": reference},)
         if self.call == "GetSubmissionLimits":
-            return kaggle.limits,
+            return (kaggle.limits,)
         if self.call == "ListSubmissions":
-            return self.page(),
+            return (self.page(),)
         return {"code": 404, "message": "no such call"}, 404
 
     def page(self):
@@ -189,8 +209,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_file(slice(0, None))
         content = b"" if content is None else json.dumps(content).encode()
         self.send_response(code)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(content),
-                            **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": len(content),
+            **(headers or {}),
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content)
@@ -199,9 +222,13 @@ class Handler(BaseHTTPRequestHandler):
         content = self.content()
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
-        for name, value in {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes",
-                            "Content-Length": len(content) - start, "ETag": '"1"',
-                            "Last-Modified": formatdate(time.time() - 1e6, usegmt=True)}.items():
+        for name, value in {
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "Content-Length": len(content) - start,
+            "ETag": '"1"',
+            "Last-Modified": formatdate(time.time() - 1e6, usegmt=True),
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content[start:][part])

@@ -1,0 +1,167 @@
+"""Packing: operands in the order in which the tiles of `matmul.py` read them."""
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+from pipeline.bilstm.jit import compiled
+from pipeline.bilstm.matmul import VECTORS, as_words, on_tiles_of, padded, values_in_word, words_in
+from pipeline.bilstm.simd import INTS, LANES, item, pointer, prefetch, write_transposed
+
+# Rows of weights that are prefetched while packing.
+_AHEAD = 8
+
+
+@intrinsic
+def _write_words(typing_context, out, place, first, i, second, j):
+    """LANES words in a row, made of values of two arrays; of float32, of the first's."""
+
+    def generate(context, builder, signature, arguments):
+        kinds = signature.args
+        in_pairs = kinds[0].dtype == types.uint32
+        values = ir.VectorType(ir.IntType(16) if in_pairs else ir.FloatType(), LANES)
+
+        def address(n, of):
+            return builder.bitcast(item(context, builder, kinds[n:], arguments[n:]), of.as_pointer())
+
+        def load(n):
+            value = builder.load(address(n, values))
+            value.align = 2 if in_pairs else 4
+            return value
+
+        words = load(2)
+        if in_pairs:
+            high = builder.shl(builder.zext(load(4), INTS), ir.Constant(INTS, [16] * LANES))
+            words = builder.or_(builder.zext(words, INTS), high)
+        builder.store(words, address(0, words.type)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(out, place, first, i, second, j), generate
+
+
+def _drop_seconds(words, number):
+    """Clear the second value of each of the words, which a pointer leads to."""
+
+
+@overload(_drop_seconds)
+def _drop_seconds_any(words, number):
+    if words.dtype == types.uint32:
+
+        def drop(words, number):
+            for k in range(number):
+                words[k] &= np.uint32(0xFFFF)
+
+        return drop
+    return lambda words, number: None
+
+
+@compiled
+def pack_rows(a, k, depth, out):
+    """Write rows in the order in which tiles read a right operand.
+
+    Args:
+        a: values `(rows, columns)`, columns a multiple of LANES: some of those that are summed over.
+        k: number of their first word; depth: words in all.
+        out: words, flat: panels of VECTORS vectors (the last of those that are left), word by word. If the
+            rows do not fill the last word, its second value is anything: on the left it must be 0.
+    """
+    rows, columns = a.shape
+    in_word = values_in_word(a)
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, columns - column)
+        place = pointer(out, (column * depth + k * width,))
+        for v in range(0, width, LANES):
+            for first in range(0, rows, in_word):
+                second = min(first + in_word, rows) - 1
+                _write_words(
+                    place, first // in_word * width + v, a, (first, column + v), a, (second, column + v)
+                )
+
+
+@compiled
+def pack(weights, panels):
+    """`pack_rows` of a whole right operand: weights `(depth, columns)`; words beyond the depth are 0."""
+    rows, columns = weights.shape
+    in_word, depth = values_in_word(weights), words_in(weights, rows)
+    for first in range(0, rows, in_word):
+        for ahead in range(first + _AHEAD * in_word, min(first + (_AHEAD + 1) * in_word, rows)):
+            prefetch(weights, (ahead, 0), columns)
+        pack_rows(weights[first : first + in_word], first // in_word, depth, panels)
+    whole = (rows + in_word - 1) // in_word
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, columns - column)
+        panels[column * depth + whole * width : (column + width) * depth] = 0
+
+
+@compiled
+def pack_transposed(weights, panels):
+    """`pack` for the transpose of weights `(columns, depth)`, depth a multiple of LANES words."""
+    words = as_words(weights)
+    columns, depth = words.shape
+    for column in range(0, columns, VECTORS * LANES):
+        width = min(VECTORS * LANES, padded(columns) - column)
+        panel = panels[column * depth : (column + width) * depth].reshape((depth, width))
+        whole = min(width, columns - column) // LANES * LANES
+        for k in range(0, depth, LANES):
+            for j in range(0, whole, LANES):
+                write_transposed(pointer(words, (column + j, k)), depth, pointer(panel, (k, j)), width)
+        for j in range(whole, width):
+            if column + j < columns:
+                panel[:, j] = words[column + j]
+            else:
+                panel[:, j] = 0
+
+
+def left_strides(like, columns, depth):
+    """Words from one row, and one word of a row, to the next in a left operand `(columns, depth)`."""
+
+
+@overload(left_strides)
+def _left_strides_any(like, columns, depth):
+    if on_tiles_of(like.dtype):
+        return lambda like, columns, depth: (depth, 1)
+    return lambda like, columns, depth: (1, columns)
+
+
+def pack_columns(a, groups, rows, left, row, word):
+    """Write columns of a as rows of a left operand: to sum over a's rows.
+
+    Args:
+        a: pointer to values `(groups, rows, LANES)`: row by row for each group of columns.
+        left: pointer to the first row's first word. What a's rows lack to whole words, on AMX to whole tiles,
+            is 0.
+        row, word: of `left_strides`.
+    """
+
+
+@overload(pack_columns)
+def _pack_columns_any(a, groups, rows, left, row, word):
+    return _pack_columns_on_tiles if on_tiles_of(a.dtype) else _pack_columns_in_vectors
+
+
+def _pack_columns_in_vectors(a, groups, rows, left, row, word):
+    in_word = values_in_word(a)
+    for first in range(0, rows, in_word):
+        second = min(first + in_word, rows) - 1
+        place = pointer(left, first // in_word * word)
+        for g in range(groups):
+            _write_words(place, g * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES)
+        if first + in_word > rows:
+            _drop_seconds(place, groups * LANES)
+
+
+def _pack_columns_on_tiles(a, groups, rows, left, row, word):
+    scratch = np.zeros((LANES, LANES), np.uint32)
+    words = pointer(scratch, (0, 0))
+    for g in range(groups):
+        for first in range(0, rows, 2):
+            second = min(first + 1, rows - 1)
+            _write_words(
+                words, first // 2 * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES
+            )
+        if rows % 2:
+            _drop_seconds(pointer(words, rows // 2 * LANES), LANES)
+        write_transposed(words, LANES, pointer(left, g * LANES * row), row)
+    # Numba frees an array after its last use.
+    scratch[0] = 0

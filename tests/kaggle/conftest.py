@@ -1,0 +1,51 @@
+"""What the tests of Kaggle share: a server, and a project folder that talks to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kaggle_server import KaggleServer
+from project import ROOT, SMALL, Project, archive
+
+
+@pytest.fixture(scope="session")
+def full_archive():
+    """The competition's archive at full size; its rows are all alike."""
+    pixels = ",".join(f"pixel{i}" for i in range(784))
+    row = ",".join(["7"] * 784)
+    return archive(
+        {
+            "train.csv": f"label,{pixels}\n" + f"7,{row}\n" * 42_000,
+            "test.csv": f"{pixels}\n" + f"{row}\n" * 28_000,
+            "sample_submission.csv": "ImageId,Label\r\n" + "".join(f"{i},0\r\n" for i in range(1, 28_001)),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def forker():
+    """What `forked.py` says it is for."""
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("forked.py")],
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def kaggle():
+    with KaggleServer() as server:
+        server.files["archive.zip"] = archive(SMALL)
+        yield server
+    assert server.strangers == []
+
+
+@pytest.fixture
+def project(tmp_path, kaggle, forker):
+    return Project(tmp_path, kaggle, forker)
