@@ -71,7 +71,7 @@ def cases():
         "a": ("one layer of 128, middle readout", Shape(1, 128, "middle")),
         "b": ("two layers of 128, mean over the steps", Shape(2, 128, "mean")),
         "c": (
-            "the row reader of params.yaml",
+            "the network `rows` of params.yaml",
             Shape(**model.model_dump(include=set(Shape.__dataclass_fields__)), margin=MARGIN),
         ),
     }
