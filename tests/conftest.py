@@ -1,5 +1,6 @@
-"""What all tests share: real digits."""
+"""What all tests share: real digits, and how they are dealt out to processes (`pytest -n 2`)."""
 
+import fcntl
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,20 +15,40 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
+# Kept together and begun first, for they take longest: what compiles the layer anew, one instruction set
+# after another, and the folders whose tests share a run of the pipeline or a trained network.
+LONGEST = ("bilstm/test_isa.py", "bilstm/test_layer.py", "stages", "training", "kaggle")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of a group run in one process, in their order; the other files are a group each."""
+
+    def group(item):
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((name for name in LONGEST if path.startswith(name)), path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def mnist(request):
     """The 70,000 digits, fetched once and kept in pytest's cache."""
     cached = request.config.cache.mkdir("mnist") / "mnist.npz"
-    for path in (ROOT / "data/mnist.npz", cached):
-        try:
-            return load_mnist(path)
-        except PipelineError:
-            continue
-    arrays, _ = fetch_mnist()
-    with atomic_write(cached) as tmp:
-        np.savez(tmp, **arrays)
-    return arrays
+    # One process fetches them for all.
+    with open(cached.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in (ROOT / "data/mnist.npz", cached):
+            try:
+                return load_mnist(path)
+            except PipelineError:
+                continue
+        arrays, _ = fetch_mnist()
+        with atomic_write(cached) as tmp:
+            np.savez(tmp, **arrays)
+        return arrays
 
 
 @pytest.fixture(scope="session")
