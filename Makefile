@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is 1, or pip.conf says so, pip would install beside the environment, and refuses to.
 export PIP_USER := 0
 MAKEFLAGS += --no-print-directory
-# Tests in two processes; tests/conftest.py says which run in one.
+# Tests in two processes; tests/conftest.py says which of them stay together.
 IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup repro check test submit submissions benchmark lock

@@ -15,22 +15,23 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
-# Kept together and begun first, for they take longest: what compiles the layer anew, one instruction set
-# after another, and the folders whose tests share a run of the pipeline or a trained network.
-LONGEST = ("bilstm/test_isa.py", "bilstm/test_layer.py", "stages", "training", "kaggle")
+# What takes longest begins first: it compiles the layer, or shares a run of the pipeline or trained networks.
+LONGEST = ("bilstm/test_layer.py", "bilstm/test_isa.py", "stages/", "training/", "kaggle/")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of a group run in one process, in their order; the other files are a group each."""
+    """Tests of a group run in one process: of a folder in `LONGEST`, or else of a file."""
 
-    def group(item):
-        path = item.path.relative_to(ROOT / "tests").as_posix()
-        return next((name for name in LONGEST if path.startswith(name)), path)
+    def rank(item):
+        file = item.nodeid.removeprefix("tests/")
+        return next((n for n, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
 
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+        group = LONGEST[rank(item)] if rank(item) < len(LONGEST) else item.path.name
+        # Each instruction set compiles for itself.
+        item.add_marker(pytest.mark.xdist_group(item.name if group.endswith("isa.py") else group))
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
