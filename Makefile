@@ -4,6 +4,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is 1, or pip.conf says so, pip would install beside the environment, and refuses to.
 export PIP_USER := 0
 MAKEFLAGS += --no-print-directory
+# Tests in two processes; tests/conftest.py says which of them stay together.
+IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup repro check test submit submissions benchmark lock
 .SILENT:
@@ -33,10 +35,10 @@ repro: setup
 check: setup
 	ruff check
 	ruff format --check --quiet || { echo "Not formatted; run: ruff format"; exit 1; }
-	python -m pytest -q -m "not slow"
+	python -m pytest -q $(IN_TWO) -m "not slow"
 
 test: setup
-	python -m pytest
+	python -m pytest $(IN_TWO)
 
 # Forced, it must be this stage alone: the pipeline before it would be run again, too.
 submit: setup

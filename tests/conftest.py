@@ -1,5 +1,6 @@
-"""What all tests share: real digits."""
+"""What all tests share: real digits, and how they are dealt out to processes (`pytest -n 2`)."""
 
+import fcntl
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,20 +15,41 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
+# What takes longest begins first: it compiles the layer, or shares a run of the pipeline or trained networks.
+LONGEST = ("bilstm/test_layer.py", "bilstm/test_isa.py", "stages/", "training/", "kaggle/")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of a group run in one process: of a folder in `LONGEST`, or else of a file."""
+
+    def rank(item):
+        file = item.nodeid.removeprefix("tests/")
+        return next((n for n, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
+
+    for item in items:
+        group = LONGEST[rank(item)] if rank(item) < len(LONGEST) else item.path.name
+        # Each instruction set compiles for itself.
+        item.add_marker(pytest.mark.xdist_group(item.name if group.endswith("isa.py") else group))
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def mnist(request):
     """The 70,000 digits, fetched once and kept in pytest's cache."""
     cached = request.config.cache.mkdir("mnist") / "mnist.npz"
-    for path in (ROOT / "data/mnist.npz", cached):
-        try:
-            return load_mnist(path)
-        except PipelineError:
-            continue
-    arrays, _ = fetch_mnist()
-    with atomic_write(cached) as tmp:
-        np.savez(tmp, **arrays)
-    return arrays
+    # One process fetches them for all.
+    with open(cached.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in (ROOT / "data/mnist.npz", cached):
+            try:
+                return load_mnist(path)
+            except PipelineError:
+                continue
+        arrays, _ = fetch_mnist()
+        with atomic_write(cached) as tmp:
+            np.savez(tmp, **arrays)
+        return arrays
 
 
 @pytest.fixture(scope="session")

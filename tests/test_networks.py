@@ -70,6 +70,7 @@ def test_batch_normalization_is_keras_own(training, trainable):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_but_the_outermost_pixels_are_read(images, architecture):
     network = small_network(architecture)
@@ -81,6 +82,7 @@ def test_all_but_the_outermost_pixels_are_read(images, architecture):
             assert np.any(network.predict_on_batch(other) != answers) == read
 
 
+@pytest.mark.slow
 def test_every_line_of_the_grid_is_read_by_the_same_layer(digits):
     """So one layer, which reads along the lines alone, cannot tell where a digit stands in height."""
     low_enough = ~(digits.images[:, :3].any(axis=(1, 2)) | digits.images[:, -5:].any(axis=(1, 2)))
@@ -93,6 +95,7 @@ def test_every_line_of_the_grid_is_read_by_the_same_layer(digits):
     assert np.abs(two.predict_on_batch(moved) - two.predict_on_batch(images)).max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -113,6 +116,7 @@ def test_a_grid_of_any_shape_gives_probabilities(images, change):
     np.testing.assert_allclose(network.predict_on_batch(images[2:3]), probabilities[2:3], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_grid_columns_reads_the_transposed_image(images):
     along, down = (small_network(architecture) for architecture in ("grid_rows", "grid_columns"))
     down.set_weights(along.get_weights())
@@ -127,6 +131,7 @@ def moved(images, down, right):
     return canvas[:, 1:29, 1:29]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architectures", [("rows",), ("rows", "grid_rows")])
 @pytest.mark.parametrize("shifts", [SHIFTS, ((1, -1),)])
 def test_test_time_augmentation(monkeypatch, images, architectures, shifts):
@@ -139,6 +144,7 @@ def test_test_time_augmentation(monkeypatch, images, architectures, shifts):
     np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_test_time_augmentation_can_be_saved(images, tmp_path):
     folds = [
         average([small_network(architecture)], [architecture], f"fold_{fold}", tta=True)

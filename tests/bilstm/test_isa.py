@@ -38,12 +38,14 @@ def test_without_permission_for_tiles_the_next_best_is_used_and_said_once(monkey
     assert "uses avx512_bf16 instead" in caplog.text
 
 
+@pytest.mark.slow
 @needs_amx
 def test_permission_is_asked_for_in_every_process():
     done = run_python("-c", "from pipeline.bilstm.isa import ISA; print(ISA)")
     assert done.stdout.strip() == "amx"
 
 
+@pytest.mark.slow
 @needs_amx
 def test_tiles_of_others_are_left_as_they_were():
     """TensorFlow's own products in bfloat16 use tiles too, in the same threads."""

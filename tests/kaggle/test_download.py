@@ -8,6 +8,7 @@ from kaggle_server import cut, drip, half, half_and_hang, hang, status
 from project import SMALL, archive
 
 
+@pytest.mark.slow
 def test_download_of_the_archive(project, kaggle, full_archive):
     kaggle.files["archive.zip"] = full_archive
     shutil.rmtree(project.folder / "data/raw")
@@ -59,6 +60,7 @@ def test_download_goes_on_after_a_fault(project, kaggle, fault):
     assert kaggle.count("storage") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault, problem",
     [

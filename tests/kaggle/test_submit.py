@@ -66,6 +66,7 @@ def test_own_message_and_resubmission(project, kaggle):
     assert len((project.folder / "submissions/history.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_dvc_does_not_send_the_same_bytes_again(project, kaggle):
     shutil.copy(ROOT / "submissions/dvc.yaml", project.folder / "submissions")
     (project.folder / ".dvc/tmp").mkdir(parents=True)
@@ -189,6 +190,7 @@ def test_submission_that_happened_though_the_answer_was_lost(project, kaggle, fa
     assert project.read_json("submissions/score.json")["public_score"] == 0.99532
 
 
+@pytest.mark.slow
 def test_passing_trouble_is_waited_out(project, kaggle):
     kaggle.faults = {
         "ListSubmissions": [status(429, headers={"Retry-After": "1"}), cut],
@@ -231,6 +233,7 @@ def kill_when(condition, process):
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment, sent", [("before", 2), ("at", 1), ("after", 1)])
 def test_kill_between_upload_and_score(project, kaggle, moment, sent):
     """Before Kaggle takes the submission, when it has but did not say so, and when it has said so."""
@@ -274,6 +277,7 @@ def test_errors_are_short_whatever_kaggle_says(project, kaggle):
     project.fails("submit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["submit", "submissions"])
 def test_log_files_have_no_colours(project, kaggle, stage):
     kaggle.new = {"status": "PENDING"}
@@ -288,6 +292,7 @@ def test_log_files_have_no_colours(project, kaggle, stage):
     assert "\x1b" not in out + err
 
 
+@pytest.mark.slow
 def test_progress_is_shown_in_a_terminal(project, kaggle):
     kaggle.new = {"status": "PENDING"}
     here, there = os.openpty()
@@ -307,6 +312,7 @@ def test_progress_is_shown_in_a_terminal(project, kaggle):
     assert b"submission 1000" in shown and b"\x1b[" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", ["größer", b"gr\xf6\xdfer", "größer \N{SNOWMAN}"])
 def test_message_that_the_terminal_cannot_show(project, kaggle, message):
     kaggle.new = {"status": "PENDING"}
@@ -319,6 +325,7 @@ def test_message_that_the_terminal_cannot_show(project, kaggle, message):
     assert code == 0 and "gr??er" in out
 
 
+@pytest.mark.slow
 def test_submission_is_recorded_before_it_is_told(project, kaggle):
     """Nobody reads the output any more: the stage fails as it tells, after it has recorded."""
     process = project.start("-m", "pipeline.stages.submit", PYTHONUNBUFFERED="1")

@@ -32,6 +32,7 @@ def test_initial_weights_are_a_function_of_the_member(digits):
     assert [len(value) for value in along] == [len(value) for value in down] and along[0] != down[0]
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_function_of_what_it_is_given(digits):
     params = small_params()
     first = train_epoch(params, digits, ROWS, State())
