@@ -4,8 +4,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is 1, or pip.conf says so, pip would install beside the environment, and refuses to.
 export PIP_USER := 0
 MAKEFLAGS += --no-print-directory
-# Tests in two processes; tests/conftest.py says which of them stay together.
-IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+# Tests in two processes; those of a file stay together, because they share what takes long to make.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup repro check test submit submissions benchmark lock
 .SILENT:

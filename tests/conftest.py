@@ -1,4 +1,4 @@
-"""What all tests share: real digits, and how they are dealt out to processes (`pytest -n 2`)."""
+"""What all tests share: real digits; and which tests begin first."""
 
 import fcntl
 import os
@@ -16,21 +16,14 @@ from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
 # What takes longest begins first: it compiles the layer, or shares a run of the pipeline or trained networks.
-LONGEST = ("bilstm/test_layer.py", "bilstm/test_isa.py", "stages/", "training/", "kaggle/")
+LONGEST = ("bilstm/test_isa.py", "bilstm/test_layer.py", "stages/", "training/", "kaggle/")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of a group run in one process: of a folder in `LONGEST`, or else of a file."""
-
     def rank(item):
         file = item.nodeid.removeprefix("tests/")
         return next((n for n, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
 
-    for item in items:
-        group = LONGEST[rank(item)] if rank(item) < len(LONGEST) else item.path.name
-        # Each instruction set compiles for itself.
-        item.add_marker(pytest.mark.xdist_group(item.name if group.endswith("isa.py") else group))
     items.sort(key=rank)
 
 
