@@ -135,7 +135,7 @@ def test_any_size_and_batch(units, features):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("units", "features"), [(5, 3), (16, 40), (37, 10), (48, 50)])
+@pytest.mark.parametrize(("units", "features"), [(37, 10), (48, 50)])
 @pytest.mark.parametrize("with_lengths", [False, True])
 def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
     """Whole blocks of samples and what is left over; a last sample that pairs with none."""
@@ -146,7 +146,7 @@ def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
         weight *= 2 / np.sqrt(len(weight)) if weight.ndim > 1 else 1
     for layer in (exact, rough):
         layer.set_weights(weights)
-    for batch in (1, 45, 64):
+    for batch in (1, 77):
         x = tf.constant(values(batch, 6, features))
         initial = [tf.constant(values(batch, units, seed=seed)) for seed in (10, 11, 12, 13)]
         lengths = [1 + n % 6 for n in range(batch)] if with_lengths else None
