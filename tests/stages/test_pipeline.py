@@ -1,17 +1,24 @@
-"""The whole pipeline, small, as DVC runs it in a fresh clone: what the README promises."""
+"""The whole pipeline, small, as DVC runs it in a fresh clone, and each stage on its own.
+
+One file, because the processes that share the tests get whole files, and all of these share one run.
+"""
 
 import hashlib
+import importlib
+import shutil
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 from ruamel.yaml import YAML
 
 import pipeline  # noqa: F401  registers the layer
 from pipeline.competition import read_labels
+from pipeline.files import PipelineError
 from pipeline.metrics import wilson_interval
+from pipeline.stages.check import mnist_test_images_trained_on
 
 FOLDS, LIMIT = 3, 600
 STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "submission", "report")
@@ -207,3 +214,138 @@ def test_an_experiment_that_trains_on_mnist_test_images_says_so(project):
     assert check["contaminated_accuracy_on_all_images"] == pytest.approx(right.mean(), abs=0.002)
     assert check["accuracy"] == pytest.approx(np.delete(right, seen).mean(), abs=0.002)
     assert "contaminated" in (project.folder / "metrics/report.html").read_text()
+
+
+# Each stage on its own: what it refuses, in one line, leaving everything as it was.
+
+
+@pytest.mark.parametrize(("folds", "seen"), [([0, 1, -1], {7}), ([-1, 1, -1], set()), ([0, 1, 1], {7, 9})])
+def test_the_mnist_test_images_that_a_network_trained_on(tmp_path, monkeypatch, folds, seen):
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data/digits.npz", mnist_index=[7, -1, 9], folds=folds)
+    monkeypatch.chdir(tmp_path)
+    assert set(mnist_test_images_trained_on()) == seen
+
+
+@pytest.fixture
+def prepared(finished, tmp_path, monkeypatch):
+    """A folder in which `prepare` and `submission` can run, with the project's files."""
+    (tmp_path / "data/raw").mkdir(parents=True)
+    for name in ("mnist.npz", "raw/train.csv", "raw/test.csv", "raw/sample_submission.csv"):
+        (tmp_path / "data" / name).symlink_to(finished.folder / "data" / name)
+    shutil.copy(finished.folder / "params.yaml", tmp_path)
+    (tmp_path / "data/digits.npz").write_bytes(b"of an earlier run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(stage, folder):
+    """The line that a stage refuses with, having left everything as it was."""
+    before = files(folder)
+    with pytest.raises(PipelineError) as error:
+        importlib.import_module(f"pipeline.stages.{stage}").main()
+    assert files(folder) == before and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_error_is_one_line_and_an_exit_status(prepared):
+    (prepared / "data/raw/train.csv").unlink()
+    before = files(prepared)
+    done = run_python("-m", "pipeline.stages.prepare", cwd=prepared)
+    assert done.returncode == 1 and files(prepared) == before
+    assert done.stderr == "prepare: data/raw/train.csv: there is no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (None, "there is no such file"),
+        (lambda whole: b"<!DOCTYPE html>\n<title>Sign in</title>", "is an HTML page"),
+        (lambda whole: whole[: len(whole) // 2], "columns, expected 785"),
+        (lambda whole: whole.replace(b",0,", b",256,", 1), "row 1, column pixel0: found '256'"),
+        (lambda whole: whole.replace(b"pixel7,", b"pixel07,", 1), "column 'pixel7' is missing"),
+    ],
+    ids=["missing", "html", "cut off", "pixel", "column"],
+)
+def test_prepare_refuses_a_bad_train_csv(prepared, damage, says):
+    path = prepared / "data/raw/train.csv"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(whole))
+    line = refusal("prepare", prepared)
+    assert line.startswith("data/raw/train.csv: ") and says in line
+
+
+def test_prepare_counts_the_rows_unless_there_is_a_limit(prepared):
+    path = prepared / "data/raw/test.csv"
+    lines = path.read_bytes().splitlines(True)
+    path.unlink()
+    path.write_bytes(b"".join(lines[:-1]))
+    importlib.import_module("pipeline.stages.prepare").main()
+    (prepared / "params.yaml").write_text(
+        (prepared / "params.yaml").read_text().replace(f"limit: {LIMIT}", "limit: null")
+    )
+    assert "data/raw/test.csv: 27999 rows, expected 28000" in refusal("prepare", prepared)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "submission"])
+def test_stages_refuse_bad_parameters(prepared, stage):
+    with open(prepared / "params.yaml", "a") as file:
+        file.write("epochs: 3\n")
+    assert "unknown key 'epochs'" in refusal(stage, prepared)
+
+
+def test_the_submission_is_in_the_order_of_the_sample(prepared):
+    (prepared / "params.yaml").write_text(
+        (prepared / "params.yaml").read_text().replace(f"limit: {LIMIT}", "limit: null")
+    )
+    random = np.random.default_rng(0)
+    probabilities = random.random((28_000, 10))
+    np.savez(prepared / "data/predictions.npz", probabilities=probabilities)
+    sample = prepared / "data/raw/sample_submission.csv"
+    header, *rows = sample.read_bytes().splitlines(True)
+    sample.unlink()
+    sample.write_bytes(header + b"".join(random.permutation(rows)))
+    importlib.import_module("pipeline.stages.submission").main()
+    ids, labels = read_labels(prepared / "submissions/submission.csv")
+    assert ids.tolist() == read_labels(sample)[0].tolist() != sorted(ids)
+    assert np.array_equal(labels, probabilities.argmax(axis=1)[ids - 1])
+
+
+@pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p * np.nan], ids=["too few", "no numbers"])
+def test_the_submission_refuses_bad_predictions(prepared, damage):
+    np.savez(prepared / "data/predictions.npz", probabilities=damage(np.full((LIMIT, 10), 0.1)))
+    assert "data/predictions.npz" in refusal("submission", prepared)
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "writer"),
+    [
+        ("train", "data/digits.npz", "prepare"),
+        ("check", "data/mnist.npz", "mnist"),
+        ("submission", "data/predictions.npz", "ensemble"),
+        ("report", "data/raw/source.json", "download"),
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"of an earlier run", b""], ids=["missing", "damaged", "empty"])
+def test_stages_refuse_files_that_no_stage_has_written(prepared, stage, file, writer, content):
+    (prepared / file).unlink(missing_ok=True)
+    if content is not None:
+        (prepared / file).write_bytes(content)
+    line = refusal(stage, prepared)
+    assert line.startswith(f"{file}: ") and repr(writer) in line
+
+
+@pytest.mark.parametrize("command", ["prepare --help", "train --help", "prepare", "submission"])
+def test_stages_that_run_no_network_do_not_load_tensorflow(prepared, command):
+    np.savez(prepared / "data/predictions.npz", probabilities=np.full((LIMIT, 10), 0.1))
+    name, *options = command.split()
+    done = run_python("-X", "importtime", "-m", f"pipeline.stages.{name}", *options, cwd=prepared)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and {"numpy", "pipeline.params"} <= loaded
+    assert not {"tensorflow", "keras"} & loaded
