@@ -184,7 +184,7 @@ def forward(steps, returns, keep, x, weights, bias, h0, c0, mask, gates, h_kept,
         h0, c0: initial states, float32 `(2, batch, cells)`, or `(0, ...)` for zeros.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
         gates: `(2, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
-        h_kept, c_kept: `(2, steps + 1, batch, cells)`, before each step and after the last.
+        h_kept, c_kept: `(2, steps + 1, batch, cells)`, before each step, c_kept also after the last.
         y: float32 `(batch, time, 2 * cells)` for `SEQUENCE`, else `(batch, 1, 2 * cells)`.
     """
     batch, time, features = x.shape

@@ -146,10 +146,11 @@ def _gradient(op, *gradients):
         meta = tf.constant(numbers, tf.int32)
         outputs = operation("BilstmForward", dtype, meta, x, panels, packed_bias, h0, c0, mask, *parameters)
     gates, h_kept, c_kept, _ = outputs
+    # The same operation as in the forward pass, so TensorFlow merges them.
+    _, transposed, _ = operation("BilstmPack", dtype, meta, *parameters)
     # A gradient tape knows which gradients nobody asks for.
     numbers[WITH_INPUT] = _X not in (getattr(op, "skip_input_indices", None) or ())
     meta = tf.constant(numbers, tf.int32)
-    _, transposed, _ = operation("BilstmPack", dtype, meta, *parameters)
     *d_parameters, d_h0, d_c0, d_x = operation(
         "BilstmBackward", dtype, meta, x, transposed, gates, h_kept, c_kept, mask, d_y
     )

@@ -81,8 +81,7 @@ class BiLSTM(keras.layers.Layer):
         self._keep_alive = lambda: lstm
 
     def build(self, input_shape):
-        if input_shape[1] is None:
-            raise ValueError(f"BiLSTM: the number of steps must be known, input is {input_shape}")
+        _check_steps_and_features(input_shape)
         # So Keras refuses any other number of features.
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: input_shape[-1]})
         self.bidirectional.build(input_shape)
@@ -102,6 +101,10 @@ class BiLSTM(keras.layers.Layer):
         }
 
     def call(self, inputs, initial_state=None, lengths=None, training=None):
+        # The compiled kernels rely on it, also where only the run knows the number of features.
+        features = self.bidirectional.forward_layer.cell.kernel.shape[0]
+        _check_steps_and_features(inputs.shape)
+        inputs = tf.ensure_shape(inputs, (None, inputs.shape[1], features))
         steps = inputs.shape[1]
         mask = None
         if lengths is not None:
@@ -218,12 +221,22 @@ _STOCK_ARGUMENTS = {
 }
 
 
+def _check_steps_and_features(shape):
+    if not shape[1]:
+        raise ValueError(
+            f"BiLSTM: the number of steps must be known, and at least 1; input is {tuple(shape)}"
+        )
+    if shape[2] == 0:
+        raise ValueError(f"BiLSTM: there must be at least 1 feature; input is {tuple(shape)}")
+
+
 def _checked(name, value, inputs, *of_a_sample):
     """The value as a tensor `(batch, *of_a_sample)`; the compiled kernels rely on its shape."""
     value, expected = tf.convert_to_tensor(value), (inputs.shape[0], *of_a_sample)
     if not value.shape.is_compatible_with(expected):
         raise ValueError(f"BiLSTM: {name} must have the shape {expected}, not {tuple(value.shape)}")
-    # The size of a batch may be known only in the run.
+    # The rank, and the size of a batch, may be known only in the run.
+    value = tf.ensure_shape(value, (None, *of_a_sample))
     as_many = tf.debugging.assert_equal(
         tf.shape(value)[0], tf.shape(inputs)[0], f"BiLSTM: the batch of {name}"
     )

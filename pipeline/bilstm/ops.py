@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import threading
 from functools import cache
 
 import tensorflow as tf
@@ -87,6 +88,10 @@ def _register_operations():
     return library
 
 
+# Two threads may trace their first graphs at the same time.
+_registration = threading.Lock()
+
+
 @cache
 def _register_kernels(dtype):
     library = _register_operations()
@@ -126,7 +131,8 @@ def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor) -> list[tf.Tensor]
     Returns:
         Its outputs.
     """
-    _register_kernels(dtype)
+    with _registration:
+        _register_kernels(dtype)
     types = [dtype if output.endswith(": T") else tf.float32 for output in OPERATIONS[name][1]]
     attributes = {"T": tf.compat.v1.AttrValue(type=dtype.as_datatype_enum)}
     outputs = tf.compat.v1.get_default_graph().create_op(name, inputs, types, attrs=attributes).outputs

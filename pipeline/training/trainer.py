@@ -49,8 +49,7 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
         model.train_on_batch(images[start : start + batch], targets[start : start + batch])
         for start in range(0, len(images), batch)
     ]
-    # The compiled model stays; garbage collection of its hundred thousands of objects took 5 % of the time.
-    gc.freeze()
+    _freeze(member.architecture)
     loss, accuracy = np.mean(figures, axis=0)
     finished = time.perf_counter()
 
@@ -68,6 +67,13 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
         "input_seconds": prepared - started,
     }
     return State([v.numpy() for v in _variables(model, optimizer)], [*state.history, figures])
+
+
+@cache
+def _freeze(architecture):
+    """Exempt what exists once a model has been traced from garbage collection, which took 5 % of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _epoch_of_images(params, data, member, epoch, count):

@@ -108,3 +108,9 @@ def test_bad_arguments_are_refused_by_name(argument, value):
 def test_an_unknown_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="number of steps must be known"):
         BiLSTM(UNITS)(keras.Input((None, FEATURES)))
+
+
+@pytest.mark.parametrize("shape", [(0, FEATURES), (6, 0)])
+def test_no_steps_or_no_features_are_refused(shape):
+    with pytest.raises(ValueError, match="at least 1"):
+        BiLSTM(UNITS)(np.zeros((2, *shape), "float32"))

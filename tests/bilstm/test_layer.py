@@ -672,3 +672,12 @@ def test_a_clone_is_built_from_the_config():
     layer = BiLSTM(UNITS, readout="mean", precision="bfloat16", name="it")
     again = BiLSTM.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
+
+
+def test_a_wrong_number_of_features_is_refused_where_only_the_run_knows_it():
+    layer = BiLSTM(UNITS)
+    layer.build((None, 6, FEATURES))
+    run = tf.function(layer, input_signature=[tf.TensorSpec((None, 6, None))])
+    assert run(np.zeros((2, 6, FEATURES), "float32")).shape == (2, 6, 2 * UNITS)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible with expected shape"):
+        run(np.zeros((2, 6, FEATURES + 1), "float32"))
