@@ -247,7 +247,9 @@ def table(case, title, shape, listed, best, limits, peaks):
     yield "| program | images/s | batch | processes | x Keras stock | share of limit | share of peak |"
     yield "|---|---|---|---|---|---|---|"
     for program, (setting, speed) in speeds.items():
-        shares = (speed * shape.flop() / most[program.precision] for most in (limits, peaks))
+        shares = (
+            speed * shape.flop() / most.get(program.precision, float("nan")) for most in (limits, peaks)
+        )
         yield (
             f"| {program.name} | {speed:,.0f} | {setting} | {speed / top['keras']:.2f} | "
             + " | ".join(f"{share:.0%}" for share in shares)
