@@ -242,25 +242,6 @@ def write_pair(typing_context, array, indices, low, high):
 
 
 @intrinsic
-def copy(typing_context, array, indices, to, places):
-    """LANES values from one array to another, of the same type."""
-
-    def generate(context, builder, signature, arguments):
-        dtype = signature.args[0].dtype
-        kind = ir.VectorType(context.get_value_type(dtype), LANES)
-        source, target = (
-            builder.bitcast(item(context, builder, signature.args[n:], arguments[n:]), kind.as_pointer())
-            for n in (0, 2)
-        )
-        value = builder.load(source)
-        value.align = dtype.bitwidth // 8
-        builder.store(value, target).align = dtype.bitwidth // 8
-        return context.get_dummy_value()
-
-    return types.void(array, indices, to, places), generate
-
-
-@intrinsic
 def write_transposed(typing_context, source, source_row, target, target_row):
     """Write the transpose of LANES by LANES items of 32 bits.
 
