@@ -19,7 +19,15 @@ from pipeline.training.members import Member
 
 PIPELINE = Path(__file__).parents[1]
 # The code, besides libraries, that decides what a member becomes: files and folders of `pipeline/`.
-CODE = ("augment.py", "bilstm", "folds.py", "networks.py", "training/members.py", "training/trainer.py")
+CODE = (
+    "augment.py",
+    "bilstm",
+    "folds.py",
+    "networks.py",
+    "training/members.py",
+    "training/optimizer.py",
+    "training/trainer.py",
+)
 LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
 
 
