@@ -65,9 +65,37 @@ def test_batch_normalization_is_keras_own(training, trainable):
         with tf.GradientTape() as tape:
             outputs = layer(x, training=training)
             loss = tf.reduce_sum(outputs * np.sin(values))
-        results.append([outputs, *layer.get_weights(), *tape.gradient(loss, [x, *layer.trainable_variables])])
+        results.append([outputs, *tape.gradient(loss, [x, *layer.trainable_variables])])
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_moving_averages_serve_after_few_steps_and_are_slow_after_many():
+    values = np.random.default_rng(0).normal(2, 3, (64, 5, 6)).astype("float32")
+    layer = networks.BatchNormalization()
+    for _ in range(20):
+        layer(values, training=True)
+    mean, variance = values.mean((0, 1)), values.var((0, 1))
+    np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-3)
+    np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-3)
+    assert layer.steps == 20
+    layer.steps.assign(2000)
+    layer(values + 1, training=True)
+    np.testing.assert_allclose(layer.moving_mean, mean + 0.01, rtol=1e-3)
+    steps = layer.steps.numpy()
+    layer(values, training=False)
+    assert layer.steps == steps
+
+
+@pytest.mark.parametrize("shape", [(64, 5, 6), (64, 4, 5, 6)])
+def test_spatial_dropout_drops_a_feature_at_all_places(shape):
+    layer, values = networks.SpatialDropout(0.25, seed=1), np.ones(shape, "float32")
+    np.testing.assert_array_equal(layer(values, training=False), values)
+    dropped = layer(values, training=True).numpy().reshape(64, -1, 6)
+    assert (dropped == dropped[:, :1]).all()
+    np.testing.assert_allclose(np.unique(dropped), [0, 4 / 3], rtol=1e-6)
+    assert 0.15 < (dropped == 0).mean() < 0.35
+    assert (dropped != layer(values, training=True).numpy().reshape(dropped.shape)).any()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pickle
 
+import keras
 import numpy as np
 import pytest
 from helpers import small_params
@@ -53,19 +54,12 @@ def seen(monkeypatch):
     """Epochs that train nothing; returns the images and targets of each that they would train on."""
     epochs = []
 
-    def train_on_batch(images, targets):
-        epochs[-1].append((images, targets))
-        return 0, 0
+    def train(images, targets):
+        epochs.append((images, targets))
+        return {"loss": 0, "accuracy": 0}
 
     build = trainer._shared
-
-    def shared(*arguments):
-        epochs.append([])
-        model, optimizer = build(*arguments)
-        monkeypatch.setattr(model, "train_on_batch", train_on_batch)
-        return model, optimizer
-
-    monkeypatch.setattr(trainer, "_shared", shared)
+    monkeypatch.setattr(trainer, "_shared", lambda *arguments: (*build(*arguments)[:2], train))
     monkeypatch.setattr(trainer, "predict", lambda model, images, threads: np.full((len(images), 10), 0.1))
     return epochs
 
@@ -76,8 +70,7 @@ def test_all_epochs_but_the_last_are_augmented(digits, seen, enabled):
     state = State()
     for _ in range(3):
         state = train_epoch(params, digits, ROWS, state)
-    whole = [np.concatenate([images for images, _ in epoch]) % 1 == 0 for epoch in seen]
-    assert [bool(pixels.all()) for pixels in whole] == [not enabled, not enabled, True]
+    assert [bool((images % 1 == 0).all()) for images, _ in seen] == [not enabled, not enabled, True]
 
 
 def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, seen):
@@ -85,12 +78,32 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
     images = np.broadcast_to(np.arange(400)[:, None, None], (400, 28, 28)).astype("float32")
     numbered = type(digits)(images, digits.labels, digits.folds)
     params = small_params(train={"epochs": 1})
-    targets = smooth_labels(digits.labels, params.train.label_smoothing)
     train_epoch(params, numbered, ROWS, State())
-    rows = np.concatenate([images[:, 0, 0] for images, _ in seen[0]]).astype(int)
+    ((images, targets),) = seen
+    rows = images[:, 0, 0].astype(int)
     assert len(set(rows)) == len(rows) == 160 and set(rows) <= set(digits.split(0)[0])
     assert list(rows) != sorted(rows)
-    np.testing.assert_array_equal(np.concatenate([part for _, part in seen[0]]), targets[rows])
+    expected = smooth_labels(digits.labels, params.train.label_smoothing)
+    np.testing.assert_array_equal(targets, expected[rows])
+
+
+@pytest.mark.slow
+def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
+    params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
+    data = digits.images[:100].astype("float32"), smooth_labels(digits.labels[:100], 0.05)
+    model, optimizer, train = trainer._build("rows", params, 4)
+    network = trainer.network_of_params("rows", params.model, "float32")
+    network.set_weights(model.get_weights())
+    network.compile(
+        keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy", ["accuracy"]
+    )
+    losses = [
+        network.train_on_batch(*(part[start : start + 32] for part in data))[0] for start in range(0, 100, 32)
+    ]
+    metrics = train(*data)
+    np.testing.assert_allclose(metrics["loss"], np.average(losses, weights=[32, 32, 32, 4]), rtol=1e-5)
+    for ours, theirs in zip(model.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_smoothed_labels_are_probabilities():
