@@ -1,8 +1,8 @@
 """The programs that training_speed.py compares: each builds a network and trains it step by step.
 
-A program is a function of a `Shape` that returns `step(images, labels)`, which trains on one batch:
-images `(batch, 28, 28)` float32 with values 0..255, labels `(batch,)` int32. Libraries are imported
-inside of the functions, so that a process loads only the one that it measures. Everything is trained
+A program is a function of a `Shape` that returns `train(images, labels)`, which takes a step for each batch:
+images `(steps, batch, 28, 28)` float32 with values 0..255, labels `(steps, batch)` int32. Libraries are
+imported inside of the functions, so that a process loads only the one that it measures. Everything is trained
 with cross-entropy and Adam.
 """
 
@@ -54,10 +54,10 @@ def bilstm(shape, precision):
     """This project's layer."""
     from pipeline.networks import build_network
 
-    return _keras_step(build_network("rows", **asdict(shape), precision=precision), jit_compile=False)
+    return _keras_steps(build_network("rows", **asdict(shape), precision=precision), jit_compile=False)
 
 
-def keras_stock(shape, unroll=False, jit_compile="auto"):
+def keras_stock(shape, unroll=False, jit_compile=False):
     """The same network with every BiLSTM replaced by Keras's own `Bidirectional(LSTM)`."""
     import keras
 
@@ -78,19 +78,34 @@ def keras_stock(shape, unroll=False, jit_compile="auto"):
         return keras.Sequential([keras.layers.Bidirectional(lstm), *readouts[layer.readout]])
 
     network = build_network("rows", **asdict(shape), precision="float32")
-    return _keras_step(keras.models.clone_model(network, clone_function=replace), jit_compile)
+    return _keras_steps(keras.models.clone_model(network, clone_function=replace), jit_compile)
 
 
-def _keras_step(model, jit_compile):
+def _keras_steps(model, jit_compile):
     import keras
+    import tensorflow as tf
 
-    model.compile(
-        keras.optimizers.Adam(LEARNING_RATE),
-        keras.losses.SparseCategoricalCrossentropy(),
-        jit_compile=jit_compile,
-    )
-    # Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
-    return model.train_on_batch
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), keras.losses.SparseCategoricalCrossentropy())
+    step = tf.function(model.train_step, jit_compile=jit_compile)
+
+    # All steps in one call, as the pipeline trains. Not `fit`: its input pipeline waits for threads that a
+    # single-threaded process has not.
+    @tf.function
+    def train(images, labels):
+        for number in tf.range(len(images)):
+            step((images[number], labels[number]))
+
+    return train
+
+
+def _one_by_one(step):
+    """Steps that are called one after the other."""
+
+    def train(images, labels):
+        for batch in zip(images, labels, strict=True):
+            step(*batch)
+
+    return train
 
 
 def pytorch(shape, bfloat16, pruned=False):
@@ -142,7 +157,7 @@ def pytorch(shape, bfloat16, pruned=False):
         loss.backward()
         optimizer.step()
 
-    return step
+    return _one_by_one(step)
 
 
 def tensorflow1(shape):
@@ -163,7 +178,7 @@ def tensorflow1(shape):
         train = tf.train.AdamOptimizer(LEARNING_RATE).minimize(loss)
         session = tf.Session()
         session.run(tf.global_variables_initializer())
-    return lambda x, y: session.run([train, loss], {images: x, labels: y})
+    return _one_by_one(lambda x, y: session.run([train, loss], {images: x, labels: y}))
 
 
 def product_tensorflow(shape, dtype):
@@ -172,7 +187,7 @@ def product_tensorflow(shape, dtype):
 
     a = tf.cast(tf.random.normal((ROWS, INNER)), dtype)
     b = tf.cast(tf.random.normal((INNER, COLUMNS)), dtype)
-    return lambda images, labels: tf.matmul(a, b)
+    return _one_by_one(lambda images, labels: tf.matmul(a, b))
 
 
 def product_pytorch(shape, dtype):
@@ -182,7 +197,7 @@ def product_pytorch(shape, dtype):
     a = torch.randn(ROWS, INNER).to(getattr(torch, dtype))
     b = torch.randn(INNER, COLUMNS).to(a.dtype)
     product = torch.empty(ROWS, COLUMNS, dtype=a.dtype)
-    return lambda images, labels: torch.mm(a, b, out=product)
+    return _one_by_one(lambda images, labels: torch.mm(a, b, out=product))
 
 
 def peak(shape, dtype):
@@ -190,4 +205,4 @@ def peak(shape, dtype):
     from benchmarks.peak import peak
 
     run = peak(2 * ROWS * INNER * COLUMNS, dtype)
-    return lambda images, labels: run()
+    return _one_by_one(lambda images, labels: run())
