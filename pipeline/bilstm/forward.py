@@ -1,10 +1,14 @@
 """The forward pass of the recurrence, for a block of samples at a time: see `recurrence.py`."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from pipeline.bilstm.activations import SIGMOID, TANH, sigmoids, tanhs
 from pipeline.bilstm.jit import compiled, inline
 from pipeline.bilstm.matmul import (
+    Left,
+    Panels,
     as_words,
     block_part,
     block_rows,
@@ -29,6 +33,142 @@ from pipeline.bilstm.simd import (
 )
 
 
+class _Scratch(NamedTuple):
+    """Memory of a block: the left operands of all steps' products, sums of two groups, and cell states."""
+
+    operands: np.ndarray
+    z: np.ndarray
+    c: np.ndarray
+
+
+class _How(NamedTuple):
+    """What a step does, and the distance from one sample to the next in its arrays."""
+
+    number: int
+    keep: bool
+    keep_h: bool
+    write_y: bool
+    add_y: bool
+    end: bool
+    share: float
+    h_row: int
+    y_row: int
+    mask_row: int
+
+
+class _Group(NamedTuple):
+    """Pointers to a group of cells of the block's first sample; z are the gates' arguments `(block, 64)`."""
+
+    z: int
+    c: int
+    h_old: int
+    h: int
+    y: int
+    mask: int
+    gates_kept: int
+    c_kept: int
+    h_kept: int
+
+
+@inline
+def _update_cells(group, how, first, last):
+    """From the gates' arguments z of some samples to their cell states; o is left in z's first columns."""
+    for n in range(first, last):
+        row, cell = n * GROUP, n * LANES
+        i, f, g, o = sigmoids(
+            read(group.z, row) * SIGMOID,
+            read(group.z, row + LANES) * SIGMOID,
+            read(group.z, row + 2 * LANES) * TANH,
+            read(group.z, row + 3 * LANES) * SIGMOID,
+            group.gates_kept,
+        )
+        g = TWO * g - ONE
+        c = f * read(group.c, cell) + i * g
+        write(group.c, cell, c)
+        write(group.z, row, o)
+        if how.keep:
+            write_pair(group.gates_kept, row, i, f)
+            write_pair(group.gates_kept, row + 2 * LANES, g, o)
+            write(group.c_kept, cell, c)
+
+
+@inline
+def _update_masked_cells(group, how, first, last):
+    """`_update_cells` of samples that may have ended: their gates are 0, their states stay."""
+    for n in range(first, last):
+        cell, c_old = n * LANES, read(group.c, n * LANES)
+        _update_cells(group, how, n, n + 1)
+        if group.mask[n * how.mask_row] == 0:
+            write(group.c, cell, c_old)
+            if how.keep:
+                for v in range(0, GROUP, LANES):
+                    write(group.gates_kept, n * GROUP + v, broadcast(ZERO))
+                write(group.c_kept, cell, c_old)
+
+
+@inline
+def _write_hidden(group, how, n, tanh_c):
+    h = read(group.z, n * GROUP) * tanh_c
+    write(group.h, n * how.h_row, h)
+    if how.add_y:
+        write(group.y, n * how.y_row, h * how.share + read(group.y, n * how.y_row))
+    elif how.write_y:
+        write(group.y, n * how.y_row, h)
+    if how.keep_h:
+        write(group.h_kept, n * LANES, h)
+
+
+@inline
+def _update_hidden(group, how, first, last):
+    """From the cell states, and o in z's first columns, to the hidden states."""
+    fours = last - (last - first) % 4
+    for n in range(first, fours, 4):
+        cell = n * LANES
+        t0, t1, t2, t3 = tanhs(
+            read(group.c, cell),
+            read(group.c, cell + LANES),
+            read(group.c, cell + 2 * LANES),
+            read(group.c, cell + 3 * LANES),
+            group.gates_kept,
+        )
+        _write_hidden(group, how, n, t0)
+        _write_hidden(group, how, n + 1, t1)
+        _write_hidden(group, how, n + 2, t2)
+        _write_hidden(group, how, n + 3, t3)
+    for n in range(fours, last):
+        c = read(group.c, n * LANES)
+        t0, _, _, _ = tanhs(c, c, c, c, group.gates_kept)
+        _write_hidden(group, how, n, t0)
+
+
+@inline
+def _undo_hidden(group, how, first, last):
+    """After `_update_hidden`, of samples that have ended: h stays, the output is 0 or the last h."""
+    for n in range(first, last):
+        if group.mask[n * how.mask_row] == 0:
+            h = read(group.h_old, n * how.h_row)
+            write(group.h, n * how.h_row, h)
+            if how.keep_h:
+                write(group.h_kept, n * LANES, h)
+            if how.end:
+                write(group.y, n * how.y_row, h)
+            elif how.write_y:
+                write(group.y, n * how.y_row, broadcast(ZERO))
+
+
+@inline
+def _prefetch_next(group, how, first, last):
+    """Fetch what the next group of cells is written to."""
+    for n in range(first, last):
+        if how.write_y:
+            prefetch(group.y, n * how.y_row + LANES, LANES)
+        if how.keep:
+            following = how.number + n
+            prefetch(group.gates_kept, following * GROUP, GROUP)
+            prefetch(group.c_kept, following * LANES, LANES)
+            prefetch(group.h_kept, following * LANES, LANES)
+
+
 @compiled
 def _read_inputs(x, start, number, cells, operands):
     """Write a block's inputs to the left operands of all steps' products, beside the hidden states."""
@@ -47,235 +187,99 @@ def _read_inputs(x, start, number, cells, operands):
 
 
 @compiled
-def _begin(d, start, number, keep, h0, c0, operand, c, h_kept, c_kept):
+def _begin(d, start, number, plan, h0, c0, scratch, kept):
     """Write a block's initial states to where the first step reads them."""
-    block, cells = operand.shape[0], h_kept.shape[3]
-    kept = kept_at(d, 0, start, h_kept)
-    h_start, c_start = pointer(h_kept, (0, 0, 0, 0)), pointer(c_kept, (0, 0, 0, 0))
+    _, block, row = scratch.operands.shape
+    cells, time = kept.h.shape[3], len(scratch.operands) - 1
+    at, operand = kept_at(d, 0, start, kept.h), pointer(scratch.operands, (time_of(d, 0, time), 0, 0))
+    h_start, c_start = pointer(kept.h, (0, 0, 0, 0)), pointer(kept.c, (0, 0, 0, 0))
     for n in range(number):
         for k in range(0, cells, LANES):
-            h = cell = broadcast(ZERO)
-            if len(h0) > 0:
-                h, cell = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
-            write(operand, (n, k), h)
-            write(c, (k * block + n * LANES,), cell)
-            if keep:
-                write(h_start, kept + k * number + n * LANES, h)
-                write(c_start, kept + k * number + n * LANES, cell)
-
-
-@inline
-def _update_cells(z, c, number, keep, gates, c_kept):
-    """From the gates' arguments z `(number, 64)` to the new cell states; o is left in z's first columns."""
-    for n in range(number):
-        row, cell = n * GROUP, n * LANES
-        i, f, g, o = sigmoids(
-            read(z, row) * SIGMOID,
-            read(z, row + LANES) * SIGMOID,
-            read(z, row + 2 * LANES) * TANH,
-            read(z, row + 3 * LANES) * SIGMOID,
-            gates,
-        )
-        g = TWO * g - ONE
-        c_new = f * read(c, cell) + i * g
-        write(c, cell, c_new)
-        write(z, row, o)
-        if keep:
-            write_pair(gates, row, i, f)
-            write_pair(gates, row + 2 * LANES, g, o)
-            write(c_kept, cell, c_new)
-
-
-@inline
-def _update_cells_within(mask, mask_row, z, c, number, keep, gates, c_kept):
-    """The same for samples that may have ended: their gates are 0, their states stay."""
-    for n in range(number):
-        row, cell, c_old = n * GROUP, n * LANES, read(c, n * LANES)
-        _update_cells(
-            pointer(z, row),
-            pointer(c, cell),
-            1,
-            keep,
-            pointer(gates, row if keep else 0),
-            pointer(c_kept, cell if keep else 0),
-        )
-        if mask[n * mask_row] == 0:
-            write(c, cell, c_old)
-            if keep:
-                for v in range(0, GROUP, LANES):
-                    write(gates, row + v, broadcast(ZERO))
-                write(c_kept, cell, c_old)
-
-
-@inline
-def _write_hidden(out, h, n, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept):
-    write(h, n * h_row, out)
-    if adds_y:
-        write(y, n * y_row, out * share + read(y, n * y_row))
-    elif writes_y:
-        write(y, n * y_row, out)
-    if keep:
-        write(h_kept, n * LANES, out)
-
-
-@inline
-def _update_hidden(z, c, number, h, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept):
-    """From the new cell states, and o in z's first columns, to the hidden states."""
-    fours = number - number % 4
-    for n in range(0, fours, 4):
-        row, cell = n * GROUP, n * LANES
-        t0, t1, t2, t3 = tanhs(
-            read(c, cell), read(c, cell + LANES), read(c, cell + 2 * LANES), read(c, cell + 3 * LANES), h
-        )
-        _write_hidden(read(z, row) * t0, h, n, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept)
-        _write_hidden(
-            read(z, row + GROUP) * t1, h, n + 1, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept
-        )
-        _write_hidden(
-            read(z, row + 2 * GROUP) * t2, h, n + 2, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept
-        )
-        _write_hidden(
-            read(z, row + 3 * GROUP) * t3, h, n + 3, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept
-        )
-    for n in range(fours, number):
-        cell = read(c, n * LANES)
-        t0, _, _, _ = tanhs(cell, cell, cell, cell, h)
-        _write_hidden(read(z, n * GROUP) * t0, h, n, h_row, y, y_row, writes_y, adds_y, share, keep, h_kept)
-
-
-@inline
-def _carry_hidden(mask, mask_row, number, h_old, h, h_row, y, y_row, writes_y, returns_end, keep, h_kept):
-    """Undo `_update_hidden` for samples that have ended: h stays, the output is 0 or the last h."""
-    for n in range(number):
-        if mask[n * mask_row] == 0:
-            out = read(h_old, n * h_row)
-            write(h, n * h_row, out)
-            if keep:
-                write(h_kept, n * LANES, out)
-            if returns_end:
-                write(y, n * y_row, out)
-            elif writes_y:
-                write(y, n * y_row, broadcast(ZERO))
-
-
-@inline
-def _prefetch_forward(number, keep, gates, c_kept, h_kept, y, y_row, writes_y):
-    """Fetch what the next group of cells is written to."""
-    for n in range(number):
-        if writes_y:
-            prefetch(y, n * y_row, LANES)
-        if keep:
-            prefetch(gates, n * GROUP, GROUP)
-            prefetch(c_kept, n * LANES, LANES)
-            prefetch(h_kept, n * LANES, LANES)
+            h = c = broadcast(ZERO)
+            if not plan.from_zero:
+                h, c = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
+            write(operand, n * row + k, h)
+            write(scratch.c, (k * block + n * LANES,), c)
+            if plan.keep:
+                write(h_start, at + k * number + n * LANES, h)
+                write(c_start, at + k * number + n * LANES, c)
 
 
 @compiled
-def forward(steps, returns, keep, x, weights, bias, h0, c0, mask, gates, h_kept, c_kept, y):
+def forward(plan, x, weights, bias, h0, c0, mask, kept, y):
     """All steps of both directions.
 
     Args:
-        steps: of each direction: the forward one's first, of the backward one as many or one less.
-        returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what of the hidden states to write to y.
-        keep: whether to write what the gradient needs: gates, h_kept, c_kept.
+        plan: see `Plan`.
         x: inputs, float32 `(batch, time, features)`.
         weights: packed, of each direction: words of `(cells + features, 4 * cells)`.
         bias: float32 `(2, 4 * cells)`.
-        h0, c0: initial states, float32 `(2, batch, cells)`, or `(0, ...)` for zeros.
+        h0, c0: initial states, float32 `(2, batch, cells)`; not read if they are zeros.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
-        gates: `(2, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
-        h_kept, c_kept: `(2, steps + 1, batch, cells)`, before each step, c_kept also after the last.
-        y: float32 `(batch, time, 2 * cells)` for `SEQUENCE`, else `(batch, 1, 2 * cells)`.
+        kept: see `Kept`, written.
+        y: float32 `(batch, time, 2 * cells)` for `SEQUENCE`, else `(batch, 1, 2 * cells)`; written.
     """
     batch, time, features = x.shape
-    cells = bias.shape[1] // GATES
-    block, depth = block_rows(gates), words_in(gates, cells + features)
-    # The left operands of all steps' products: hidden states, inputs. The last step writes to a spare one.
-    row = depth * values_in_word(gates)
-    operands = aligned((time + 1) * block * row, gates).reshape((time + 1, block, row))
+    cells, block = bias.shape[1] // GATES, block_rows(kept.gates)
+    # The last step writes its states to a spare operand.
+    row = words_in(kept.gates, cells + features) * values_in_word(kept.gates)
+    operands = aligned((time + 1) * block * row, kept.gates).reshape((time + 1, block, row))
     operands[:, :, cells + features :] = 0
-    z = aligned(2 * block * GROUP, y)
-    c = aligned(block * cells, y)
-    if returns == MEAN:
+    scratch = _Scratch(operands, aligned(2 * block * GROUP, y), aligned(block * cells, y))
+    if plan.returns == MEAN:
         y[:] = 0
     for start in range(0, batch, block):
         number = min(block, batch - start)
         _read_inputs(x, start, number, cells, operands)
         for d in range(2):
-            _begin(d, start, number, keep, h0, c0, operands[time_of(d, 0, time)], c, h_kept, c_kept)
-            _run_steps(
-                d,
-                steps[d],
-                start,
-                number,
-                returns,
-                keep,
-                len(h0) == 0,
-                operands,
-                weights,
-                bias,
-                z,
-                c,
-                mask,
-                gates,
-                h_kept,
-                c_kept,
-                y,
-            )
+            _begin(d, start, number, plan, h0, c0, scratch, kept)
+            _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y)
 
 
 @compiled
-def _run_steps(
-    d,
-    steps,
-    start,
-    number,
-    returns,
-    keep,
-    from_zero,
-    operands,
-    weights,
-    bias,
-    z,
-    c,
-    mask,
-    gates,
-    h_kept,
-    c_kept,
-    y,
-):
+def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
     """The steps of one direction for a block of samples; arguments as in `forward`."""
     _, y_times, columns = y.shape
-    time, block, h_row = operands.shape[0] - 1, operands.shape[1], operands.shape[2]
-    cells, in_word = columns // 2, values_in_word(operands)
-    depth, rows, part = h_row // in_word, whole_rows(weights, number), block_part(operands)
-    y_row = y_times * columns
-    share = ONE / np.float32(steps)
-    all_words = as_words(operands)
-    gates_start, h_start, c_start = (
-        pointer(gates, (0, 0, 0, 0)),
-        pointer(h_kept, (0, 0, 0, 0)),
-        pointer(c_kept, (0, 0, 0, 0)),
-    )
-    for step in range(steps):
-        t, is_last = time_of(d, step, time), step + 1 == steps
-        h_old = pointer(operands, (t, 0, 0))
-        h_new = pointer(operands, (time if is_last else time_of(d, step + 1, time), 0, 0))
-        keeps_h = keep and not is_last
-        writes_y = returns == SEQUENCE or (returns == END and is_last)
+    _, block, h_row = scratch.operands.shape
+    cells, time, words = columns // 2, len(scratch.operands) - 1, as_words(scratch.operands)
+    depth, rows, part = words.shape[2], whole_rows(weights, number), block_part(kept.gates)
+    # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
+    h_kept, gates_start = kept.h, pointer(kept.gates, (0, 0, 0, 0))
+    h_start, c_start = pointer(h_kept, (0, 0, 0, 0)), pointer(kept.c, (0, 0, 0, 0))
+    operands, z, c = pointer(scratch.operands, (0, 0, 0)), pointer(scratch.z, (0,)), pointer(scratch.c, (0,))
+    for step in range(plan.steps[d]):
+        t, last = time_of(d, step, time), step + 1 == plan.steps[d]
+        t_next, y_t = time if last else time_of(d, step + 1, time), t if plan.returns == SEQUENCE else 0
+        how = _How(
+            number,
+            plan.keep,
+            plan.keep and not last,
+            plan.returns == SEQUENCE or (plan.returns == END and last),
+            plan.returns == MEAN,
+            plan.returns == END,
+            ONE / np.float32(plan.steps[d]),
+            h_row,
+            y_times * columns,
+            time,
+        )
         # While the states are zero, the inputs are all that is multiplied.
-        skip = whole_words(operands, cells) if step == 0 and from_zero else 0
-        left = pointer(all_words, (t, 0, skip))
-        kept_old, kept = kept_at(d, step, start, h_kept), kept_at(d, step + 1, start, h_kept)
+        skip = whole_words(kept.gates, cells) if step == 0 and plan.from_zero else 0
+        left = Left(pointer(words, (t, 0, skip)), depth, 1)
+        old, new = kept_at(d, step, start, h_kept), kept_at(d, step + 1, start, h_kept)
         for k in range(-LANES, cells, LANES):
             turn, j = k // LANES % 2, GATES * (k + LANES)
-            z_k, z_next = pointer(z, (turn * block * GROUP,)), pointer(z, ((1 - turn) * block * GROUP,))
-            c_k, y_k = (
-                pointer(c, (k * block,)),
-                pointer(y, (start, t if returns == SEQUENCE else 0, d * cells + k)),
+            panels = Panels(pointer(weights, (d, j * depth)), skip, depth)
+            group = _Group(
+                pointer(z, turn * block * GROUP),
+                pointer(c, k * block),
+                pointer(operands, t * block * h_row + k),
+                pointer(operands, t_next * block * h_row + k),
+                pointer(y, (start, y_t, d * cells + k)),
+                pointer(mask, (start, t)),
+                pointer(gates_start, GATES * (old + k * number)),
+                pointer(c_start, new + k * number),
+                pointer(h_start, new + k * number),
             )
-            gates_k = pointer(gates_start, GATES * (kept_old + k * number))
-            c_k_kept, h_k_kept = pointer(c_start, kept + k * number), pointer(h_start, kept + k * number)
             for n in range(0, number, part):
                 # The next group's product beside this group's gates, which must not wait for theirs.
                 if k + LANES < cells:
@@ -283,68 +287,30 @@ def _run_steps(
                         n // part,
                         (number + part - 1) // part,
                         left,
-                        depth,
                         rows,
                         depth - skip,
-                        pointer(weights, (d, j * depth)),
-                        skip,
-                        depth,
+                        panels,
                         pointer(bias, (d, j)),
-                        z_next,
+                        pointer(z, (1 - turn) * block * GROUP),
                         GROUP,
                     )
-                if k < 0:
-                    continue
-                some, z_n, c_n = min(part, number - n), pointer(z_k, n * GROUP), pointer(c_k, n * LANES)
-                gates_n, c_n_kept = pointer(gates_k, n * GROUP), pointer(c_k_kept, n * LANES)
-                h_n, h_n_kept, y_n = (
-                    pointer(h_new, n * h_row + k),
-                    pointer(h_k_kept, n * LANES),
-                    pointer(y_k, n * y_row),
-                )
-                if k + LANES < cells:
-                    _prefetch_forward(
-                        some,
-                        keep,
-                        pointer(gates_n, number * GROUP),
-                        pointer(c_n_kept, number * LANES),
-                        pointer(h_n_kept, number * LANES),
-                        pointer(y_n, LANES),
-                        y_row,
-                        writes_y,
-                    )
-                if len(mask) == 0:
-                    _update_cells(z_n, c_n, some, keep, gates_n, c_n_kept)
-                else:
-                    _update_cells_within(
-                        pointer(mask, (start + n, t)), time, z_n, c_n, some, keep, gates_n, c_n_kept
-                    )
-                _update_hidden(
-                    z_n,
-                    c_n,
-                    some,
-                    h_n,
-                    h_row,
-                    y_n,
-                    y_row,
-                    writes_y,
-                    returns == MEAN,
-                    share,
-                    keeps_h,
-                    h_n_kept,
-                )
-                if len(mask) > 0:
-                    _carry_hidden(
-                        pointer(mask, (start + n, t)),
-                        time,
-                        some,
-                        pointer(h_old, n * h_row + k),
-                        h_n,
-                        h_row,
-                        y_n,
-                        y_row,
-                        writes_y,
-                        returns == END,
-                        keeps_h,
-                        h_n_kept,
-                    )
+                if k >= 0:
+                    _update(group, how, n, min(n + part, number), k + LANES < cells, len(mask) > 0)
+
+
+@inline
+def _update(group, how, first, last, more, masked):
+    """Update the states of a group of cells of some samples.
+
+    Args:
+        more: whether there is another group after it; masked: whether samples may have ended.
+    """
+    if more:
+        _prefetch_next(group, how, first, last)
+    if masked:
+        _update_masked_cells(group, how, first, last)
+    else:
+        _update_cells(group, how, first, last)
+    _update_hidden(group, how, first, last)
+    if masked:
+        _undo_hidden(group, how, first, last)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numba.core import types
 from numba.extending import intrinsic, overload
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from pipeline.bilstm import tiles
 from pipeline.bilstm.backward import backward
@@ -22,7 +23,7 @@ from pipeline.bilstm.forward import forward
 from pipeline.bilstm.isa import uses
 from pipeline.bilstm.jit import cached, compiled
 from pipeline.bilstm.matmul import as_words, padded, words_in
-from pipeline.bilstm.recurrence import GATES, SEQUENCE
+from pipeline.bilstm.recurrence import GATES, SEQUENCE, Kept, Plan
 from pipeline.bilstm.weights import deinterleave_gradients, pack_parameters
 
 # The numbers in the operations' input `meta`, int32.
@@ -75,11 +76,12 @@ def _shape(tensor):
 
 
 @compiled
-def _input(op, number, status):
-    """An input's tensor, to be deleted."""
-    slot = np.zeros(1, np.uintp)
-    _get_input(op, number, slot.ctypes.data, status)
-    return slot[0]
+def _inputs(op, count, status):
+    """The tensors of all inputs, to be deleted."""
+    tensors = np.zeros(count, np.uintp)
+    for number in range(count):
+        _get_input(op, number, tensors[number:].ctypes.data, status)
+    return tensors
 
 
 @compiled
@@ -117,185 +119,142 @@ def _end_products_of(before):
 
 
 @compiled
-def _pack(op, element, enum, itemsize):
-    status = _new_status()
-    meta, kernel, kernel_back = _input(op, 0, status), _input(op, 1, status), _input(op, 2, status)
-    recurrent, recurrent_back = _input(op, 3, status), _input(op, 4, status)
-    bias, bias_back = _input(op, 5, status), _input(op, 6, status)
-    features, units = _dim(kernel, 0), _dim(recurrent, 0)
-    cells, columns = padded(units), GATES * units
-    keep = _array(meta, (WITH_INPUT + 1,), np.int32)[KEEP]
-    words = words_in(np.zeros(0, element), cells + features)
-    panels_shape = (2, GATES * cells * words * (4 // itemsize))
-    transposed_shape = (2, GATES * cells * (cells + padded(features)) if keep else 0)
-    panels = _output(op, 0, enum, itemsize, panels_shape, status)
-    transposed = _output(op, 1, enum, itemsize, transposed_shape, status)
-    packed_bias = _output(op, 2, _FLOAT32, 4, (2, GATES * cells), status)
+def _numbers(meta):
+    """The operations' input `meta`; its plan."""
+    numbers = _array(meta, (WITH_INPUT + 1,), np.int32)
+    steps = np.int64(numbers[STEPS]), np.int64(numbers[BACKWARD_STEPS])
+    return numbers, Plan(steps, numbers[RETURNS], numbers[KEEP] != 0, numbers[FROM_ZERO] != 0)
+
+
+@compiled
+def _finish(op, status, inputs, outputs):
+    """Report a failure to TensorFlow, and delete what the operation was given."""
     if _code(status):
         _fail(op, status)
-    else:
-        panels_array, transposed_array = _matrix(panels, element), _matrix(transposed, element)
-        bias_array = _matrix(packed_bias, np.float32)
-        pack_parameters(
-            _matrix(kernel, np.float32),
-            _matrix(recurrent, np.float32),
-            _array(bias, (1, columns), np.float32),
-            panels_array[0],
-            transposed_array[0],
-            bias_array[:1],
-        )
-        pack_parameters(
-            _matrix(kernel_back, np.float32),
-            _matrix(recurrent_back, np.float32),
-            _array(bias_back, (1, columns), np.float32),
-            panels_array[1],
-            transposed_array[1],
-            bias_array[1:],
-        )
-    for tensor in (
-        meta,
-        kernel,
-        kernel_back,
-        recurrent,
-        recurrent_back,
-        bias,
-        bias_back,
-        panels,
-        transposed,
-        packed_bias,
-    ):
+    for tensor in inputs:
+        _delete_tensor(tensor)
+    for tensor in outputs:
         _delete_tensor(tensor)
     _delete_status(status)
 
 
 @compiled
+def _pack(op, element, enum, itemsize):
+    status = _new_status()
+    inputs = _inputs(op, 7, status)
+    features, units = _dim(inputs[1], 0), _dim(inputs[3], 0)
+    cells, columns = padded(units), GATES * units
+    words = words_in(np.zeros(0, element), cells + features)
+    transposed = GATES * cells * (cells + padded(features)) if _numbers(inputs[0])[1].keep else 0
+    outputs = (
+        _output(op, 0, enum, itemsize, (2, GATES * cells * words * (4 // itemsize)), status),
+        _output(op, 1, enum, itemsize, (2, transposed), status),
+        _output(op, 2, _FLOAT32, 4, (2, GATES * cells), status),
+    )
+    if not _code(status):
+        bias = _matrix(outputs[2], np.float32)
+        for d in range(2):
+            pack_parameters(
+                _matrix(inputs[1 + d], np.float32),
+                _matrix(inputs[3 + d], np.float32),
+                _array(inputs[5 + d], (1, columns), np.float32),
+                _matrix(outputs[0], element)[d],
+                _matrix(outputs[1], element)[d],
+                bias[d : d + 1],
+            )
+    _finish(op, status, inputs, outputs)
+
+
+@compiled
 def _forward(op, element, enum, itemsize):
     status = _new_status()
-    meta, x, panels, bias = (
-        _input(op, 0, status),
-        _input(op, 1, status),
-        _input(op, 2, status),
-        _input(op, 3, status),
-    )
-    h0, c0, mask = _input(op, 4, status), _input(op, 5, status), _input(op, 6, status)
-    numbers = _array(meta, (WITH_INPUT + 1,), np.int32)
-    steps, returns, keep = numbers[STEPS], numbers[RETURNS], numbers[KEEP]
+    inputs = _inputs(op, 7, status)
+    meta, x, panels, bias, h0, c0, mask = to_fixed_tuple(inputs, 7)
+    _, plan = _numbers(meta)
     batch, time, cells = _dim(x, 0), _dim(x, 1), _dim(bias, 1) // GATES
-    kept_steps = steps + 1 if keep else 0
-    gates_shape, states_shape = (2, kept_steps, batch, GATES * cells), (2, kept_steps, batch, cells)
-    y_shape = (batch, time if returns == SEQUENCE else 1, 2 * cells)
-    gates = _output(op, 0, enum, itemsize, gates_shape, status)
-    h_kept = _output(op, 1, enum, itemsize, states_shape, status)
-    c_kept = _output(op, 2, enum, itemsize, states_shape, status)
-    y = _output(op, 3, _FLOAT32, 4, y_shape, status)
-    if _code(status):
-        _fail(op, status)
-    else:
+    states = 2, plan.steps[0] + 1 if plan.keep else 0, batch, cells
+    gates = (*states[:3], GATES * cells)
+    y = batch, time if plan.returns == SEQUENCE else 1, 2 * cells
+    outputs = (
+        _output(op, 0, enum, itemsize, gates, status),
+        _output(op, 1, enum, itemsize, states, status),
+        _output(op, 2, enum, itemsize, states, status),
+        _output(op, 3, _FLOAT32, 4, y, status),
+    )
+    if not _code(status):
         before = _begin_products(np.zeros(0, element))
         forward(
-            (steps, numbers[BACKWARD_STEPS]),
-            returns,
-            keep,
+            plan,
             _array(x, _shape(x), np.float32),
             as_words(_matrix(panels, element)),
             _matrix(bias, np.float32),
             _array(h0, _shape(h0), np.float32),
             _array(c0, _shape(c0), np.float32),
             _matrix(mask, np.float32),
-            _array(gates, gates_shape, element),
-            _array(h_kept, states_shape, element),
-            _array(c_kept, states_shape, element),
-            _array(y, y_shape, np.float32),
+            Kept(
+                _array(outputs[0], gates, element),
+                _array(outputs[1], states, element),
+                _array(outputs[2], states, element),
+            ),
+            _array(outputs[3], y, np.float32),
         )
         _end_products(before)
-    for tensor in (meta, x, panels, bias, h0, c0, mask, gates, h_kept, c_kept, y):
-        _delete_tensor(tensor)
-    _delete_status(status)
+    _finish(op, status, inputs, outputs)
 
 
 @compiled
 def _backward(op, element, enum, itemsize):
     status = _new_status()
-    meta, x, transposed = _input(op, 0, status), _input(op, 1, status), _input(op, 2, status)
-    gates, h_kept, c_kept = _input(op, 3, status), _input(op, 4, status), _input(op, 5, status)
-    mask, d_y = _input(op, 6, status), _input(op, 7, status)
-    numbers = _array(meta, (WITH_INPUT + 1,), np.int32)
-    steps, from_zero, units = numbers[STEPS], numbers[FROM_ZERO], np.int64(numbers[UNITS])
+    inputs = _inputs(op, 8, status)
+    meta, x, transposed, gates, h, c, mask, d_y = to_fixed_tuple(inputs, 8)
+    numbers, plan = _numbers(meta)
     batch, time, features = _shape(x)
-    cells = _dim(h_kept, 3)
-    kept_steps = np.int64(steps) + 1
-    gates_shape, states_shape = (2, kept_steps, batch, GATES * cells), (2, kept_steps, batch, cells)
-    initial_shape = (0 if from_zero else 2, batch, cells)
-    x_shape = (batch if numbers[WITH_INPUT] else 0, time, features)
-    columns = GATES * units
-    d_kernel = _output(op, 0, _FLOAT32, 4, (features, columns), status)
-    d_kernel_back = _output(op, 1, _FLOAT32, 4, (features, columns), status)
-    d_recurrent = _output(op, 2, _FLOAT32, 4, (units, columns), status)
-    d_recurrent_back = _output(op, 3, _FLOAT32, 4, (units, columns), status)
-    d_bias = _output(op, 4, _FLOAT32, 4, (columns,), status)
-    d_bias_back = _output(op, 5, _FLOAT32, 4, (columns,), status)
-    d_h0 = _output(op, 6, _FLOAT32, 4, initial_shape, status)
-    d_c0 = _output(op, 7, _FLOAT32, 4, initial_shape, status)
-    d_x = _output(op, 8, _FLOAT32, 4, x_shape, status)
-    if _code(status):
-        _fail(op, status)
-    else:
+    units, cells = np.int64(numbers[UNITS]), _dim(h, 3)
+    states, columns = (2, plan.steps[0] + 1, batch, cells), GATES * units
+    initial = 0 if plan.from_zero else 2, batch, cells
+    d_x = batch if numbers[WITH_INPUT] else 0, time, features
+    outputs = (
+        _output(op, 0, _FLOAT32, 4, (features, columns), status),
+        _output(op, 1, _FLOAT32, 4, (features, columns), status),
+        _output(op, 2, _FLOAT32, 4, (units, columns), status),
+        _output(op, 3, _FLOAT32, 4, (units, columns), status),
+        _output(op, 4, _FLOAT32, 4, (columns,), status),
+        _output(op, 5, _FLOAT32, 4, (columns,), status),
+        _output(op, 6, _FLOAT32, 4, initial, status),
+        _output(op, 7, _FLOAT32, 4, initial, status),
+        _output(op, 8, _FLOAT32, 4, d_x, status),
+    )
+    if not _code(status):
         d_weights = np.empty((2, cells + padded(features), GATES * cells), np.float32)
-        d_biases = np.empty((2, GATES * cells), np.float32)
+        d_bias = np.empty((2, GATES * cells), np.float32)
         before = _begin_products(np.zeros(0, element))
         backward(
-            (steps, numbers[BACKWARD_STEPS]),
-            numbers[RETURNS],
-            from_zero,
+            plan,
             _array(x, (batch, time, features), np.float32),
             as_words(_matrix(transposed, element)),
-            _array(gates, gates_shape, element),
-            _array(h_kept, states_shape, element),
-            _array(c_kept, states_shape, element),
+            Kept(
+                _array(gates, (*states[:3], GATES * cells), element),
+                _array(h, states, element),
+                _array(c, states, element),
+            ),
             _matrix(mask, np.float32),
             _array(d_y, _shape(d_y), np.float32),
-            _array(d_h0, initial_shape, np.float32),
-            _array(d_c0, initial_shape, np.float32),
-            d_biases,
+            _array(outputs[6], initial, np.float32),
+            _array(outputs[7], initial, np.float32),
+            d_bias,
             d_weights,
-            _array(d_x, x_shape, np.float32),
+            _array(outputs[8], d_x, np.float32),
         )
         _end_products(before)
-        deinterleave_gradients(
-            d_weights[0],
-            d_biases[:1],
-            _matrix(d_kernel, np.float32),
-            _matrix(d_recurrent, np.float32),
-            _array(d_bias, (1, columns), np.float32),
-        )
-        deinterleave_gradients(
-            d_weights[1],
-            d_biases[1:],
-            _matrix(d_kernel_back, np.float32),
-            _matrix(d_recurrent_back, np.float32),
-            _array(d_bias_back, (1, columns), np.float32),
-        )
-    for tensor in (
-        meta,
-        x,
-        transposed,
-        gates,
-        h_kept,
-        c_kept,
-        mask,
-        d_y,
-        d_kernel,
-        d_kernel_back,
-        d_recurrent,
-        d_recurrent_back,
-        d_bias,
-        d_bias_back,
-        d_h0,
-        d_c0,
-        d_x,
-    ):
-        _delete_tensor(tensor)
-    _delete_status(status)
+        for d in range(2):
+            deinterleave_gradients(
+                d_weights[d],
+                d_bias[d : d + 1],
+                _matrix(outputs[d], np.float32),
+                _matrix(outputs[2 + d], np.float32),
+                _array(outputs[4 + d], (1, columns), np.float32),
+            )
+    _finish(op, status, inputs, outputs)
 
 
 # TensorFlow calls them with the kernel's state, of which there is none, and the operation's context.

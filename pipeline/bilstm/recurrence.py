@@ -17,6 +17,8 @@ kept in the order in which it is computed, because sequential access is fastest:
 of cells of every sample, then the second group.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from pipeline.bilstm.jit import inline
@@ -32,6 +34,35 @@ SEQUENCE, MEAN, END = range(3)
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
+class Plan(NamedTuple):
+    """What to compute.
+
+    Attributes:
+        steps: of each direction: the forward one's first, of the backward one as many or one less.
+        returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what y is of the hidden states.
+        keep: whether the forward pass keeps what the gradient needs.
+        from_zero: whether the initial states are zeros.
+    """
+
+    steps: tuple
+    returns: int
+    keep: bool
+    from_zero: bool
+
+
+class Kept(NamedTuple):
+    """What the gradient needs: float32, or bfloat16 as uint16; empty if nothing is kept.
+
+    Attributes:
+        gates: `(2, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
+        h, c: `(2, steps + 1, batch, cells)`: before each step, c also after the last.
+    """
+
+    gates: np.ndarray
+    h: np.ndarray
+    c: np.ndarray
+
+
 @inline
 def time_of(d, step, time):
     """Where in the input a direction's step is."""
@@ -39,7 +70,7 @@ def time_of(d, step, time):
 
 
 @inline
-def kept_at(d, step, start, kept):
-    """Where a block's values begin in `(2, steps + 1, batch, cells)`: of a step, or before it."""
-    _, steps, batch, cells = kept.shape
+def kept_at(d, step, start, states):
+    """Where a block's values begin in one of `Kept`'s states: of a step, or before it."""
+    _, steps, batch, cells = states.shape
     return ((d * steps + step) * batch + start) * cells
