@@ -291,12 +291,16 @@ def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) 
     Returns:
         The model's outputs, such as probabilities `(n, 10)`, float32.
     """
+    # Whole batches, at least one: TensorFlow would build another graph for a smaller one.
+    batches = max(1, -(-len(images) // PREDICTION_BATCH))
+    filled = np.zeros((batches * PREDICTION_BATCH, *images.shape[1:]), "float32")
+    filled[: len(images)] = images
     # Before the threads start; otherwise each makes its own.
     model.make_predict_function()
 
-    def predict_batch(start):
+    def predict_batch(batch):
         with whole_batches():
-            return model.predict_on_batch(images[start : start + PREDICTION_BATCH].astype("float32"))
+            return model.predict_on_batch(batch)
 
     with ThreadPoolExecutor(threads or len(available_cores())) as pool:
-        return np.concatenate(list(pool.map(predict_batch, range(0, len(images), PREDICTION_BATCH))))
+        return np.concatenate(list(pool.map(predict_batch, np.split(filled, batches))))[: len(images)]

@@ -152,6 +152,14 @@ def test_grid_columns_reads_the_transposed_image(images):
     np.testing.assert_array_equal(down.predict_on_batch(transposed), along.predict_on_batch(images))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 256, 300])
+def test_any_number_of_images_is_predicted(digits, number):
+    images, network = digits.images[:number], small_network("rows")
+    expected = network.predict_on_batch(digits.images[:300].astype("float32"))[:number]
+    np.testing.assert_allclose(predict(network, images), expected, rtol=1e-5, atol=1e-7)
+
+
 def moved(images, down, right):
     """What moves out of an image is lost, what moves in is black."""
     canvas = np.zeros((len(images), 30, 30), "float32")
