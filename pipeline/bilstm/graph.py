@@ -36,9 +36,10 @@ def parts_of_a_batch() -> int:
     """The number of operations that a batch is cut into: as many as TensorFlow runs at the same time."""
     if getattr(_thread, "whole_batches", False):
         return 1
+    setting = os.environ.get("TF_NUM_INTEROP_THREADS", "")
     return (
         tf.config.threading.get_inter_op_parallelism_threads()
-        or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
+        or (int(setting) if setting.isdecimal() else 0)
         or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     )
 

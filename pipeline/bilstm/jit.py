@@ -1,10 +1,16 @@
 """Numba's decorators as the layer's compiled code uses them; what they compile is cached on disk."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numba
+from numba.core import caching
 
 # Before anything is compiled: it may tell Numba what to compile for.
 from pipeline.bilstm.isa import ISA
@@ -21,14 +27,59 @@ def _folder() -> str:
     for file in sorted(here.parent.glob("*.py")):
         digest.update(file.read_bytes())
     name = f"numba_{digest.hexdigest()[:8]}"
-    for base in (numba.config.CACHE_DIR, here.with_name("__pycache__"), Path.home() / ".cache/numba"):
-        if base:
-            try:
-                Path(base, name).mkdir(parents=True, exist_ok=True)
-                return str(Path(base, name))
-            except OSError:
-                continue
-    return numba.config.CACHE_DIR
+    for base in _bases(here):
+        with contextlib.suppress(OSError):
+            folder = Path(base, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return str(folder)
+    return tempfile.mkdtemp(prefix="numba_")
+
+
+def _bases(here: Path) -> Iterator[str | Path]:
+    """Folders that may be writable, best first."""
+    if numba.config.CACHE_DIR:
+        yield numba.config.CACHE_DIR
+    yield here.with_name("__pycache__")
+    with contextlib.suppress(RuntimeError):  # this user has no home
+        yield Path.home() / ".cache/numba"
+    # Only this user's own: what is in it is run.
+    with contextlib.suppress(OSError):
+        temporary = Path(tempfile.gettempdir(), f"numba_{os.getuid()}")
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        status = temporary.lstat()
+        if status.st_uid == os.getuid() and status.st_mode == stat.S_IFDIR | 0o700:
+            yield temporary
+
+
+class _CacheFile(caching.IndexDataCacheFile):
+    """Numba's files with their SHA-256 at the end, which `pickle` ignores; a damaged one counts as none."""
+
+    @contextlib.contextmanager
+    def _open_for_write(self, path):
+        content = io.BytesIO()
+        yield content
+        with super()._open_for_write(path) as file:
+            file.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+
+    def _load_index(self):
+        return super()._load_index() if _is_whole(self._index_path) else {}
+
+    def _load_data(self, name):
+        return super()._load_data(name) if _is_whole(self._data_path(name)) else None
+
+    def save(self, key, data):
+        # A disk that is full loses the time to compile again, nothing else.
+        with contextlib.suppress(OSError):
+            super().save(key, data)
+
+
+def _is_whole(path):
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
 _FOLDER = _folder()
@@ -38,12 +89,13 @@ def cached(decorator: Callable) -> Callable:
     """A decorator of Numba that caches in the layer's folder."""
 
     def decorate(function):
-        # Numba reads this global setting when it decorates.
-        others, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _FOLDER
+        # Numba reads these two when it decorates.
+        others = numba.config.CACHE_DIR, caching.IndexDataCacheFile
+        numba.config.CACHE_DIR, caching.IndexDataCacheFile = _FOLDER, _CacheFile
         try:
             return decorator(function)
         finally:
-            numba.config.CACHE_DIR = others
+            numba.config.CACHE_DIR, caching.IndexDataCacheFile = others
 
     return decorate
 

@@ -5,6 +5,8 @@ It can be used in any Keras model. The weights are those of a stock
 them differs (on a GPU not even that).
 """
 
+import sys
+
 import keras
 import tensorflow as tf
 
@@ -28,7 +30,8 @@ class BiLSTM(keras.layers.Layer):
       steps of a block while their operands are in the caches. The gradients of a batch's parts are added up,
       so their last bits depend on the number of cores.
 
-    Not differentiable twice, and not for SavedModel: `to_keras` gives a layer that is both.
+    Not differentiable twice; `to_keras` gives a layer that is. Exported (`Model.export`, SavedModel), and
+    where `tf.config.run_functions_eagerly` is on, the layer computes as Keras's own.
 
     Args:
         units: size of each direction's state.
@@ -113,7 +116,7 @@ class BiLSTM(keras.layers.Layer):
             initial_state = [
                 _checked("an initial state", state, inputs, self.units) for state in initial_state
             ]
-        if tf.config.list_logical_devices("GPU"):
+        if tf.config.list_logical_devices("GPU") or tf.config.functions_run_eagerly() or _is_exported():
             return self._call_keras(inputs, initial_state, mask)
 
         cells = self.bidirectional.forward_layer.cell, self.bidirectional.backward_layer.cell
@@ -219,6 +222,18 @@ _STOCK_ARGUMENTS = {
     **{f"{what}_regularizer": None for what in ("kernel", "recurrent", "bias", "activity")},
     **{f"{what}_constraint": None for what in ("kernel", "recurrent", "bias")},
 }
+
+
+_EXPORTERS = "keras.src.export.", "tensorflow.python.saved_model."
+
+
+def _is_exported():
+    """Whether this graph is built for a SavedModel, which may be loaded where our operations are unknown."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+            return True
+    return False
 
 
 def _check_steps_and_features(shape):

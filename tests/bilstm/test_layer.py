@@ -621,6 +621,32 @@ def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, w
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+def test_functions_that_run_eagerly_compute_the_same(readout):
+    layer = BiLSTM.from_keras(stock_layer(), readout=readout)
+    x = tf.constant(values(BATCH, 6, FEATURES))
+    ours = outcome(lambda: layer(x), [x], layer.trainable_variables)
+    tf.config.run_functions_eagerly(True)
+    try:
+        theirs = outcome(lambda: layer(x), [x], layer.trainable_variables)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert_close(ours, theirs)
+
+
+def test_an_exported_network_needs_no_operation_of_ours(tmp_path):
+    model = keras.Sequential([keras.Input((6, FEATURES)), BiLSTM(UNITS, "mean")])
+    x = values(2, 6, FEATURES)
+    expected = model.predict(x, verbose=0)  # has traced a graph with our operations
+    model.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.save(model, tmp_path / "saved")
+    for name in ("exported", "saved"):
+        graph = (tmp_path / name / "saved_model.pb").read_bytes()
+        assert b"Bilstm" not in graph and b"While" in graph
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    assert_close([loaded.serve(x)], [expected])
+
+
 @pytest.mark.parametrize(
     "imports",
     ["import pipeline, keras", "import keras, pipeline", "from pipeline.bilstm import BiLSTM; import keras"],
