@@ -10,11 +10,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.files import PipelineError
-from pipeline.machine import available_cores
+from pipeline.machine import available_cores, number_of_cpus
 
 # One thread per worker: several workers keep the cores busy, and the order of additions in a sum cannot
 # depend on the number of cores. The allocator's settings stop glibc from returning each step's big buffers
@@ -37,26 +37,66 @@ def local_pool(workers: int) -> Iterator[Executor]:
         workers: number of processes.
 
     Raises:
-        PipelineError: a worker process died.
+        PipelineError: a worker process died, or the machine does not allow several.
     """
+    others = multiprocessing.active_children()
+    with _worker_environment():
+        pool = _start_pool(workers)
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise PipelineError(
+                "a training process died (out of memory?); run again to go on from the last finished epochs; "
+                "fewer compute.workers need less memory"
+            ) from error
+        except BaseException:
+            # An epoch that nobody waits for would keep this process from ending.
+            for worker in set(multiprocessing.active_children()) - set(others):
+                worker.kill()
+            raise
+        finally:
+            pool.shutdown()
+
+
+@contextlib.contextmanager
+def _worker_environment():
+    """Set `WORKER_ENVIRONMENT`, which processes started meanwhile inherit."""
+    before = dict(os.environ)
     os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _start_pool(workers):
     # Forking a process that has threads may hang, so workers start from scratch.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
+    # They inherit that they never see Ctrl-C, which reaches them too: it is the parent that ends them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield pool
-    except BrokenProcessPool as error:
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
+        pool.submit(int)  # starts the processes
+        return pool
+    except OSError as error:  # the queues to several processes need semaphores
+        if workers == 1:
+            return _ThisProcess()
         raise PipelineError(
-            "a training process died (out of memory?); run again to go on from the last finished epochs; "
-            "fewer compute.workers need less memory"
+            f"{workers} training processes need shared memory, and /dev/shm cannot be used "
+            f"({error.strerror}); mount it, or set compute.workers: 1, which does without"
         ) from error
-    except BaseException:
-        # An epoch that nobody waits for would keep this process from ending.
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        raise
     finally:
-        pool.shutdown()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _ThisProcess(Executor):
+    """Runs each job at once, where there can be no process for it."""
+
+    def submit(self, function, *arguments):
+        job = Future()
+        job.set_result(function(*arguments))
+        return job
 
 
 def _cores_to_pin(workers, context):
@@ -77,8 +117,6 @@ def _cores_to_pin(workers, context):
 def _start_worker(cores):
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores.get()})
-    # Ctrl-C reaches the workers too, but it is the parent that ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Without this a worker would outlive a killed parent and wait for work for ever.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
@@ -96,7 +134,7 @@ def number_of_workers(workers: int | str, most: int) -> int:
     """How many workers to start.
 
     Args:
-        workers: a number, or `"auto"` for one per core.
+        workers: a number, or `"auto"` for one per core, or what a container allows.
         most: how many could have work.
     """
-    return min(len(available_cores()) if workers == "auto" else workers, most)
+    return min(number_of_cpus() if workers == "auto" else workers, most)

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
+import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, check_archive
 from pipeline.folds import TrainingData
+from pipeline.machine import vector_extensions
 from pipeline.params import Params
 from pipeline.training.members import Member
 
@@ -52,15 +52,18 @@ class StateFiles:
         self.folder = folder / fingerprint(params, data)
         if folder.exists():
             for other in set(folder.iterdir()) - {self.folder}:
-                shutil.rmtree(other)
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
     def read(self, member: Member) -> State:
         """The member's state after its newest epoch, or before the first if there is no file."""
         try:
+            check_archive(self._path(member))
             with np.load(self._path(member)) as file:
                 *values, history = (file[name] for name in file.files)
-                return State(values, json.loads(str(history)))
-        except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+            history = json.loads(str(history))
+            whole = [epoch["epoch"] for epoch in history] == [*range(1, len(history) + 1)]
+            return State(values, history) if whole and values else State()
+        except Exception:  # there is none, or damaged bytes raise whatever they do
             return State()
 
     def write(self, member: Member, state: State) -> None:
@@ -73,7 +76,7 @@ class StateFiles:
 
 
 def fingerprint(params: Params, data: TrainingData) -> str:
-    """A short hash of all that a member's training depends on: parameters, data, code, libraries."""
+    """A short hash of what a member depends on: parameters, data, code, libraries, processor."""
     # Which members are trained and how they are averaged changes none of them.
     model = params.model.model_dump(exclude={"architecture", "tta"})
     values = [params.seed, model, params.augment.model_dump(), params.train.model_dump()]
@@ -84,6 +87,8 @@ def fingerprint(params: Params, data: TrainingData) -> str:
         path = PIPELINE / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
-    for library in LIBRARIES:
-        digest.update(version(library).encode())
+    # Another instruction set rounds differently.
+    machine = [*vector_extensions(), os.environ.get("BILSTM_ISA", "")]
+    for text in (*map(version, LIBRARIES), *machine):
+        digest.update(f"{text}\n".encode())
     return digest.hexdigest()[:16]

@@ -1,7 +1,9 @@
 """Training all members: the same bytes whatever the executor, the workers, and whoever kills it."""
 
 import dataclasses
+import errno
 import glob
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,11 +17,12 @@ import pytest
 from helpers import ROOT, run_python, small_params
 from ruamel.yaml import YAML
 
+from pipeline import machine
 from pipeline.files import PipelineError
 from pipeline.metrics import fold_table, history_table
 from pipeline.params import ARCHITECTURES
-from pipeline.training import runner
-from pipeline.training.engines import ENGINES, WORKER_ENVIRONMENT, local_pool, number_of_workers
+from pipeline.training import engines, runner
+from pipeline.training.engines import ENGINES, local_pool, number_of_workers
 from pipeline.training.members import Member, members
 from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
@@ -58,8 +61,18 @@ def test_the_member_furthest_behind_goes_first(digits, tmp_path, monkeypatch):
     assert len(order) == 2 * 5 + 6
 
 
-def test_the_number_of_workers():
+def test_the_number_of_workers(monkeypatch, tmp_path):
     cores = len(os.sched_getaffinity(0))
+    for limit, allowed in (
+        ("max 100000", cores),
+        ("99999999 100000", cores),
+        ("50000 100000", 1),
+        ("junk", cores),
+    ):
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+        monkeypatch.setattr(machine, "CPU_LIMIT", tmp_path / "cpu.max")
+        assert number_of_workers("auto", 100) == allowed
+    monkeypatch.setattr(machine, "CPU_LIMIT", tmp_path / "none")
     assert number_of_workers("auto", 100) == cores and number_of_workers("auto", 1) == 1
     assert number_of_workers(3, 100) == 3 and number_of_workers(3, 2) == 2
 
@@ -71,29 +84,34 @@ def test_the_parameters_allow_the_engines_that_there_are():
         small_params(compute={"engine": "spark"})
 
 
-@pytest.fixture
-def environment():
-    """What the workers' environment changes in this process is put back."""
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    yield
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
-
-
-def test_a_worker_that_dies_is_an_error_for_the_user(environment):
+def test_a_worker_that_dies_is_an_error_for_the_user():
     with pytest.raises(PipelineError, match=r"a training process died .* fewer compute\.workers"):  # noqa: SIM117
         with local_pool(1) as executor:
             executor.submit(os._exit, 1).result()
 
 
-def test_an_error_kills_the_workers(environment):
-    started = time.monotonic()
+def test_an_error_kills_the_workers_and_no_other_process():
+    started, environment = time.monotonic(), dict(os.environ)
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
     with pytest.raises(KeyboardInterrupt), local_pool(1) as executor:
         executor.submit(time.sleep, 600)
         raise KeyboardInterrupt
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 60 and other.is_alive()
+    assert os.environ == environment
+    other.kill()
+
+
+def test_without_shared_memory_one_worker_is_this_process(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", fail)
+    with local_pool(1) as executor:
+        assert executor.submit(os.getpid).result() == os.getpid()
+    with pytest.raises(PipelineError, match=r"/dev/shm .*Read-only file system.* compute\.workers: 1"):  # noqa: SIM117
+        with local_pool(2):
+            pass
 
 
 # A small training of all architectures
@@ -102,7 +120,6 @@ def test_an_error_kills_the_workers(environment):
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     """Three members by one worker, and all six by two: for each (states, progress, export of each fold)."""
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     result = {}
     for params, workers in ((CYCLE, 1), (ALL, 2)):
         files, progress = StateFiles(tmp_path_factory.mktemp("state"), params, digits), Mock()
@@ -110,9 +127,6 @@ def trained(digits, tmp_path_factory):
             states = train_members(executor, workers, params, digits, files, progress)
             exported = list(export_folds(executor, params, digits, states))
         result[params] = states, progress, exported
-    for name in WORKER_ENVIRONMENT:
-        os.environ.pop(name)
-    os.environ.update({name: value for name, value in before.items() if value is not None})
     return result
 
 
@@ -171,7 +185,9 @@ def test_the_members_of_a_fold_are_averaged(digits, trained, load):
 def test_any_executor_will_do_and_averaging_over_shifts_changes_no_weight(digits, trained, load):
     """Here a thread in this process; what it exports are the states of the processes."""
     with ThreadPoolExecutor(1) as executor:
+        again = list(export_folds(executor, ALL, digits, trained[ALL][0]))
         exported = list(export_folds(executor, ALL_TTA, digits, trained[ALL][0]))
+    assert [content for content, _ in again] == [content for content, _ in trained[ALL][2]]
     for fold, (content, probabilities) in enumerate(exported):
         plain, shifted = load(trained[ALL][2][fold][0]), load(content)
         assert [w.tobytes() for w in plain.get_weights()] == [w.tobytes() for w in shifted.get_weights()]
@@ -223,7 +239,7 @@ def folder(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder, digits, trained, load):
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder, digits, trained):
     stage = "-m", "pipeline.stages.train"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -240,14 +256,13 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder, digits, tr
     done = run_python(*stage, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "goes on after epoch" in done.stdout
-    assert not (folder / "data/training_state").exists() and not list(folder.rglob(".*"))
+    assert not list(folder.rglob(".*"))
     with np.load(folder / "data/oof.npz") as file:
         oof, labels = file["probabilities"], file["labels"]
     assert labels.tolist() == digits.labels.tolist()
     states, _, exported = trained[CYCLE]
     for fold, (content, probabilities) in enumerate(exported):
         assert oof[digits.split(fold)[1]].tobytes() == probabilities.tobytes()
-        ours = keras.models.load_model(folder / f"data/checkpoints/fold_{fold}.keras").get_weights()
-        assert [w.tobytes() for w in ours] == [w.tobytes() for w in load(content).get_weights()]
+        assert (folder / f"data/checkpoints/fold_{fold}.keras").read_bytes() == content
     history = history_table({member: state.history for member, state in states.items()})
     assert (folder / "metrics/history.csv").read_text() == history.to_csv(index=False, float_format="%.6g")
