@@ -3,11 +3,13 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is 1, or pip.conf says so, pip would install beside the environment, and refuses to.
 export PIP_USER := 0
+# The scripts in an environment name its folder: one that was moved is made anew.
+$(shell grep -qsF "$(CURDIR)/.venv" .venv/pyvenv.cfg || rm -f .venv/complete)
 MAKEFLAGS += --no-print-directory
 # Tests in two processes; those of a file stay together, because they share what takes long to make.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup repro check test submit submissions benchmark lock
+.PHONY: help setup repro check test fuzz soak submit submissions benchmark lock
 .SILENT:
 
 help:
@@ -16,6 +18,8 @@ help:
 	echo "make submissions  list what was sent, beside what Kaggle lists"
 	echo "make check        lint, and run the fast tests"
 	echo "make test         run all tests"
+	echo "make fuzz         damage every kind of file EXAMPLES=10000 times"
+	echo "make soak         kill a small pipeline KILLS=100 times, and compare bytes"
 	echo "make benchmark    measure the training speed of this layer, Keras, PyTorch, TensorFlow 1"
 	echo "make setup        only make the environment, .venv"
 	echo "make lock         renew requirements.lock from pyproject.toml"
@@ -30,6 +34,7 @@ setup: .venv/complete
 	touch $@
 
 repro: setup
+	python -m pipeline.stages.mend
 	dvc repro
 
 check: setup
@@ -39,6 +44,14 @@ check: setup
 
 test: setup
 	python -m pytest $(IN_TWO)
+
+EXAMPLES ?= 10000
+fuzz: setup
+	EXAMPLES=$(EXAMPLES) python -m pytest -q -s tests/test_hostile_input.py
+
+KILLS ?= 100
+soak: setup
+	python tests/soak.py $(KILLS)
 
 # Forced, it must be this stage alone: the pipeline before it would be run again, too.
 submit: setup

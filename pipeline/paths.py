@@ -18,6 +18,8 @@ SUBMISSION = Path("submissions/submission.csv")
 SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
+DVC_LOCK = Path("dvc.lock")
+DVC_USERS = Path(".dvc/tmp/rwlock")
 
 
 def checkpoint(fold: int) -> Path:
