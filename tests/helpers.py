@@ -1,6 +1,7 @@
 """What several tests call: small parameters, and this Python in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,16 @@ def small_network(architecture):
     from pipeline.networks import network_of_params
 
     return network_of_params(architecture, small_params().model, "float32")
+
+
+def copy_project(folder):
+    """Copy the project's files, but for what git ignores."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
 
 
 def run_python(*arguments, cwd=ROOT, **environment):
