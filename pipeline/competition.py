@@ -4,16 +4,17 @@
 the label and 28,000 rows; pixels are whole numbers 0..255, row by row of a 28x28 image.
 """
 
-import csv
+import re
 import shutil
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline.files import DAMAGED, PipelineError, atomic_write
+from pipeline.files import PipelineError, atomic_write, load_json, one_line, sha256
 
 SIZE = 28
 CLASSES = 10
@@ -25,6 +26,19 @@ ID, LABEL = COLUMNS["sample_submission.csv"]
 
 # Far above any real file of the competition (train.csv has 77 MB), far below a full disk.
 LARGEST_MEMBER = 1 << 29
+LONGEST_LINE = 1 << 16  # bytes; a row of train.csv has at most 3 kB
+# How files begin that are something else.
+KINDS = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"(\xb5/\xfd": "a Zstandard archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"\xef\xbb\xbf": "text with a byte order mark",
+}
 # What pandas raises for a file that is not what it should be; warnings are made errors.
 UNREADABLE = (ValueError, OverflowError, Warning)
 
@@ -47,7 +61,8 @@ def read_digits(path: str | Path, limit: int | None = None) -> tuple[np.ndarray,
     try:
         values = _read_csv(path, columns, np.uint8).to_numpy()
     except UNREADABLE as error:
-        raise PipelineError(_first_bad_cell(path, columns) or f"{path}: {error}") from error
+        problem = _first_bad_cell(path, columns) or f"{path}: {one_line(str(error), 120)}"
+        raise PipelineError(problem) from error
     _check_row_count(path, len(values), limit, path.name)
     values = values[:limit]
     if columns[0] == "label":
@@ -69,7 +84,7 @@ def read_labels(path: str | Path, limit: int | None = None) -> tuple[np.ndarray,
     try:
         table = _read_csv(path, [ID, LABEL], np.int64)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(str(error), 120)
         raise PipelineError(f"{path}: {reason}; expected two whole numbers in every row") from error
     ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy()
     _check_row_count(path, len(ids), limit, "sample_submission.csv")
@@ -87,7 +102,14 @@ def read_labels(path: str | Path, limit: int | None = None) -> tuple[np.ndarray,
 
 
 def _read_csv(path, columns, dtype):
-    _check_header(path, columns)
+    try:
+        with open(path, "rb") as file:
+            _check_header(path, file.readline(LONGEST_LINE), columns)
+            _check_lines(path, file)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
     with warnings.catch_warnings():
         # pandas only warns where it drops cells beyond the header's columns.
         warnings.simplefilter("error")
@@ -95,32 +117,42 @@ def _read_csv(path, columns, dtype):
         return pd.read_csv(path, dtype=dtype, index_col=False)
 
 
-def _check_header(path, columns):
-    try:
-        with open(path, "rb") as file:
-            start = file.readline(1 << 16)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
-    if start.startswith(b"PK\x03\x04"):
-        raise PipelineError(f"{path}: is a zip archive, expected the CSV that is in it")
+def _check_lines(path, file):
+    """Refuse what pandas would need memory out of proportion for."""
+    number = 1
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise PipelineError(f"{path}: row {number} has more than {LONGEST_LINE} characters")
+        if file.tell() > LARGEST_MEMBER:
+            raise PipelineError(f"{path}: has more than {LARGEST_MEMBER} bytes")
+        number += 1
+
+
+def _check_header(path, start, columns):
+    for magic, kind in KINDS.items():
+        if start.startswith(magic):
+            raise PipelineError(f"{path}: is {kind}, expected plain CSV")
     if start.lstrip().startswith(b"<"):
         page = "is an HTML page, expected a CSV (a login or error page saved in its place?)"
         raise PipelineError(f"{path}: {page}")
-    found = start.decode("utf-8", "replace").rstrip("\r\n").split(",")
+    text = start.decode("utf-8", "replace").rstrip("\r\n")
+    found = text.split(",")
     if found != columns:
+        for separator in ";\t| :":
+            if len(text.split(separator)) == len(columns):
+                raise PipelineError(f"{path}: fields are separated by {separator!r}, expected ','")
         header = ",".join(columns) if len(columns) <= 3 else f"{','.join(columns[:3])},...,{columns[-1]}"
         raise PipelineError(f"{path}: {_difference(found, columns)}; expected the header {header}")
 
 
 def _difference(found, columns):
     """What is wrong with a header, in one clause."""
-    repeated = [name for name in found if found.count(name) > 1]
-    missing = [name for name in columns if name not in found]
-    extra = [name for name in found if name not in columns]
+    repeated = [name for name, count in Counter(found).items() if count > 1]
+    there, expected = set(found), set(columns)
+    missing = [name for name in columns if name not in there]
+    extra = [one_line(name, 40) for name in found if name not in expected]
     if repeated:
-        return f"column {min(repeated)!r} is there more than once"
+        return f"column {one_line(min(repeated), 40)!r} is there more than once"
     if missing:
         return f"column {missing[0]!r} is missing" + (f", found {extra[0]!r}" if extra else "")
     if extra:
@@ -131,14 +163,15 @@ def _difference(found, columns):
 
 def _first_bad_cell(path, columns):
     """What is wrong with the first bad row, in one line; None if no row is bad."""
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = csv.reader(file, quoting=csv.QUOTE_NONE)
-        next(rows)
-        for number, row in enumerate((row for row in rows if row), start=1):
+    with open(path, encoding="utf-8", errors="replace") as file:
+        next(file)
+        lines = (line.rstrip("\n") for line in file)
+        for number, line in enumerate(filter(None, lines), start=1):
+            row = line.split(",")
             if len(row) != len(columns):
                 return f"{path}: row {number} has {len(row)} columns, expected {len(columns)}"
             for name, cell in zip(columns, row, strict=True):
-                if not (cell.isascii() and cell.isdigit() and int(cell) <= 255):
+                if not re.fullmatch("0*[0-9]{1,3}", cell) or int(cell[-3:]) > 255:
                     allowed = "a digit 0..9" if name == "label" else "a whole number 0..255"
                     return f"{path}: row {number}, column {name}: found {cell[:40]!r}, allowed is {allowed}"
     return None
@@ -197,8 +230,10 @@ def unpack(archive: str | Path, folder: str | Path, names: tuple[str, ...] = FIL
         raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(names)}") from None
     except FileNotFoundError:
         raise PipelineError(f"{archive}: there is no such file") from None
-    except DAMAGED as error:
-        raise PipelineError(f"{archive}: is not a whole zip archive: {error}") from error
+    except PipelineError:
+        raise
+    except Exception as error:  # of zipfile, or of any decompressor
+        raise PipelineError(f"{archive}: is not a whole zip archive: {one_line(str(error), 120)}") from error
 
 
 def _check_member(archive, member):
@@ -210,7 +245,42 @@ def _check_member(archive, member):
         problem = f"has {member.file_size} bytes, allowed are {LARGEST_MEMBER}"
     else:
         return
-    raise PipelineError(f"{archive}: member {name!r} {problem}")
+    raise PipelineError(f"{archive}: member {one_line(name, 80)!r} {problem}")
+
+
+def copy_files(source: str | Path, folder: str | Path, archive: str) -> None:
+    """Copy the competition's files as a browser saves them: unpacked, or in the archive of that name.
+
+    Raises:
+        PipelineError: `source` holds neither, or what is in it is damaged.
+    """
+    source = Path(source).expanduser()
+    if (source / archive).is_file():
+        return unpack(source / archive, folder)
+    for name in FILES:
+        if not (source / name).is_file():
+            raise PipelineError(f"download.folder is {str(source)!r}: it holds neither {archive} nor {name}")
+        shutil.copyfile(source / name, Path(folder, name))
+
+
+def check_replaceable(folder: str | Path, new: dict[str, str]) -> None:
+    """Refuse to replace files that somebody else has put into the folder of the stage `download`.
+
+    Args:
+        folder: with the files there are, and `source.json` if the stage has written them.
+        new: the SHA-256 of each file that is to replace them.
+    """
+    try:
+        own = load_json(Path(folder, "source.json"), "download")["sha256"]
+    except (PipelineError, KeyError, TypeError):
+        own = {}
+    for name in FILES:
+        path = Path(folder, name)
+        if path.exists() and sha256(path) not in (own.get(name), new[name]):
+            raise PipelineError(
+                f"{path}: the stage 'download' has not written this and would replace it; delete it, or move "
+                "it elsewhere and use it by download.source: folder and download.folder in params.yaml"
+            )
 
 
 def check_files(folder: str | Path) -> None:

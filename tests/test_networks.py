@@ -1,5 +1,7 @@
 """The networks: what they see of an image, in which order, and how they are averaged and saved."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 from helpers import run_python, small_network
 
 from pipeline import networks, params
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, save_network
 from pipeline.networks import (
     ARCHITECTURES,
     SHIFTS,
@@ -213,3 +215,32 @@ def test_what_is_not_a_network_is_refused(tmp_path, content):
     with pytest.raises(PipelineError, match="is not a network that can be loaded") as error:
         load_network(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_another_projects_settings_of_keras_change_nothing(images, tmp_path):
+    network = average([small_network(name) for name in ARCHITECTURES], ARCHITECTURES, "all")
+    save_network(network, tmp_path / "network.keras")
+    expected = predict(network, images)
+    keras.config.set_image_data_format("channels_first")
+    keras.config.set_floatx("float16")
+    try:
+        loaded = load_network(tmp_path / "network.keras")
+        np.testing.assert_array_equal(predict(loaded, images), expected)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+        keras.config.set_floatx("float32")
+
+
+def test_a_saved_network_has_the_same_bytes_at_any_time(tmp_path):
+    network = small_network("rows")
+    files = tmp_path / "one.keras", tmp_path / "two.keras"
+    save_network(network, files[0])
+    time.sleep(2.1)  # a zip archive counts time in steps of 2 seconds
+    save_network(network, files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_no_images_have_no_predictions(images):
+    assert predict(small_network("rows"), images[:0]).shape == (0, 10)

@@ -1,5 +1,7 @@
 """params.yaml: what is not allowed is refused in one line that says what is."""
 
+from pathlib import Path
+
 import pytest
 from helpers import ROOT
 from ruamel.yaml import YAML
@@ -17,8 +19,10 @@ KEYS = [
 
 
 @pytest.fixture
-def changed(tmp_path):
+def changed(tmp_path, monkeypatch):
     """Loads the committed parameters after `change` was applied to the section that holds `key`."""
+
+    monkeypatch.chdir(tmp_path)
 
     def load(key, change):
         content = YAML(typ="safe").load(ROOT / "params.yaml")
@@ -27,8 +31,8 @@ def changed(tmp_path):
         for part in sections:
             section = section[part]
         change(section, name)
-        YAML(typ="safe").dump(content, tmp_path / "params.yaml")
-        return load_params(tmp_path / "params.yaml")
+        YAML(typ="safe").dump(content, Path("params.yaml"))
+        return load_params("params.yaml")
 
     return load
 

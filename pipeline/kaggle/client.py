@@ -18,15 +18,14 @@ import requests
 from rich.progress import DownloadColumn
 
 from pipeline.competition import FILES, LARGEST_MEMBER, unpack
-from pipeline.files import PipelineError
+from pipeline.files import LONGEST_MESSAGE, PipelineError, one_line
 from pipeline.kaggle import transport
 from pipeline.kaggle.credentials import NO_CREDENTIALS, Credentials, find_credentials, refused_credentials
 from pipeline.kaggle.progress import progress_bar
-from pipeline.kaggle.submissions import PENDING, Submission, one_line
+from pipeline.kaggle.submissions import PENDING, Submission
 
 SITE = "https://www.kaggle.com"
 ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?kaggle\.com/(?:competitions|c)/([^/?#]+)", re.I)
-LONGEST_MESSAGE = 280  # characters; the stage's name comes before it
 CHUNK = 1 << 20  # bytes
 
 
@@ -314,7 +313,7 @@ def _explain_answer(response: requests.Response, status: int, competition: str) 
     elif status == 404 and about_competition:
         advice = f": is {competition!r} the right competition? {named}"
     text = f"{transport.host(response)} answered {status}"
-    said = _reason(response, min(100, LONGEST_MESSAGE - len(text + advice)))
+    said = _reason(response, min(100, LONGEST_MESSAGE - len(f"{text} (){advice}")))
     return f"{text} ({said}){advice}" if said else f"{text}{advice}"
 
 

@@ -8,11 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, read_text
 
+LARGEST = 1 << 16  # bytes, of a file with credentials
 TOKEN_PAGE = "https://www.kaggle.com/settings/api"
 NO_CREDENTIALS = (
     "no Kaggle credentials; give one of: KAGGLE_API_TOKEN (a token or a file with one), "
@@ -31,7 +32,7 @@ class Credentials:
     """
 
     where: str
-    arguments: dict[str, str]
+    arguments: dict[str, str] = field(repr=False)
 
 
 def find_credentials() -> Credentials | None:
@@ -56,7 +57,7 @@ def refused_credentials() -> str:
 
 
 def _all_credentials() -> Iterator[Credentials]:
-    home = Path.home() / ".kaggle"
+    home = Path(os.path.expanduser("~"), ".kaggle")  # no error where this user has no home
     if token := _token_from_environment():
         yield Credentials("KAGGLE_API_TOKEN", {"api_token": token})
     elif not os.environ.get("KAGGLE_API_TOKEN"):
@@ -81,7 +82,7 @@ def _config_folder(home: Path) -> Path:
     if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
         return Path(folder)
     if sys.platform == "linux" and not home.exists():
-        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
+        return Path(os.environ.get("XDG_CONFIG_HOME") or home.with_name(".config")) / "kaggle"
     return home
 
 
@@ -118,7 +119,7 @@ def _read_json(path: Path) -> dict:
     text = _read(path, "JSON")
     try:
         content = {} if text is None else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: is there but is not JSON ({error}); repair or delete it") from error
     if not isinstance(content, dict):
         raise PipelineError(f"{path}: is there but is not JSON (an object); repair or delete it")
@@ -128,7 +129,7 @@ def _read_json(path: Path) -> dict:
 def _read(path: Path, kind: str) -> str | None:
     """The file's text; None if there is no such file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

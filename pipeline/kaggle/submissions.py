@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.files import PipelineError, atomic_write
+from pipeline.files import PipelineError, atomic_write, one_line
 
 PENDING = "PENDING"
 COLUMNS = ("submitted", "reference", "sha256", "message", "status", "public_score")
+LARGEST = 1 << 24  # bytes, of the history
 HASH_DIGITS = 16  # of the SHA-256, in a message; find() accepts 12 or more
 
 
@@ -36,17 +37,6 @@ class Submission:
     status: str = PENDING
     public_score: float | None = None
     error: str = ""
-
-
-def one_line(text: str, limit: int) -> str:
-    """Make one short, printable line of a text from elsewhere.
-
-    Args:
-        text: may have line ends and control characters.
-        limit: longest result, in characters.
-    """
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def with_hash(message: str, digest: str) -> str:
@@ -87,6 +77,8 @@ def read_history(path: Path) -> dict[int, dict]:
     """
     history = {}
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file, strict=True)
             found = reader.fieldnames or ()

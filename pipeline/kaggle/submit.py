@@ -8,20 +8,11 @@ from pathlib import Path
 
 from rich.progress import TimeElapsedColumn
 
-from pipeline.files import PipelineError, load_json, sha256
+from pipeline.files import PipelineError, load_json, one_line, sha256
 from pipeline.kaggle import client
 from pipeline.kaggle.credentials import find_credentials
 from pipeline.kaggle.progress import progress_bar
-from pipeline.kaggle.submissions import (
-    PENDING,
-    Submission,
-    find,
-    one_line,
-    read_history,
-    record,
-    references,
-    with_hash,
-)
+from pipeline.kaggle.submissions import PENDING, Submission, find, read_history, record, references, with_hash
 from pipeline.kaggle.transport import timeout
 
 CONFIRM_TRIES = 3  # how often Kaggle is asked whether it has the file, after an answer was lost
@@ -176,7 +167,7 @@ def check_origin(path: Path, competition: str) -> None:
         raise PipelineError(
             f"{path}: does not tell where the data come from; run the stage 'download' again"
         ) from error
-    if source != "kaggle":
+    if source not in ("kaggle", "folder"):
         raise PipelineError(
             "this submission was made from the MNIST stand-in, whose test.csv is not Kaggle's: give Kaggle "
             "credentials and set download.source to kaggle in params.yaml, then `make submit` makes one of "

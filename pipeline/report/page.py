@@ -60,7 +60,7 @@ def summary(source: dict, metrics: dict[str, dict], submission: Path) -> str:
         metrics: content of `folds.json`, `ensemble.json` and `check.json`, by name.
         submission: path of the file to submit.
     """
-    if source["source"] == "kaggle":
+    if source["source"] != "mnist":
         origin, submit = f"Kaggle's own files ({source['competition']})", "make submit"
     else:
         origin = f"MNIST in the competition's place (shuffled with seed {source['seed']})"

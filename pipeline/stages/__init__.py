@@ -11,6 +11,19 @@ from types import ModuleType
 
 from pipeline.files import PipelineError
 
+# What a stage inherits from a shell, a notebook or another project's settings changes no result and breaks
+# nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, but for places, logs and GPU memory.
+_SETTINGS = re.compile(r"(KERAS|XLA|NUMBA)_(?!CACHE_DIR)|TF_(?!CPP_|FORCE_GPU|GPU_)")
+_OWN_SETTINGS = {
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_HOME": f"{os.devnull}/keras",  # can hold no keras.json
+    "MATPLOTLIBRC": os.devnull,
+    "MPLBACKEND": "Agg",
+}
+for _name in filter(_SETTINGS.match, list(os.environ)):
+    del os.environ[_name]
+os.environ.update(_OWN_SETTINGS)
+
 
 def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: bool = False) -> None:
     """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1.

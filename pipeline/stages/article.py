@@ -5,7 +5,7 @@ import time
 
 import pandas as pd
 
-from pipeline.files import PipelineError, atomic_write, write_json
+from pipeline.files import PipelineError, atomic_write, save_network, write_json
 from pipeline.machine import best_precision
 from pipeline.metrics import wilson_interval
 from pipeline.mnist import load_mnist
@@ -17,18 +17,21 @@ from pipeline.stages import run_stage
 
 def main():
     # Imports TensorFlow, which must not come before its log is out of the way (see run_stage).
+    import keras
+
     from pipeline.article import AT_ONCE, PRINTED, beside_printed, measure, run, tell
     from pipeline.networks import load_network, use_one_thread_per_operation
 
     use_one_thread_per_operation(AT_ONCE)
     params, precision, mnist = load_params().article, best_precision(), load_mnist(MNIST)
     print(f"article: {params.steps} steps of {params.batch_size} images, {precision}", flush=True)
+    keras.utils.set_random_seed(params.seed)
     started = time.perf_counter()
     network, rows = run(mnist, params, precision, progress=tell)
     seconds, last = time.perf_counter() - started, rows[-1]
 
     with atomic_write(ARTICLE) as tmp:
-        network.save(tmp)
+        save_network(network, tmp)
         restored = {"step": last["step"], **measure(load_network(tmp), mnist)}
         if restored != last:
             raise PipelineError(

@@ -1,12 +1,9 @@
 """Get the competition's CSV files, from Kaggle or made from MNIST: data/raw."""
 
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 
-from pipeline.competition import ROWS, check_files, write_digits, write_labels
-from pipeline.files import sha256, write_json
+from pipeline.competition import ROWS, check_files, check_replaceable, copy_files, write_digits, write_labels
+from pipeline.files import atomic_folder, sha256, write_json
 from pipeline.kaggle import client
 from pipeline.kaggle.credentials import find_credentials
 from pipeline.mnist import load_mnist, stand_in
@@ -19,24 +16,21 @@ def main():
     params = load_params().download
     source = choose_source() if params.source == "auto" else params.source
     origin = {"source": source, "competition": None, "seed": None}
-    RAW.parent.mkdir(exist_ok=True)
     # All files are complete and checked before the first one appears.
-    with tempfile.TemporaryDirectory(dir=RAW.parent, prefix=".download-") as folder:
-        folder = Path(folder)
-        if source == "kaggle":
-            origin["competition"] = client.slug(params.competition)
-            client.download(params.competition, folder)
-            check_files(folder)
-        else:
+    with atomic_folder(RAW) as folder:
+        if source == "mnist":
             origin["seed"] = params.seed
             make_stand_in(folder, params.seed)
+        else:
+            origin["competition"] = client.slug(params.competition)
+            if source == "kaggle":
+                client.download(params.competition, folder)
+            else:
+                copy_files(params.folder, folder, f"{origin['competition']}.zip")
+            check_files(folder)
         origin["sha256"] = {name: sha256(folder / name) for name in ROWS}
+        check_replaceable(RAW, origin["sha256"])
         write_json(folder / SOURCE.name, origin)
-        if RAW.exists():
-            shutil.rmtree(RAW)
-        RAW.mkdir()
-        for file in folder.iterdir():
-            file.replace(RAW / file.name)
     print(f"download: {', '.join(ROWS)} from {source}")
 
 

@@ -1,14 +1,15 @@
 """Average the folds' models into one and predict test.csv: data/ensemble.keras, data/predictions.npz."""
 
+import shutil
 import sys
 import time
 
 import numpy as np
 
-from pipeline.files import atomic_write, load_arrays, save_arrays, write_json
+from pipeline.files import load_arrays, save_arrays, save_network, write_json
 from pipeline.metrics import averaging_gains, expected_public_score
 from pipeline.params import load_params
-from pipeline.paths import DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, checkpoint
+from pipeline.paths import DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, TRAINING_STATE, checkpoint
 from pipeline.stages import run_stage
 from pipeline.training.members import members
 
@@ -32,8 +33,7 @@ def main():
     each = [predict(model, images[held_out]) for model in models] if held_out.any() else []
     (oof,) = load_arrays(OOF, "train", "probabilities")
     correct = np.argmax(oof[~held_out], axis=1) == labels[~held_out]
-    with atomic_write(ENSEMBLE) as tmp:
-        ensemble.save(tmp)
+    save_network(ensemble, ENSEMBLE)
     save_arrays(PREDICTIONS, probabilities=probabilities)
     networks, rows = len(members(params)), len(test_images)
     expected = expected_public_score(
@@ -48,6 +48,8 @@ def main():
             "expected_public_score": expected,
         },
     )
+    # Not by the stage `train`: killed before DVC has recorded it, it would have to train again.
+    shutil.rmtree(TRAINING_STATE, ignore_errors=True)
     print(f"ensemble: {networks} networks, {rows} images in {seconds:.1f} s")
 
 

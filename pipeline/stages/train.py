@@ -1,6 +1,5 @@
 """Train the ensemble's members, several side by side: data/checkpoints, data/oof.npz, metrics."""
 
-import shutil
 import sys
 
 import numpy as np
@@ -43,7 +42,6 @@ def main():
     write_json(METRICS / "folds.json", fold_table(data, oof, histories))
     with atomic_write(METRICS / "history.csv") as tmp:
         history_table(histories).to_csv(tmp, index=False, float_format="%.6g")
-    shutil.rmtree(TRAINING_STATE)
 
 
 if __name__ == "__main__":

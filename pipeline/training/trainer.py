@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipeline.augment import augment
 from pipeline.competition import CLASSES
+from pipeline.files import save_network
 from pipeline.folds import TrainingData
 from pipeline.metrics import accuracy_and_loss
 from pipeline.networks import average, network_of_params, predict
@@ -90,19 +91,24 @@ def export_fold(
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
     """
     _, steps = batch_and_steps(params, data)
-    networks = []
+    weights = {}
     for member, state in states.items():
         model, optimizer, _ = _shared(member.architecture, params, steps)
         _assign(model, optimizer, state.values)
+        weights[member.architecture] = model.get_weights()
+    # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(params.seed)
+    networks = []
+    for architecture, values in weights.items():
         # Without the optimizer, which would triple the file.
-        network = network_of_params(member.architecture, params.model, params.train.precision)
-        network.set_weights(model.get_weights())
+        network = network_of_params(architecture, params.model, params.train.precision)
+        network.set_weights(values)
         networks.append(network)
-    names = [member.architecture for member in states]
-    model = average(networks, names, f"fold_{fold}", params.model.tta)
+    model = average(networks, list(weights), f"fold_{fold}", params.model.tta)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
-        model.save(path)
+        save_network(model, path)
         content = path.read_bytes()
     return content, predict(model, data.images[data.split(fold)[1]], threads=1)
 

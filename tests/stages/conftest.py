@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import copy_project
 from ruamel.yaml import YAML
 
 LIMIT, FOLDS = 600, 3
+SECRET = "made-up-key-0123456789"
 SMALL = {
     "download": {"source": "mnist"},
     "prepare": {"limit": LIMIT, "folds": FOLDS},
@@ -34,6 +35,8 @@ class Project:
             "DVC_NO_ANALYTICS": "1",
         }
         self.environment.pop("PYTHONPATH", None)
+        # Any stage could find them; none may tell them.
+        self.environment |= {"KAGGLE_USERNAME": "digitfan", "KAGGLE_KEY": SECRET, "KAGGLE_API_TOKEN": SECRET}
 
     def run(self, command, status=0):
         done = subprocess.run(
@@ -78,17 +81,7 @@ class Project:
 def finished(tmp_path_factory):
     """The project after `dvc repro`, its results committed, as after the run of record."""
     folder = tmp_path_factory.mktemp("clone") / "project"
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    copy_project(folder)
     project = Project(folder)
     for command in ("git init -q", "git config user.name Tester", "git config user.email tester@localhost"):
         project.run(command)

@@ -5,7 +5,9 @@ One file, because the processes that share the tests get whole files, and all of
 
 import hashlib
 import importlib
+import re
 import shutil
+import subprocess
 
 import keras
 import numpy as np
@@ -119,6 +121,11 @@ def test_the_ensemble_is_the_mean_of_the_folds(project):
         np.testing.assert_allclose(oof[rows], own, atol=0.01)
 
 
+def test_no_file_or_message_has_the_credentials(project):
+    found = [path for path, content in files(project.folder).items() if b"made-up-key" in content]
+    assert found == [] and "made-up-key" not in project.output
+
+
 # What runs again, and what does not
 
 
@@ -171,6 +178,43 @@ def test_preparing_again_changes_no_byte(project):
     before = (project.folder / "data/digits.npz").read_bytes()
     project.run("python -m pipeline.stages.prepare")
     assert (project.folder / "data/digits.npz").read_bytes() == before
+
+
+# Odd machines
+
+
+def test_a_stage_depends_on_no_setting_that_it_inherits(project, tmp_path, monkeypatch):
+    """As of a notebook's shell, and of another project's keras.json and matplotlibrc."""
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    odd = {
+        "KERAS_HOME": str(tmp_path),
+        "KERAS_BACKEND": "jax",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "TF_NUM_INTEROP_THREADS": "",
+        "NUMBA_DISABLE_JIT": "1",
+        "MATPLOTLIBRC": str(tmp_path),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    for name, value in odd.items():
+        monkeypatch.setitem(project.environment, name, value)
+    before = files(project.folder / "data") | files(project.folder / "metrics")
+    project.run("python -m pipeline.stages.ensemble")
+    project.run("python -m pipeline.stages.check")
+    after = files(project.folder / "data") | files(project.folder / "metrics")
+    assert {path.name for path in before if before[path] != after.get(path)} <= {"ensemble.json"}  # times
+
+
+@pytest.mark.parametrize("stage", ["download", "prepare", "ensemble", "check"])
+def test_a_disk_that_is_full_is_one_line(project, stage):
+    """As of a limit to the size of files, which any user can set."""
+    before = files(project.folder)
+    command = f"ulimit -f 10; exec python -m pipeline.stages.{stage}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=project.folder, env=project.environment, text=True, capture_output=True
+    )
+    assert done.returncode == 1 and files(project.folder) == before
+    assert re.fullmatch(rf"{stage}: .*File too large\n", done.stderr)
 
 
 # DVC's own commands
