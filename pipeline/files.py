@@ -44,7 +44,11 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without an error."""
+    """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without an error.
+
+    Raises:
+        PipelineError: it cannot be written, such as to a full disk.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, because some writers choose the format by it. The name is always the same,

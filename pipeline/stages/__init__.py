@@ -25,6 +25,17 @@ for _name in filter(_SETTINGS.match, list(os.environ)):
 os.environ.update(_OWN_SETTINGS)
 
 
+def _end(kind, error, traceback):
+    """Ctrl-C while a stage imports what it needs, before `run_stage`, is no reason for a traceback either."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted; run it again to go on", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _end
+
+
 def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: bool = False) -> None:
     """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1.
 
