@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from helpers import copy_project
 from ruamel.yaml import YAML
 
 LIMIT, FOLDS = 600, 3
-SECRET = "made-up-key-0123456789"
+SECRET = secrets.token_hex(16)
 SMALL = {
     "download": {"source": "mnist"},
     "prepare": {"limit": LIMIT, "folds": FOLDS},

@@ -122,8 +122,9 @@ def test_the_ensemble_is_the_mean_of_the_folds(project):
 
 
 def test_no_file_or_message_has_the_credentials(project):
-    found = [path for path, content in files(project.folder).items() if b"made-up-key" in content]
-    assert found == [] and "made-up-key" not in project.output
+    secret = project.environment["KAGGLE_KEY"]
+    found = [path for path, content in files(project.folder).items() if secret.encode() in content]
+    assert found == [] and secret not in project.output
 
 
 # What runs again, and what does not
