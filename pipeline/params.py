@@ -84,6 +84,7 @@ class Train(_Section):
     weight_decay: _number(0, 1)
     label_smoothing: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
+    seeds: _whole(1, 100)
 
 
 class Compute(_Section):

@@ -98,7 +98,8 @@ def export_fold(
         network = network_of_params(member.architecture, params.model, params.train.precision)
         network.set_weights(model.get_weights())
         networks.append(network)
-    names = [member.architecture for member in states]
+    several = params.train.seeds > 1
+    names = [f"{m.architecture}_{m.seed}" if several else m.architecture for m in states]
     model = average(networks, names, f"fold_{fold}", params.model.tta)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
