@@ -88,11 +88,17 @@ class Train(_Section):
 
 
 class Compute(_Section):
-    engine: _one_of("local")
+    engine: _one_of("local", "ray")
     workers: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
         Field(description="auto, or a whole number from 1 to 1024"),
     ]
+    ray_address: Annotated[
+        str | None, Field(min_length=1, description="null, auto, or an address such as 10.0.0.1:6379")
+    ]
+    worker_cpus: _whole(1, 1024)
+    worker_gpus: _number(0, 64)
+    worker_memory: _number(0.1, 1024)
 
 
 class Article(_Section):
@@ -114,6 +120,14 @@ class Params(_Section):
     compute: Compute
     article: Article
 
+    def with_values(self, values: dict) -> "Params":
+        """The same parameters with other values, by keys such as `train.epochs`; they are checked."""
+        content = self.model_dump()
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            content.setdefault(section, {})[name] = value
+        return _validate(content, PARAMS)
+
     def with_precision(self, precision: str) -> "Params":
         """The same parameters with another `train.precision`."""
         return self.model_copy(update={"train": self.train.model_copy(update={"precision": precision})})
@@ -133,6 +147,10 @@ def load_params(path: str | Path = PARAMS) -> Params:
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise PipelineError(f"{path}: must hold sections such as 'train:', found {content!r}")
+    return _validate(content, path)
+
+
+def _validate(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:
