@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import keras
@@ -165,7 +165,8 @@ def _epoch_function(model, batch):
 
 
 # Building and compiling take seconds; members of the same architecture take turns with the same model.
-_shared = cache(_build)
+# The trials of a sweep are other models, of which a few are kept.
+_shared = lru_cache(maxsize=8)(_build)
 
 
 def _variables(model, optimizer):
