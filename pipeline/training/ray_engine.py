@@ -100,7 +100,7 @@ def _connect(ray, compute, environment):
             logging_level="ERROR",
             **start,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones, too, such as for a time-out
         reason = next(iter(str(error).splitlines()), repr(error))
         where = f"at {address}" if address else "on this machine"
         raise PipelineError(f"compute.ray_address: no Ray cluster {where}: {reason}") from error

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import keras
