@@ -9,13 +9,14 @@ MAKEFLAGS += --no-print-directory
 # Tests in two processes; those of a file stay together, because they share what takes long to make.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup repro check test fuzz soak submit submissions benchmark lock
+.PHONY: help setup repro check test fuzz soak submit submissions sweep benchmark lock
 .SILENT:
 
 help:
 	echo "make repro        run the whole pipeline: ends in submissions/submission.csv"
 	echo "make submit       send the submission to Kaggle, once, and wait for its score"
 	echo "make submissions  list what was sent, beside what Kaggle lists"
+	echo "make sweep        search for better hyperparameters; resumes after a kill"
 	echo "make check        lint, and run the fast tests"
 	echo "make test         run all tests"
 	echo "make fuzz         damage every kind of file EXAMPLES=10000 times"
@@ -60,6 +61,10 @@ submit: setup
 submissions: setup
 	python -m pipeline.stages.submissions
 
+sweep: setup
+	dvc repro prepare
+	python -m pipeline.stages.sweep
+
 benchmark: setup .venv/benchmark
 	python -m benchmarks.training_speed
 
@@ -72,5 +77,5 @@ benchmark: setup .venv/benchmark
 lock: setup
 	pip install --quiet uv
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command "make lock" --extra dev --extra test --output-file requirements.lock \
-		pyproject.toml
+		--custom-compile-command "make lock" --extra dev --extra ray --extra sweep --extra test \
+		--output-file requirements.lock pyproject.toml

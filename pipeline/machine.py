@@ -1,6 +1,8 @@
 """What the machine offers: cores, and the precision its processor multiplies natively."""
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container
@@ -21,6 +23,23 @@ def number_of_cpus() -> int:
     except (OSError, ValueError, ZeroDivisionError):
         limit = len(available_cores())
     return min(limit, len(available_cores()))
+
+
+def processor() -> str:
+    """The kind of this machine's processor; on one kind, the same code computes the same bytes.
+
+    The maker, the numbers of family and model, and a digest of the vector instructions.
+    """
+    try:
+        with open("/proc/cpuinfo") as file:
+            first = file.read().partition("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    lines = (line.partition(":") for line in first.splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    flags = sorted(flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
+    digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:6]
+    return " ".join([*(fields.get(name, "?") for name in ("vendor_id", "cpu family", "model")), digest])
 
 
 def best_precision() -> str:

@@ -86,14 +86,21 @@ class Train(_Section):
     weight_decay: _number(0, 1)
     label_smoothing: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
+    seeds: _whole(1, 100)
 
 
 class Compute(_Section):
-    engine: _one_of("local")
+    engine: _one_of("local", "ray")
     workers: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
         Field(description="auto, or a whole number from 1 to 1024"),
     ]
+    ray_address: Annotated[
+        str | None, Field(min_length=1, description="null, auto, or an address such as 10.0.0.1:6379")
+    ]
+    worker_cpus: _whole(1, 1024)
+    worker_gpus: _number(0, 64)
+    worker_memory: _number(0.1, 1024)
 
 
 class Article(_Section):
@@ -114,6 +121,14 @@ class Params(_Section):
     train: Train
     compute: Compute
     article: Article
+
+    def with_values(self, values: dict) -> "Params":
+        """The same parameters with other values, by keys such as `train.epochs`; they are checked."""
+        content = self.model_dump()
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            content.setdefault(section, {})[name] = value
+        return _validate(content, PARAMS)
 
     def with_precision(self, precision: str) -> "Params":
         """The same parameters with another `train.precision`."""
@@ -137,6 +152,10 @@ def load_params(path: str | Path = PARAMS) -> Params:
         raise PipelineError(f"{path}: not valid YAML: {one_line(str(error), 160)}") from error
     if not isinstance(content, dict):
         raise PipelineError(f"{path}: must hold sections such as 'train:', found {_shown(content)}")
+    return _validate(content, path)
+
+
+def _validate(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -9,6 +9,7 @@ SOURCE = RAW / "source.json"
 SAMPLE_SUBMISSION = RAW / "sample_submission.csv"
 DIGITS = Path("data/digits.npz")
 TRAINING_STATE = Path("data/training_state")
+SWEEP = Path("data/sweep")
 CHECKPOINTS = Path("data/checkpoints")
 OOF = Path("data/oof.npz")
 ENSEMBLE = Path("data/ensemble.keras")

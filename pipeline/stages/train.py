@@ -12,7 +12,7 @@ from pipeline.metrics import fold_table, history_table
 from pipeline.params import load_params
 from pipeline.paths import DIGITS, METRICS, OOF, TRAINING_STATE, checkpoint
 from pipeline.stages import run_stage
-from pipeline.training.engines import ENGINES, number_of_workers
+from pipeline.training.engines import ENGINES
 from pipeline.training.members import members
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.runner import export_folds, train_members
@@ -24,11 +24,10 @@ def main():
     if params.train.precision == "auto":
         params = params.with_precision(best_precision())
     data = TrainingData(*load_arrays(DIGITS, "prepare", "images", "labels", "folds"))
-    workers = number_of_workers(params.compute.workers, len(members(params)))
     states = StateFiles(TRAINING_STATE, params, data)
     oof = np.full((len(data.labels), CLASSES), np.nan, np.float32)
     with (
-        ENGINES[params.compute.engine](workers) as executor,
+        ENGINES[params.compute.engine](params.compute, len(members(params))) as (executor, workers),
         TrainingProgress(params, data, members(params), workers) as progress,
     ):
         trained = train_members(executor, workers, params, data, states, progress)

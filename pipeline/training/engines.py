@@ -15,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.files import PipelineError
 from pipeline.machine import available_cores, number_of_cpus
+from pipeline.params import Compute
+from pipeline.training.ray_engine import ray_pool
 
 # One thread per worker: several workers keep the cores busy, and the order of additions in a sum cannot
 # depend on the number of cores. The allocator's settings stop glibc from returning each step's big buffers
@@ -126,10 +128,6 @@ def _follow_parent():
     os._exit(1)
 
 
-# The values of `compute.engine`; `params.py` lists the names.
-ENGINES: dict[str, Callable[[int], contextlib.AbstractContextManager[Executor]]] = {"local": local_pool}
-
-
 def number_of_workers(workers: int | str, most: int) -> int:
     """How many workers to start.
 
@@ -138,3 +136,18 @@ def number_of_workers(workers: int | str, most: int) -> int:
         most: how many could have work.
     """
     return min(number_of_cpus() if workers == "auto" else workers, most)
+
+
+@contextlib.contextmanager
+def _local(compute, most):
+    workers = number_of_workers(compute.workers, most)
+    with local_pool(workers) as pool:
+        yield pool, workers
+
+
+# The values of `compute.engine`; `params.py` lists the names. An engine gets that section of the parameters
+# and how many workers could have work; it yields the executor and the number of its workers.
+ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
+    "local": _local,
+    "ray": lambda compute, most: ray_pool(compute, most, WORKER_ENVIRONMENT),
+}

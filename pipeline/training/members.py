@@ -22,7 +22,7 @@ class Member(NamedTuple):
     seed: int
 
     def __str__(self):
-        return f"fold {self.fold}, {self.architecture}"
+        return f"fold {self.fold}, {self.architecture}, seed {self.seed}"
 
     def stream(self, use: str, epoch: int = 0) -> np.random.Generator:
         """A random generator that depends only on the member, what it is used for and the epoch."""
@@ -40,7 +40,8 @@ def architectures_of_fold(architecture: str, fold: int) -> list[str]:
 def members(params: Params) -> list[Member]:
     """All members of the ensemble, fold by fold."""
     return [
-        Member(fold, architecture, params.seed)
+        Member(fold, architecture, params.seed + number)
         for fold in range(params.prepare.folds)
         for architecture in architectures_of_fold(params.model.architecture, fold)
+        for number in range(params.train.seeds)
     ]

@@ -45,10 +45,11 @@ def train_members(
             progress.resumed(member, len(state.history))
     running = {}
     while True:
+        busy = set(running.values())
         waiting = [
             member
             for member, state in state_of.items()
-            if len(state.history) < params.train.epochs and member not in running.values()
+            if len(state.history) < params.train.epochs and member not in busy
         ]
         # The member that is furthest behind goes first, so that all end at about the same time.
         waiting.sort(key=lambda member: len(state_of[member].history))

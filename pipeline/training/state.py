@@ -72,14 +72,15 @@ class StateFiles:
             np.savez(tmp, *state.values, json.dumps(state.history))
 
     def _path(self, member):
-        return self.folder / f"fold_{member.fold}_{member.architecture}.npz"
+        return self.folder / f"fold_{member.fold}_{member.architecture}_{member.seed}.npz"
 
 
 def fingerprint(params: Params, data: TrainingData) -> str:
     """A short hash of what a member depends on: parameters, data, code, libraries, processor."""
     # Which members are trained and how they are averaged changes none of them.
     model = params.model.model_dump(exclude={"architecture", "tta"})
-    values = [params.seed, model, params.augment.model_dump(), params.train.model_dump()]
+    train = params.train.model_dump(exclude={"seeds"})
+    values = [params.seed, model, params.augment.model_dump(), train]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (data.images, data.labels, data.folds):
         digest.update(np.ascontiguousarray(array))

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import keras
@@ -95,17 +95,19 @@ def export_fold(
     for member, state in states.items():
         model, optimizer, _ = _shared(member.architecture, params, steps)
         _assign(model, optimizer, state.values)
-        weights[member.architecture] = model.get_weights()
+        weights[member] = model.get_weights()
     # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
     keras.utils.clear_session()
     keras.utils.set_random_seed(params.seed)
-    networks = []
-    for architecture, values in weights.items():
+    networks, names = [], []
+    for member, values in weights.items():
         # Without the optimizer, which would triple the file.
-        network = network_of_params(architecture, params.model, params.train.precision)
+        network = network_of_params(member.architecture, params.model, params.train.precision)
         network.set_weights(values)
         networks.append(network)
-    model = average(networks, list(weights), f"fold_{fold}", params.model.tta)
+        several = params.train.seeds > 1
+        names.append(f"{member.architecture}_{member.seed}" if several else member.architecture)
+    model = average(networks, names, f"fold_{fold}", params.model.tta)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         save_network(model, path)
@@ -170,7 +172,8 @@ def _epoch_function(model, batch):
 
 
 # Building and compiling take seconds; members of the same architecture take turns with the same model.
-_shared = cache(_build)
+# The trials of a sweep are other models, of which a few are kept.
+_shared = lru_cache(maxsize=8)(_build)
 
 
 def _variables(model, optimizer):

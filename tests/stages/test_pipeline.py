@@ -146,6 +146,7 @@ DEPENDENTS = {
     "model.tta": {"train"},
     "augment.shift": {"train"},
     "train.learning_rate": {"train"},
+    "train.seeds": {"train", "ensemble"},
     "compute.engine": set(),
     "compute.workers": set(),
     "article.steps": {"article"},

@@ -25,6 +25,10 @@ def test_what_the_folds_train():
 def test_the_members_of_all_folds():
     assert members(small_params(seed=7)) == [Member(0, "rows", 7), Member(1, "grid_rows", 7)]
     assert len(members(small_params(model={"architecture": "all"}))) == 6
+    several = members(small_params(seed=7, train={"seeds": 2}))
+    assert several == [
+        Member(fold, name, seed) for fold, name in ((0, "rows"), (1, "grid_rows")) for seed in (7, 8)
+    ]
 
 
 def test_each_stream_is_its_own():

@@ -31,6 +31,7 @@ FOLDS = 2
 CYCLE = small_params()
 ALL = small_params(model={"architecture": "all"})
 ALL_TTA = small_params(model={"architecture": "all", "tta": True})
+SEEDS = small_params(train={"seeds": 2})
 
 
 # Without training
@@ -225,15 +226,53 @@ def test_the_tables_of_folds_with_three_members(digits, trained):
     assert table["val_accuracy_1"][2] == pytest.approx(np.mean(last))
 
 
+# On a Ray cluster
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained, load, tmp_path, capsys):
+    """Two nodes train four members; when the first epoch ends, one is killed in the middle of another."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra `ray`")
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    cluster.add_node(num_cpus=1)
+    victims = [cluster.add_node(num_cpus=1)]
+    progress = Mock()
+    progress.finished.side_effect = lambda *_: (
+        victims and cluster.remove_node(victims.pop(), allow_graceful=False)
+    )
+    compute = small_params(compute={"engine": "ray", "ray_address": cluster.address}).compute
+    try:
+        with ENGINES["ray"](compute, 4) as (executor, workers):
+            assert workers == 2
+            states = train_members(
+                executor, workers, SEEDS, digits, StateFiles(tmp_path, SEEDS, digits), progress
+            )
+            content, probabilities = next(export_folds(executor, SEEDS, digits, states))
+    finally:
+        cluster.shutdown()
+    assert capsys.readouterr().out.count("ray: lost work on node") == 1
+    assert len(states) == 4 and all(len(state.history) == 3 for state in states.values())
+    for member, state in trained[CYCLE][0].items():
+        assert values(states[member]) == values(state)
+        assert values(states[member._replace(seed=member.seed + 1)]) != values(state)
+    model, images = load(content), digits.images[digits.split(0)[1]]
+    parts = [predict(model.get_layer(f"rows_{SEEDS.seed + number}"), images) for number in (0, 1)]
+    np.testing.assert_allclose(np.mean(parts, axis=0), probabilities, atol=1e-5)
+
+
 # The stage
 
 
-@pytest.fixture
-def folder(digits, tmp_path):
+@pytest.fixture(params=["local", "ray"])
+def folder(request, digits, tmp_path):
     """A project folder in which `python -m pipeline.stages.train` does the training of `CYCLE`."""
+    if request.param == "ray":
+        pytest.importorskip("ray", reason="needs the extra `ray`")
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data/digits.npz", **dataclasses.asdict(digits))
-    params = CYCLE.model_copy(update={"compute": CYCLE.compute.model_copy(update={"workers": FOLDS})})
+    params = small_params(compute={"engine": request.param, "workers": FOLDS})
     YAML(typ="safe").dump(params.model_dump(), tmp_path / "params.yaml")
     return tmp_path
 

@@ -1,0 +1,31 @@
+"""Search for better hyperparameters: a table of trials in data/sweep/trials.md; see `training/sweep.py`."""
+
+import sys
+
+from pipeline.files import atomic_write, load_arrays
+from pipeline.folds import TrainingData
+from pipeline.machine import best_precision
+from pipeline.params import load_params
+from pipeline.paths import DIGITS, SWEEP
+from pipeline.stages import run_stage
+from pipeline.training.engines import ENGINES
+
+
+def main():
+    # Optuna is an optional dependency.
+    from pipeline.training.sweep import ALL_FOLDS, sweep, table
+
+    params = load_params()
+    if params.train.precision == "auto":
+        params = params.with_precision(best_precision())
+    data = TrainingData(*load_arrays(DIGITS, "prepare", "images", "labels", "folds"))
+    folds = range(params.prepare.folds if ALL_FOLDS else 1)
+    with ENGINES[params.compute.engine](params.compute, 1024) as (executor, workers):
+        study = sweep(executor, workers, params, data, SWEEP, folds=folds)
+    with atomic_write(SWEEP / "trials.md") as tmp:
+        tmp.write_text(table(study))
+    print(table(study), end="")
+
+
+if __name__ == "__main__":
+    run_stage(sys.modules[__name__], main)
