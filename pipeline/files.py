@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 # What reading a damaged zip archive raises; an .npz file is one, too.
 DAMAGED = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -73,6 +74,12 @@ def write_json(path: str | Path, content) -> None:
     """Write a JSON file."""
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, with six digits of each number."""
+    with atomic_write(path) as tmp:
+        table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def sha256(path: str | Path) -> str:

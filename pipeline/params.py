@@ -92,6 +92,7 @@ class Compute(_Section):
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
         Field(description="auto, or a whole number from 1 to 1024"),
     ]
+    tensorboard: YesNo
 
 
 class Article(_Section):

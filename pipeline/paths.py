@@ -8,16 +8,23 @@ RAW = Path("data/raw")
 SOURCE = RAW / "source.json"
 SAMPLE_SUBMISSION = RAW / "sample_submission.csv"
 DIGITS = Path("data/digits.npz")
+FOLDS_TABLE = Path("data/folds.csv")
 TRAINING_STATE = Path("data/training_state")
+TENSORBOARD = Path("data/tensorboard")
+TIMES = Path("data/times")
 CHECKPOINTS = Path("data/checkpoints")
 OOF = Path("data/oof.npz")
+OOF_TABLE = Path("data/oof.csv")
 ENSEMBLE = Path("data/ensemble.keras")
 ARTICLE = Path("data/article.keras")
 PREDICTIONS = Path("data/predictions.npz")
+CHECK = Path("data/check.npz")
 SUBMISSION = Path("submissions/submission.csv")
 SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
+FOLDS = METRICS / "folds"
+EPOCHS = METRICS / "history.csv"
 
 
 def checkpoint(fold: int) -> Path:
