@@ -70,14 +70,14 @@ def results(folder):
 
     import pipeline  # noqa: F401  registers the layers
 
-    for name in ("predictions", "oof"):
+    for name in ("predictions", "oof", "check"):
         with np.load(folder / f"data/{name}.npz") as file:
             yield f"data/{name}.npz: probabilities", digest(file["probabilities"])
     for path in sorted(folder.glob("data/**/*.keras")):
         # Not the file, which has the time in it.
         network = keras.models.load_model(path, compile=False)
         yield f"{path.relative_to(folder)}: weights", digest(*network.get_weights())
-    for name in ("submissions/submission.csv", "metrics/check.json"):
+    for name in ("submissions/submission.csv", "data/oof.csv"):
         yield name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 

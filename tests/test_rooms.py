@@ -10,7 +10,7 @@ FLOORS = [
     {"bilstm"},
     {"files", "paths", "machine"},
     {"params", "competition"},
-    {"mnist", "folds", "augment", "networks", "metrics", "article"},
+    {"mnist", "folds", "augment", "networks", "metrics", "article", "reading"},
     {"training", "report", "kaggle"},
     {"stages"},
 ]
@@ -84,7 +84,7 @@ def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
         return {"keras", "tensorflow"} & {(name or "").partition(".")[0] for name in names}
 
     assert {name for name, tree in MODULES.items() if room(name) != "bilstm" and loads(tree)} == {
-        "article", "augment", "networks", "training.trainer"}  # fmt: skip
+        "article", "augment", "networks", "reading", "training.trainer"}  # fmt: skip
 
 
 def test_stages_are_thin():

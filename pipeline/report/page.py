@@ -16,10 +16,11 @@ from pipeline.report.summary import origin_in_words
 
 TEMPLATES = Path(__file__).with_name("templates")
 LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")
-# A gallery's digits, at most, and those of them that are shown without a click.
-MOST_DIGITS, SHOWN_DIGITS = 200, 40
+# The digits of a gallery, at most.
+MOST_DIGITS = 200
 MOST_DISAGREED, MOST_DOUBTFUL = 24, 40
-# Published accuracies on the MNIST test split: system, images trained on, accuracy, how it was chosen, comparable.
+# Accuracies on the MNIST test split: system, images trained on, accuracy, what was chosen on the test split,
+# whether the figure is comparable, address.
 PUBLISHED = (
     ("ReNet: recurrent networks that sweep the image", "60,000", 0.9955, "not said", True,
      "https://arxiv.org/abs/1505.00393"),
@@ -122,11 +123,10 @@ def _charts(run, digits, context):
         name: charts.svg(name, function, *((3.9, 2.8) if name in small else ()))
         for name, function in draw.items()
     }
-    images, labels = run.read
     made["reading"] = [
-        (int(label), charts.svg(f"reading{number}", charts.reading_of(image, parts), 4.8, 2.1))
-        for number, (label, image, parts) in enumerate(
-            zip(labels, images, _by_image(run.reading), strict=False)
+        (label, predicted, charts.svg(f"reading{number}", charts.reading_of(image, parts), 4.8, 2.1))
+        for number, (image, label, predicted, parts) in enumerate(
+            zip(*run.read, _by_image(run.reading), strict=False)
         )
     ]
     return made

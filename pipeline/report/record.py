@@ -14,8 +14,8 @@ def make_record(folder: Path) -> dict:
         folder: of the files that `run_stage` leaves, `<stage>.json`.
 
     Returns:
-        `commit`, `date` and `machine` of the training, `total` time in words, and the seconds of each stage by
-        name in `stages`, None where the stage did not run here.
+        `commit`, `date` and `machine` of the training, `total` time in words, and in `stages` the seconds
+        of each stage by name, None where the stage did not run here.
     """
     times = {stage: _read(folder / f"{stage}.json") for stage in STAGES}
     seconds = {stage: time.get("seconds") for stage, time in times.items()}

@@ -50,7 +50,7 @@ class Run:
         each: what each fold's network predicts for `test`, `(folds, n, 10)`.
         accuracy_on_all: the ensemble's accuracy on the whole MNIST test split.
         folds, mnist_index: of all rows of `train.csv`, as in `data/digits.npz`.
-        read: images whose reading is shown, and their labels.
+        read: images whose reading is shown, their labels, and what the ensemble predicts.
         reading: see `read_in_part`; empty if no network reads rows.
     """
 
@@ -64,8 +64,17 @@ class Run:
     accuracy_on_all: float
     folds: np.ndarray
     mnist_index: np.ndarray
-    read: tuple[np.ndarray, np.ndarray]
+    read: tuple[np.ndarray, np.ndarray, np.ndarray]
     reading: np.ndarray
+
+
+def load_source(path: Path, stage: str) -> dict:
+    """Read `data/raw/source.json`; raises PipelineError if it does not say where the digits come from."""
+    source = load_json(path, stage)
+    keys = {"kaggle": "competition", "mnist": "seed"}
+    if not isinstance(source, dict) or keys.get(source.get("source")) not in source:
+        raise PipelineError(f"{path}: does not name its source; run the stage {stage!r} again")
+    return source
 
 
 def load_figures(path: Path, stage: str, names: tuple[str, ...]) -> dict:
@@ -125,6 +134,6 @@ def load_predictions(digits: Path, oof: Path, mnist: dict, check: Path) -> dict:
         "accuracy_on_all": float(np.mean(ensemble.argmax(axis=1) == test_labels)),
         "folds": folds,
         "mnist_index": index,
-        "read": (test_images[read], test_labels[read]),
+        "read": (test_images[read], test_labels[read], ensemble[read].argmax(axis=1)),
         "reading": reading,
     }

@@ -1,4 +1,4 @@
-"""Read and check the CSV files, find the MNIST test images, make the folds: data/digits.npz, data/folds.csv."""
+"""Read and check the CSV files, find MNIST test images, make the folds: data/digits.npz, data/folds.csv."""
 
 import sys
 import time

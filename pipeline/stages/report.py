@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.files import atomic_write, load_json, write_csv
+from pipeline.files import atomic_write, write_csv
 from pipeline.metrics import FIGURES
 from pipeline.mnist import load_mnist
 from pipeline.params import load_params
@@ -16,6 +16,7 @@ from pipeline.report.run import (
     Run,
     load_figures,
     load_predictions,
+    load_source,
     load_table,
 )
 from pipeline.report.summary import summary
@@ -32,7 +33,7 @@ def main():
         "article": (METRICS, "article", FIGURES[:5]),
     }
     run = Run(
-        source=load_json(SOURCE, "download"),
+        source=load_source(SOURCE, "download"),
         metrics={
             name: load_figures(folder / f"{name}.json", stage, names)
             for name, (folder, stage, names) in files.items()
