@@ -132,6 +132,33 @@ def test_the_ensemble_is_the_mean_of_the_folds(project):
         np.testing.assert_allclose(oof[rows], own, atol=0.01)
 
 
+RUN_CELLS = """
+import json
+cells = json.load(open("inspect.ipynb"))["cells"]
+assert len(cells) <= 30
+for cell in cells:
+    if cell["cell_type"] == "code":
+        exec("".join(cell["source"]))
+print(climbed.sum(), len(worst))
+"""
+
+
+def test_the_notebook_runs(project):
+    done = run_python("-c", RUN_CELLS, cwd=project.folder / "notebooks", MPLBACKEND="Agg")
+    assert done.returncode == 0, done.stderr
+    weights, mistakes = done.stdout.split()
+    wrong = round(
+        project.json("metrics/oof.json")["images"] * (1 - project.json("metrics/oof.json")["accuracy"])
+    )
+    assert float(weights) == pytest.approx(1) and int(mistakes) == wrong
+
+
+def test_make_report_makes_the_page_again_and_says_where(project):
+    page = project.folder / "metrics/report.html"
+    page.unlink()
+    assert project.run("make -o setup report").splitlines()[-1] == str(page) and page.exists()
+
+
 # What runs again, and what does not
 
 
