@@ -106,7 +106,7 @@ def expected_public_score(correct: int, images: int, rows: int, gains: np.ndarra
 
 
 def fold_figures(data, oof: np.ndarray, history: pd.DataFrame) -> dict[str, dict]:
-    """The figures of each fold, `fold_0` and so on, and of all together, `oof`.
+    """The figures of each fold, and of all together, by the names of the files in `metrics/`.
 
     Args:
         data: the `TrainingData`.
@@ -116,7 +116,7 @@ def fold_figures(data, oof: np.ndarray, history: pd.DataFrame) -> dict[str, dict
     epochs, figures = int(history["epoch"].max()), {}
     for fold, of_fold in history.groupby("fold"):
         rows, seconds = data.split(fold)[1], round(float(of_fold["seconds"].sum()), 1)
-        figures[f"fold_{fold}"] = evaluate(oof[rows], data.labels[rows], epochs=epochs, seconds=seconds)
+        figures[f"folds/fold_{fold}"] = evaluate(oof[rows], data.labels[rows], epochs=epochs, seconds=seconds)
     rows, seconds = np.flatnonzero(data.folds >= 0), round(float(history["seconds"].sum()), 1)
     return {**figures, "oof": evaluate(oof[rows], data.labels[rows], epochs=epochs, seconds=seconds)}
 

@@ -23,8 +23,6 @@ SUBMISSION = Path("submissions/submission.csv")
 SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
-FOLDS = METRICS / "folds"
-EPOCHS = METRICS / "history.csv"
 
 
 def checkpoint(fold: int) -> Path:

@@ -166,7 +166,7 @@ def _folds(run):
     for fold, epochs in run.history.groupby("fold"):
         architectures = ", ".join(epochs["architecture"].unique())
         speed = epochs["images"].sum() / max(epochs["seconds"].sum(), 1e-9)
-        figures = run.metrics[f"fold_{fold}"]
+        figures = run.metrics[f"folds/fold_{fold}"]
         rows.append({"fold": fold, "architecture": architectures, "images_per_second": speed, **figures})
     return rows
 

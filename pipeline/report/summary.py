@@ -43,7 +43,7 @@ def summary(source: dict, metrics: dict[str, dict], on_all: float, submission: P
         submit = "not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, then: "
         submit += "make submit"
     oof, score = metrics["oof"], metrics["ensemble"]
-    folds = (figures["accuracy"] for name, figures in metrics.items() if name.startswith("fold_"))
+    folds = (figures["accuracy"] for name, figures in metrics.items() if name.startswith("folds/"))
     gain = score["accuracy"] - oof["accuracy"]
     why = (
         f"each fold alone, and {gain:+.4f} for averaging them"

@@ -31,8 +31,9 @@ def main():
     started = time.perf_counter()
     probabilities = predict(ensemble, images)
     seconds = time.perf_counter() - started
-    folds = [layer for layer in ensemble.layers if layer.name.startswith("fold_")]
-    each = np.stack([predict(fold, images) for fold in folds])
+    names = [layer.name for layer in ensemble.layers if layer.name.startswith("fold_")]
+    names.sort(key=lambda name: int(name.removeprefix("fold_")))
+    each = np.stack([predict(ensemble.get_layer(name), images) for name in names])
 
     mistakes = np.flatnonzero((probabilities.argmax(axis=1) != labels) & clean)
     surest = mistakes[np.argsort(-probabilities[mistakes].max(axis=1), kind="stable")][:MISREAD]

@@ -6,7 +6,7 @@ from pipeline.files import atomic_write, write_csv
 from pipeline.metrics import FIGURES
 from pipeline.mnist import load_mnist
 from pipeline.params import load_params
-from pipeline.paths import CHECK, DIGITS, EPOCHS, FOLDS, METRICS, MNIST, OOF, SOURCE, SUBMISSION, TIMES
+from pipeline.paths import CHECK, DIGITS, METRICS, MNIST, OOF, SOURCE, SUBMISSION, TIMES
 from pipeline.report.analysis import confusion_table, digit_table
 from pipeline.report.page import render
 from pipeline.report.record import make_record
@@ -25,20 +25,20 @@ from pipeline.stages import run_stage
 
 def main():
     params = load_params()
-    files = {f"fold_{fold}": (FOLDS, "train", FIGURES) for fold in range(params.prepare.folds)}
+    files = {f"folds/fold_{fold}": ("train", FIGURES) for fold in range(params.prepare.folds)}
     files |= {
-        "oof": (METRICS, "train", FIGURES),
-        "ensemble": (METRICS, "ensemble", ("accuracy", "low", "high", "images")),
-        "check": (METRICS, "check", FIGURES[:5]),
-        "article": (METRICS, "article", FIGURES[:5]),
+        "oof": ("train", FIGURES),
+        "ensemble": ("ensemble", ("accuracy", "low", "high", "images")),
+        "check": ("check", FIGURES[:5]),
+        "article": ("article", FIGURES[:5]),
     }
     run = Run(
         source=load_source(SOURCE, "download"),
         metrics={
-            name: load_figures(folder / f"{name}.json", stage, names)
-            for name, (folder, stage, names) in files.items()
+            name: load_figures(METRICS / f"{name}.json", stage, names)
+            for name, (stage, names) in files.items()
         },
-        history=load_table(EPOCHS, "train", HISTORY_COLUMNS),
+        history=load_table(METRICS / "history.csv", "train", HISTORY_COLUMNS),
         article=load_table(METRICS / "article.csv", "article", ARTICLE_COLUMNS),
         **load_predictions(DIGITS, OOF, load_mnist(MNIST), CHECK),
     )

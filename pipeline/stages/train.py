@@ -11,17 +11,7 @@ from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
 from pipeline.metrics import fold_figures, history_table, oof_table
 from pipeline.params import load_params
-from pipeline.paths import (
-    DIGITS,
-    EPOCHS,
-    FOLDS,
-    METRICS,
-    OOF,
-    OOF_TABLE,
-    TENSORBOARD,
-    TRAINING_STATE,
-    checkpoint,
-)
+from pipeline.paths import DIGITS, METRICS, OOF, OOF_TABLE, TENSORBOARD, TRAINING_STATE, checkpoint
 from pipeline.stages import run_stage
 from pipeline.training.engines import ENGINES, number_of_workers
 from pipeline.training.logs import EpochLog
@@ -39,7 +29,7 @@ def main():
     workers = number_of_workers(params.compute.workers, len(members(params)))
     states = StateFiles(TRAINING_STATE, params, data)
     oof = np.full((len(data.labels), CLASSES), np.nan, np.float32)
-    log = EpochLog(EPOCHS, TENSORBOARD if params.compute.tensorboard else None)
+    log = EpochLog(METRICS / "history.csv", TENSORBOARD if params.compute.tensorboard else None)
     with (
         ENGINES[params.compute.engine](workers) as executor,
         TrainingProgress(params, data, members(params), workers, log) as progress,
@@ -51,12 +41,12 @@ def main():
                 tmp.write_bytes(model)
 
     history = history_table({member: state.history for member, state in trained.items()})
-    write_csv(EPOCHS, history)
+    write_csv(METRICS / "history.csv", history)
     save_arrays(OOF, probabilities=oof, labels=data.labels, folds=data.folds)
     write_csv(OOF_TABLE, oof_table(data, oof))
-    shutil.rmtree(FOLDS, ignore_errors=True)
+    shutil.rmtree(METRICS / "folds", ignore_errors=True)
     for name, figures in fold_figures(data, oof, history).items():
-        write_json((METRICS if name == "oof" else FOLDS) / f"{name}.json", figures)
+        write_json(METRICS / f"{name}.json", figures)
     shutil.rmtree(TRAINING_STATE)
 
 

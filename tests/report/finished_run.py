@@ -70,7 +70,7 @@ class Finished:
         )
         write_csv(self.folder / "metrics/history.csv", history)
         for name, content in fold_figures(data, oof, history).items():
-            write_json(self.folder / f"metrics/{'' if name == 'oof' else 'folds/'}{name}.json", content)
+            write_json(self.folder / f"metrics/{name}.json", content)
         expected = expected_public_score(990, 1000, 28_000)
         test = evaluate(each.mean(axis=0)[clean], self.mnist["test_labels"][clean], seconds=1.0)
         write_json(self.folder / "metrics/ensemble.json", {**expected, "images": 28_000, "seconds": 1.0})

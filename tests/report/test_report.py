@@ -47,7 +47,7 @@ def test_figures_that_are_no_numbers_are_refused(finished):
     finished.write(**SMALL)
     figures = finished.json("check.json")
     (finished.folder / "metrics/check.json").write_text(json.dumps({**figures, "accuracy": "high"}))
-    with pytest.raises(PipelineError, match="'accuracy'.*'check'"):
+    with pytest.raises(PipelineError, match=r"'accuracy'.*'check'"):
         finished.report()
 
 

@@ -199,10 +199,10 @@ def test_the_tables_of_folds_with_three_members(digits, trained):
         oof[digits.split(fold)[1]] = probabilities
     table = history_table(histories)
     folds = fold_figures(digits, oof, table)
-    assert folds["fold_1"]["epochs"] == 3
+    assert folds["folds/fold_1"]["epochs"] == 3
     seconds = sum(epoch["seconds"] for history in of_fold_1 for epoch in history)
-    assert folds["fold_1"]["seconds"] == round(seconds, 1)
-    assert folds["oof"]["images"] == sum(folds[f"fold_{fold}"]["images"] for fold in range(FOLDS))
+    assert folds["folds/fold_1"]["seconds"] == round(seconds, 1)
+    assert folds["oof"]["images"] == sum(folds[f"folds/fold_{fold}"]["images"] for fold in range(FOLDS))
     assert table["epoch"].tolist() == [1, 2, 3] * len(histories)
     for member, epochs in histories.items():
         assert table[table["member"] == str(member)]["loss"].tolist() == [epoch["loss"] for epoch in epochs]
