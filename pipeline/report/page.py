@@ -47,7 +47,6 @@ def environment() -> jinja2.Environment:
     )
     made.filters["four"] = lambda value: f"{value:.4f}"
     made.filters["whole"] = lambda value: f"{value:,.0f}"
-    made.filters["percent"] = lambda value: f"{value:.1%}"
     return made
 
 
@@ -57,7 +56,7 @@ def render(run: Run, params: dict, record: dict) -> tuple[str, str, dict[str, by
     Args:
         run: the finished run.
         params: the content of `params.yaml`, by section.
-        record: `commit`, and `times` of the stages by name: `seconds`, `finished`, `machine`.
+        record: see `make_record`.
 
     Returns:
         The page as HTML, the short form as Markdown, and the pictures as PNG files by name.
@@ -67,12 +66,10 @@ def render(run: Run, params: dict, record: dict) -> tuple[str, str, dict[str, by
     confusions = {name: analysis.confusion(part) for name, part in parts.items()}
     digits = {name: analysis.accuracy_by_digit(part) for name, part in parts.items()}
     context = {
-        "metrics": run.metrics,
         "oof": run.metrics["oof"],
         "check": run.metrics["check"],
         "score": run.metrics["ensemble"],
         "origin": origin_in_words(run.source),
-        "stand_in": run.source["source"] != "kaggle",
         "accuracy_on_all": run.accuracy_on_all,
         "record": record,
         "published": PUBLISHED,
@@ -155,7 +152,7 @@ def _pictures(run, confusions, misread):
     return {
         "curves": charts.png(both, 9, 3.6),
         "confusion": charts.png(charts.confusion_matrices(confusions), 9.4, 4.8),
-        "mistakes": charts.png(draw, 9, 1.1 * rows + 0.5),
+        "mistakes": charts.png(draw, 9, 0.9 * rows + 0.4),
         "article": charts.png(charts.article_curve(run.article), 8, 4.5),
     }
 

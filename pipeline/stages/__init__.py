@@ -45,7 +45,8 @@ def _record_time(name, seconds):
     if TIMES.parent.is_dir():
         record = {"seconds": round(seconds, 1), "machine": processor()}
         record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(TIMES / f"{name}.json", record)
+        with contextlib.suppress(OSError):
+            write_json(TIMES / f"{name}.json", record)
 
 
 @contextlib.contextmanager

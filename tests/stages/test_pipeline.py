@@ -172,7 +172,7 @@ DEPENDENTS = {
     "seed": {"prepare", "train"},
     "download.seed": {"download"},
     "prepare.limit": {"prepare", "submission"},
-    "prepare.folds": {"prepare", "train", "ensemble"},
+    "prepare.folds": {"prepare", "train", "ensemble", "report"},
     "prepare.hold_out_mnist_test": {"prepare"},
     "model.architecture": {"train", "ensemble"},
     "model.tta": {"train"},
@@ -180,6 +180,7 @@ DEPENDENTS = {
     "train.learning_rate": {"train"},
     "compute.engine": set(),
     "compute.workers": set(),
+    "compute.tensorboard": set(),
     "article.steps": {"article"},
 }
 
