@@ -8,7 +8,7 @@ from helpers import ROOT
 # From the bottom up; a module may import from its own floor and from those below.
 FLOORS = [
     {"bilstm"},
-    {"files", "paths", "machine"},
+    {"files", "paths", "machine", "git"},
     {"params", "competition"},
     {"mnist", "folds", "augment", "networks", "metrics", "article", "reading"},
     {"training", "report", "kaggle"},

@@ -1,8 +1,9 @@
 """When, where and by which code a run was made."""
 
 import json
-import subprocess
 from pathlib import Path
+
+from pipeline.git import commit
 
 STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "article", "submission")
 
@@ -25,7 +26,7 @@ def make_record(folder: Path) -> dict:
     if known and missing:
         total += f", without {missing} of {len(STAGES)} stages, which did not run here"
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "date": times["train"].get("finished", "not recorded"),
         "machine": times["train"].get("machine", "not recorded"),
         "total": total,
@@ -40,12 +41,3 @@ def _read(path):
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _commit():
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown: not a git repository"
-    return done.stdout.strip()

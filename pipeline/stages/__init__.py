@@ -44,7 +44,7 @@ def _record_time(name, seconds):
     """Note for the report how long a stage took; no output of it, because it differs from run to run."""
     if TIMES.parent.is_dir():
         record = {"seconds": round(seconds, 1), "machine": processor()}
-        record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         with contextlib.suppress(OSError):
             write_json(TIMES / f"{name}.json", record)
 

@@ -85,11 +85,11 @@ def test_a_small_trial_has_a_report(finished, trial, says):
 def test_the_page_says_when_and_where_the_run_was_made(finished):
     finished.write(**SMALL)
     (finished.folder / "data/times").mkdir()
-    times = {"seconds": 150.0, "finished": "2026-01-02T03:04:05+00:00", "machine": "Abacus, 2 cores"}
+    times = {"seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus, 2 cores"}
     (finished.folder / "data/times/train.json").write_text(json.dumps(times))
     (finished.folder / "data/times/check.json").write_text("damaged")
     page = finished.report()
-    assert all(words in page for words in ("2026-01-02T03:04:05", "Abacus, 2 cores", "2.5 minutes"))
+    assert all(words in page for words in ("2026-01-02 03:04 UTC", "Abacus, 2 cores", "2.5 minutes"))
 
 
 @pytest.mark.slow
