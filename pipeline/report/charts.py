@@ -15,7 +15,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator
 
 # The light colours, and the names under which `style.css` has them and their dark counterparts.
 INK, MUTED, LINE = "#1d2530", "#5a6675", "#d5dbe3"
@@ -110,10 +110,11 @@ def curves(history: pd.DataFrame, column: str, title: str) -> Callable[[Figure],
             color, dashes = SERIES[number % len(SERIES)], ("-", "--", ":")[number // len(SERIES) % 3]
             axes.plot(epochs["epoch"], epochs[column], dashes, color=color, linewidth=1.3, label=member)
             axes.plot(epochs["epoch"], epochs[column], "o", color=color, markersize=2, gid=f"points-{number}")
-        axes.set(title=title, xlabel="epoch", yscale="log")
+        axes.set(title=title, xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5), yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if history[column].max() < 8 * history[column].min() else "")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
     return draw
 
@@ -163,7 +164,7 @@ def averaged(table: pd.DataFrame, column: str, title: str) -> Callable[[Figure],
         axes.plot(table["networks"], table[column], "o-", markersize=4)
         axes.set(title=title, xlabel="networks averaged")
         axes.yaxis.set_major_formatter("{x:.4f}")
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
 
     return draw
 
