@@ -9,11 +9,12 @@ MAKEFLAGS += --no-print-directory
 # Tests in two processes; those of a file stay together, because they share what takes long to make.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup repro check test fuzz soak submit submissions sweep benchmark lock
+.PHONY: help setup repro report check test fuzz soak submit submissions sweep benchmark lock
 .SILENT:
 
 help:
 	echo "make repro        run the whole pipeline: ends in submissions/submission.csv"
+	echo "make report       make metrics/report.html again, and print where it is"
 	echo "make submit       send the submission to Kaggle, once, and wait for its score"
 	echo "make submissions  list what was sent, beside what Kaggle lists"
 	echo "make sweep        search for better hyperparameters; resumes after a kill"
@@ -37,6 +38,10 @@ setup: .venv/complete
 repro: setup
 	python -m pipeline.stages.mend
 	dvc repro
+
+report: setup
+	dvc repro --quiet --single-item --force report
+	echo $(CURDIR)/metrics/report.html
 
 check: setup
 	ruff check

@@ -1,12 +1,13 @@
 """The system of the article that this project starts from, trained as it was, on our layer.
 
-The stage `article` runs it; `check` sets the article's last figure beside the ensemble's.
+The stage `article` runs it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 from scipy.special import log_softmax
 
@@ -104,15 +105,16 @@ def train(network: keras.Model, batches: Iterable, learning_rate: float) -> Iter
 
 
 def measure(network: keras.Model, mnist: dict[str, np.ndarray]) -> dict[str, float]:
-    """Cost and accuracy on the first TEST_BATCH test images, and the accuracy on all."""
+    """Cost and accuracy on the first TEST_BATCH test images, and accuracy and log loss on all."""
     labels = mnist["test_labels"]
     logits = predict(network, mnist["test_images"])
     correct = np.argmax(logits, axis=1) == labels
-    first = np.arange(TEST_BATCH)
+    losses = -log_softmax(logits.astype(float), axis=1)[np.arange(len(labels)), labels]
     return {
-        "cost": float(-np.mean(log_softmax(logits.astype(float), axis=1)[first, labels[first]])),
-        "accuracy_batch": float(correct[first].mean()),
+        "cost": float(losses[:TEST_BATCH].mean()),
+        "accuracy_batch": float(correct[:TEST_BATCH].mean()),
         "accuracy": float(correct.mean()),
+        "log_loss": float(losses.mean()),
     }
 
 
@@ -151,16 +153,7 @@ def tell(row: dict) -> None:
         print(f"article: step {row['step']}, cost {row['cost']:.6f}, {accuracies}", flush=True)
 
 
-def beside_printed(rows: list[dict]) -> dict[str, dict]:
-    """The article's printed figures and ours at the same steps, as far as the training went."""
-    ours = {row["step"]: row for row in rows}
-    return {
-        f"step_{step}": {
-            "article_cost": cost,
-            "cost": ours[step]["cost"],
-            "article_accuracy_batch": accuracy,
-            "accuracy_batch": ours[step]["accuracy_batch"],
-        }
-        for step, (cost, accuracy) in PRINTED.items()
-        if step in ours
-    }
+def beside_printed(rows: list[dict]) -> pd.DataFrame:
+    """The rows of `run` as a table, the article's printed figures at the same steps beside them."""
+    printed = pd.DataFrame.from_dict(PRINTED, "index", columns=["article_cost", "article_accuracy_batch"])
+    return pd.DataFrame(rows).join(printed, on="step")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 LONGEST_MESSAGE = 280  # characters; the stage's name comes before it
 LARGEST_JSON = 1 << 24  # bytes
@@ -169,6 +170,12 @@ def save_network(network, path: str | Path) -> None:
         with zipfile.ZipFile(tmp, "w") as archive:
             for name, content in parts.items():
                 archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, with six digits of each number."""
+    with atomic_write(path) as tmp:
+        table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def sha256(path: str | Path) -> str:

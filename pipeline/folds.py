@@ -7,6 +7,7 @@ images of the MNIST test split. A model trained on them cannot be evaluated on t
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from pipeline.competition import CLASSES
@@ -78,3 +79,10 @@ def make_folds(labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray) 
     for fold, (_, validation) in enumerate(splitter.split(rows, labels[rows])):
         fold_of[rows[validation]] = fold
     return fold_of
+
+
+def fold_table(labels: np.ndarray, folds: np.ndarray, mnist_index: np.ndarray) -> pd.DataFrame:
+    """The table of `data/folds.csv`: a row a row of `train.csv`, numbered from 0; -1 stands for none."""
+    return pd.DataFrame(
+        {"row": np.arange(len(labels)), "label": labels, "fold": folds, "mnist_test_index": mnist_index}
+    )

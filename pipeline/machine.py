@@ -25,21 +25,30 @@ def number_of_cpus() -> int:
     return min(limit, len(available_cores()))
 
 
-def processor() -> str:
+def processor_kind() -> str:
     """The kind of this machine's processor; on one kind, the same code computes the same bytes.
 
     The maker, the numbers of family and model, and a digest of the vector instructions.
     """
+    digest = hashlib.sha256(" ".join(vector_extensions()).encode()).hexdigest()[:6]
+    return " ".join([*(_cpuinfo(name) or "?" for name in ("vendor_id", "cpu family", "model")), digest])
+
+
+def processor() -> str:
+    """The processor's name as the system tells it, and the number of cores that this process may use."""
+    cores = len(available_cores())
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def _cpuinfo(name):
+    """The first value of that name in `/proc/cpuinfo`; empty where there is none."""
     try:
         with open("/proc/cpuinfo") as file:
-            first = file.read().partition("\n\n")[0]
+            fields = (line.partition(":") for line in file)
+            return next((value.strip() for field, _, value in fields if field.strip() == name), "")
     except OSError:
-        return platform.processor()
-    lines = (line.partition(":") for line in first.splitlines())
-    fields = {name.strip(): value.strip() for name, _, value in lines}
-    flags = sorted(flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
-    digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:6]
-    return " ".join([*(fields.get(name, "?") for name in ("vendor_id", "cpu family", "model")), digest])
+        return ""
 
 
 def best_precision() -> str:
@@ -52,9 +61,5 @@ def best_precision() -> str:
 
 def vector_extensions() -> list[str]:
     """The names of the processor's vector instructions in `/proc/cpuinfo`; empty where there is none."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line.split() for line in file if line.startswith("flags")), [])
-    except OSError:
-        return []
+    flags = _cpuinfo("flags").split()
     return sorted(flag for flag in flags if flag.startswith(("amx", "avx", "fma", "sse", "f16c")))

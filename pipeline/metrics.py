@@ -1,6 +1,7 @@
-"""What is measured, and how sure it is: accuracy, log loss, intervals, and the tables in `metrics/`."""
+"""What is measured, and how sure it is: accuracy, log loss, intervals, and the tables in `metrics/`.
 
-import statistics
+A JSON file of `metrics/` is a row of `dvc metrics show` and holds some of `FIGURES`, nothing else.
+"""
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ from pipeline.competition import CLASSES
 
 # Kaggle scores the public leaderboard on about this share of test.csv.
 PUBLIC_SHARE = 0.25
+# The bounds are those of the 95 % interval; the log loss is in nats, the seconds of one core.
+FIGURES = ("accuracy", "low", "high", "log_loss", "images", "epochs", "seconds")
 
 
 def accuracy_and_loss(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -36,21 +39,23 @@ def wilson_interval(correct: int, images: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """The figures of `metrics/check.json`, of probabilities `(n, 10)` and labels `(n,)`."""
-    correct = np.argmax(probabilities, axis=1) == labels
+def evaluate(probabilities: np.ndarray, labels: np.ndarray, **more) -> dict:
+    """The figures of a file of `metrics/`.
+
+    Args:
+        probabilities: `(n, 10)`.
+        labels: `(n,)`.
+        **more: `epochs`, `seconds`.
+    """
     accuracy, log_loss = accuracy_and_loss(probabilities, labels)
+    low, high = wilson_interval(round(accuracy * len(labels)), len(labels))
     return {
         "accuracy": accuracy,
-        "correct": int(correct.sum()),
-        "images": len(labels),
-        "interval_95": wilson_interval(correct.sum(), len(labels)),
+        "low": low,
+        "high": high,
         "log_loss": log_loss,
-        "per_digit": {
-            str(digit): float(correct[labels == digit].mean())
-            for digit in range(CLASSES)
-            if (labels == digit).any()
-        },
+        "images": len(labels),
+        **more,
     }
 
 
@@ -84,6 +89,9 @@ def expected_public_score(correct: int, images: int, rows: int, gains: np.ndarra
         images: all out-of-fold predictions.
         rows: rows of `test.csv`.
         gains: see `averaging_gains`, on rows that no model trained on; empty if there are none.
+
+    Returns:
+        `accuracy`, `low` and `high`.
     """
     scored = max(1, round(rows * PUBLIC_SHARE))
     distribution = betabinom(scored, correct + 0.5, images - correct + 0.5)
@@ -91,67 +99,49 @@ def expected_public_score(correct: int, images: int, rows: int, gains: np.ndarra
     gain, error = (np.mean(gains), np.std(gains) / np.sqrt(len(gains))) if len(gains) else (0, 0)
     score = single + gain
     return {
-        "score": float(min(score, 1)),
-        "interval_95": [
-            float(max(score - np.hypot(single - low, 1.96 * error), 0)),
-            float(min(score + np.hypot(high - single, 1.96 * error), 1)),
-        ],
-        "single_networks": single,
-        "gain_of_averaging": float(gain),
-        "gain_images": len(gains),
+        "accuracy": float(min(score, 1)),
+        "low": float(max(score - np.hypot(single - low, 1.96 * error), 0)),
+        "high": float(min(score + np.hypot(high - single, 1.96 * error), 1)),
     }
 
 
-def fold_table(data, oof: np.ndarray, histories: dict) -> dict:
-    """The content of `metrics/folds.json`: the figures of all folds together, then of each.
+def fold_figures(data, oof: np.ndarray, history: pd.DataFrame) -> dict[str, dict]:
+    """The figures of each fold, and of all together, by the names of the files in `metrics/`.
 
     Args:
         data: the `TrainingData`.
         oof: out-of-fold probabilities, `(n, 10)`.
-        histories: from each ensemble member to its epochs, see `train_epoch`.
+        history: see `history_table`.
     """
-    folds = {}
-    for fold in range(data.folds.max() + 1):
-        rows = data.split(fold)[1]
-        accuracy, loss = accuracy_and_loss(oof[rows], data.labels[rows])
-        members = [member for member in histories if member.fold == fold]
-        epochs = [epoch for member in members for epoch in histories[member]]
-        seconds = sum(epoch["seconds"] for epoch in epochs)
-        folds[f"fold_{fold}"] = {
-            "architecture": ", ".join(member.architecture for member in members),
-            "accuracy": accuracy,
-            "loss": loss,
-            "images": len(rows),
-            "epochs": len(histories[members[0]]),
-            "seconds": round(seconds, 1),
-            "images_per_second": round(sum(epoch["images"] for epoch in epochs) / seconds),
-        }
-    rows = np.flatnonzero(data.folds >= 0)
-    accuracy, loss = accuracy_and_loss(oof[rows], data.labels[rows])
-    return {
-        "oof_accuracy": accuracy,
-        "oof_loss": loss,
-        "oof_images": len(rows),
-        "std_accuracy": statistics.stdev(fold["accuracy"] for fold in folds.values()),
-        **folds,
-    }
+    epochs, figures = int(history["epoch"].max()), {}
+    for fold, of_fold in history.groupby("fold"):
+        rows, seconds = data.split(fold)[1], round(float(of_fold["seconds"].sum()), 1)
+        figures[f"folds/fold_{fold}"] = evaluate(oof[rows], data.labels[rows], epochs=epochs, seconds=seconds)
+    rows, seconds = np.flatnonzero(data.folds >= 0), round(float(history["seconds"].sum()), 1)
+    return {**figures, "oof": evaluate(oof[rows], data.labels[rows], epochs=epochs, seconds=seconds)}
 
 
 def history_table(histories: dict) -> pd.DataFrame:
-    """The table of `metrics/history.csv`: a row an epoch; means over all members, then over each fold's.
+    """The table of `metrics/history.csv`: a row an epoch of a member.
 
     Args:
         histories: from each ensemble member to its epochs, see `train_epoch`.
     """
+    rows = [
+        {"member": str(member), **member._asdict(), **epoch}
+        for member, epochs in histories.items()
+        for epoch in epochs
+    ]
+    return pd.DataFrame(rows)
 
-    def means(name, members):
-        epochs = zip(*(histories[member] for member in members), strict=True)
-        return [statistics.mean(member[name] for member in epoch) for epoch in epochs]
 
-    table = {"epoch": range(1, len(next(iter(histories.values()))) + 1)}
-    for name in ("loss", "val_loss", "accuracy", "val_accuracy"):
-        table[name] = means(name, histories)
-    for fold in sorted({member.fold for member in histories}):
-        of_fold = [member for member in histories if member.fold == fold]
-        table[f"val_accuracy_{fold}"] = means("val_accuracy", of_fold)
-    return pd.DataFrame(table)
+def oof_table(data, oof: np.ndarray) -> pd.DataFrame:
+    """The table of `data/oof.csv`: a row a validated row of `train.csv`; arguments as of `fold_figures`."""
+    rows = np.flatnonzero(data.folds >= 0)
+    table = {
+        "row": rows,
+        "label": data.labels[rows],
+        "fold": data.folds[rows],
+        "prediction": oof[rows].argmax(axis=1),
+    }
+    return pd.DataFrame({**table, **{f"p{digit}": oof[rows, digit] for digit in range(CLASSES)}})

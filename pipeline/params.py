@@ -101,6 +101,7 @@ class Compute(_Section):
     worker_cpus: _whole(1, 1024)
     worker_gpus: _number(0, 64)
     worker_memory: _number(0.1, 1024)
+    tensorboard: YesNo
 
 
 class Article(_Section):

@@ -1,7 +1,6 @@
 """Send a file to Kaggle once, confirm that it arrived, wait for its score: for the stage `submit`."""
 
 import contextlib
-import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from rich.progress import TimeElapsedColumn
 
 from pipeline.files import PipelineError, load_json, one_line, sha256
+from pipeline.git import commit
 from pipeline.kaggle import client
 from pipeline.kaggle.credentials import find_credentials
 from pipeline.kaggle.progress import progress_bar
@@ -186,16 +186,5 @@ def describe(accuracies: dict[str, float | None]) -> str:
     Args:
         accuracies: by name; None is left out.
     """
-    commit = _git("rev-parse", "--short", "HEAD") or "no commit"
-    if _git("status", "--porcelain", "--", "pipeline", "params.yaml", "dvc.yaml"):
-        commit += "-dirty"
     known = (f"{name} {value:.5f}" for name, value in accuracies.items() if value is not None)
-    return ", ".join([commit, *known])
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
+    return ", ".join([commit(), *known])

@@ -1,125 +1,249 @@
-"""What a run is worth: in a few lines for the terminal, and as one self-contained page."""
+"""The report as a page and in short: what `templates/` needs, put together from a finished run."""
 
 import base64
-import html
+import importlib.metadata
+import io
+import platform
 from pathlib import Path
-from string import Template
 
-import pandas as pd
+import jinja2
+import numpy as np
+from PIL import Image
 
-from pipeline.report.plots import history_png
+from pipeline.report import analysis, charts
+from pipeline.report.run import Predictions, Run
+from pipeline.report.summary import origin_in_words
 
-TEMPLATE = Path(__file__).with_name("template.html")
-FOLD_COLUMNS = ("architecture", "accuracy", "loss", "images", "epochs", "seconds", "images_per_second")
+TEMPLATES = Path(__file__).with_name("templates")
+LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")
+# The digits of a gallery, at most.
+MOST_DIGITS = 200
+MOST_DISAGREED, MOST_DOUBTFUL = 24, 40
+# Accuracies on the MNIST test split: system, images trained on, accuracy, what was chosen on the test split,
+# whether the figure is comparable, address.
+PUBLISHED = (
+    ("ReNet: recurrent networks that sweep the image", "60,000", 0.9955, "not said", True,
+     "https://arxiv.org/abs/1505.00393"),
+    ("S5: one recurrent network, pixel by pixel", "60,000", 0.9965, "not said", True,
+     "https://arxiv.org/abs/2208.04933"),
+    ("15 convolutional networks, mean of 100 ensembles (sd 0.0002)", "60,000", 0.99745,
+     "nothing: the mean of all", True, "https://github.com/cdeotte/MNIST-CNN-99.75"),
+    ("branching network with vector capsules, ensemble", "60,000", 0.9987, "checkpoints, combinations", False,
+     "https://arxiv.org/abs/2001.09136"),
+    ("vote of networks of three kernel sizes", "60,000", 0.9991, "epochs, combinations", False,
+     "https://arxiv.org/abs/2008.10400"),
+)  # fmt: skip
+SHORT_NAMES = ("ReNet", "S5", "15 CNNs, mean")
 
 
-def in_words(check: dict) -> str:
-    """What `metrics/check.json` says, in a sentence."""
-    low, high = check["interval_95"]
-    figure = (
-        f"{check['accuracy']:.4f} on {check['images']:,} MNIST test images "
-        f"(95 % interval {low:.4f} to {high:.4f})"
+def environment() -> jinja2.Environment:
+    """Jinja2 with the report's templates and filters; HTML is escaped, a missing value is an error."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    if not check["contaminated"]:
-        return f"accuracy {figure}; clean: no network was trained on any of them"
-    return (
-        f"accuracy {figure} that no network was trained on. On all 10,000 it is "
-        f"{check['contaminated_accuracy_on_all_images']:.4f}, but that is contaminated: the others were "
-        "trained on (prepare.hold_out_mnist_test is false)"
-    )
+    made.filters["four"] = lambda value: f"{value:.4f}"
+    made.filters["whole"] = lambda value: f"{value:,.0f}"
+    return made
 
 
-def article_in_words(article: dict, check: dict) -> str:
-    """What the article says, what its system gives when run again, and the ensemble beside it.
+def render(run: Run, params: dict, record: dict) -> tuple[str, str, dict[str, bytes]]:
+    """Make the page, the short form, and the pictures beside it.
 
     Args:
-        article: content of `metrics/article.json`.
-        check: content of `metrics/check.json`.
+        run: the finished run.
+        params: the content of `params.yaml`, by section.
+        record: see `make_record`.
+
+    Returns:
+        The page as HTML, the short form as Markdown, and the pictures as PNG files by name.
     """
-    low, high = article["interval_95"]
-    compared = [name for name in article if name.startswith("step_")]
-    printed = ""
-    if compared:  # else the run was too short to reach any of the article's figures
-        printed = (
-            f"The article prints {article[compared[-1]]['article_accuracy_batch']:.3f} at step "
-            f"{compared[-1].removeprefix('step_')}, on one batch of 1,000 MNIST test images. "
+    temperature = analysis.best_temperature(run.oof.probabilities, run.oof.labels)
+    parts = {"out of fold": run.oof, "MNIST test split": run.test}
+    confusions = {name: analysis.confusion(part) for name, part in parts.items()}
+    digits = {name: analysis.accuracy_by_digit(part) for name, part in parts.items()}
+    context = {
+        "oof": run.metrics["oof"],
+        "check": run.metrics["check"],
+        "score": run.metrics["ensemble"],
+        "origin": origin_in_words(run.source),
+        "accuracy_on_all": run.accuracy_on_all,
+        "record": record,
+        "published": PUBLISHED,
+        "trained_on": _trained_on(run),
+        "folds": _folds(run),
+        "confusions": confusions,
+        "digits": digits,
+        "calibration": _calibration(run, temperature),
+        "temperature": temperature,
+        "galleries": _galleries(run, temperature),
+        "averaging": analysis.averaging(run.each, run.test.labels),
+        "together": analysis.failing_together(run.each, run.test.labels),
+        "leak": _leak(run),
+        "article": run.metrics["article"],
+        "article_printed": run.article.dropna(subset="article_accuracy_batch"),
+        "params": params,
+        "versions": _versions(),
+        "tips": _tips(run.history),
+    }
+    context["charts"] = _charts(run, digits, context)
+    templates = environment()
+    pictures = _pictures(run, confusions, context["galleries"]["test"])
+    page = templates.get_template("report.html").render(context)
+    return page, templates.get_template("report.md").render(context), pictures
+
+
+def _charts(run, digits, context):
+    """All charts of the page as SVG, by name."""
+    history = run.history.assign(error=lambda table: np.maximum(1 - table["val_accuracy"], 1e-4))
+    comparable = [accuracy for _, _, accuracy, _, comparable, _ in PUBLISHED if comparable]
+    draw = {
+        "standing": lambda figure: charts.standing(
+            figure, [*SHORT_NAMES, "ours"], comparable, context["check"]
+        ),
+        "loss": charts.curves(history, "loss", "Training loss"),
+        "val_loss": charts.curves(history, "val_loss", "Validation log loss"),
+        "error": charts.curves(history, "error", "Validation error"),
+        "digits": charts.by_digit(digits),
+        "reliability": charts.reliability_diagram(
+            {row["state"]: row["table"] for row in context["calibration"] if row["of"] == "MNIST test split"}
+        ),
+        "accuracy": charts.averaged(context["averaging"], "accuracy", "Accuracy, with the range of subsets"),
+        "log_loss": charts.averaged(context["averaging"], "log_loss", "Log loss"),
+        "article": charts.article_curve(run.article),
+    }
+    small = {"loss", "val_loss", "error", "accuracy", "log_loss"}
+    made = {
+        name: charts.svg(name, function, *((3.9, 2.8) if name in small else ()))
+        for name, function in draw.items()
+    }
+    made["reading"] = [
+        (label, predicted, charts.svg(f"reading{number}", charts.reading_of(image, parts), 4.8, 2.1))
+        for number, (image, label, predicted, parts) in enumerate(
+            zip(*run.read, _by_image(run.reading), strict=False)
         )
-    return (
-        f"{printed}Its system, run again for {article['step'] + 1:,} steps, is right on "
-        f"{article['accuracy_batch']:.3f} of the first 1,000 test images and on {article['accuracy']:.4f} of "
-        f"all {article['images']:,} (95 % interval {low:.4f} to {high:.4f}); our ensemble on "
-        f"{check['accuracy']:.4f} of {check['images']:,}."
-    )
-
-
-def summary(source: dict, metrics: dict[str, dict], submission: Path) -> str:
-    """The lines that close a run.
-
-    Args:
-        source: content of `data/raw/source.json`.
-        metrics: content of `folds.json`, `ensemble.json` and `check.json`, by name.
-        submission: path of the file to submit.
-    """
-    if source["source"] != "mnist":
-        origin, submit = f"Kaggle's own files ({source['competition']})", "make submit"
-    else:
-        origin = f"MNIST in the competition's place (shuffled with seed {source['seed']})"
-        submit = "not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, then: "
-        submit += "make submit"
-    folds, score = metrics["folds"], metrics["ensemble"]["expected_public_score"]
-    low, high = score["interval_95"]
-    gain = "averaging should add to it"
-    if score["gain_images"]:
-        gain = f"each fold alone, and {score['gain_of_averaging']:+.4f} for averaging them"
-    lines = {
-        "data": origin,
-        "folds": ", ".join(f"{fold['accuracy']:.4f}" for fold in _by_fold(folds)),
-        "out of fold": f"{folds['oof_accuracy']:.4f} on {folds['oof_images']:,} images, each fold alone",
-        "MNIST test": in_words(metrics["check"]),
-        "public score": f"{score['score']:.4f} expected, {low:.4f} to {high:.4f}; {gain}",
-        "submission": submission,
-        "submit it": submit,
-    }
-    return "\n".join(f"{name:15} {text}" for name, text in lines.items())
-
-
-def render_page(
-    summary_text: str, metrics: dict[str, dict], history: pd.DataFrame, pictures: dict[str, bytes]
-) -> str:
-    """The report as one HTML page with its pictures in it.
-
-    Args:
-        summary_text: see `summary`.
-        metrics: content of the files of `metrics/`, by name.
-        history: the table of `metrics/history.csv`.
-        pictures: PNG files: `confusion`, `mistakes` and `article`.
-    """
-    pictures = {"history": history_png(history), **pictures}
-    inlined = {
-        name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()
-    }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        summary=html.escape(summary_text),
-        folds=_fold_table(metrics["folds"]),
-        article_words=html.escape(article_in_words(metrics["article"], metrics["check"])),
-        **inlined,
-    )
-
-
-def _fold_table(folds):
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("fold", *FOLD_COLUMNS))
-    rows = [
-        f"<tr><td>{number}</td>" + "".join(f"<td>{_cell(fold[name])}</td>" for name in FOLD_COLUMNS) + "</tr>"
-        for number, fold in enumerate(_by_fold(folds))
     ]
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return made
 
 
-def _cell(value):
-    if isinstance(value, str):
-        return value
-    return f"{value:.4f}" if isinstance(value, float) and value < 1 else f"{value:,}"
+def _by_image(reading):
+    return reading.swapaxes(0, 1) if reading.size else ()
 
 
-def _by_fold(folds):
-    return [content for name, content in folds.items() if name.startswith("fold_")]
+def _pictures(run, confusions, misread):
+    """The PNG files beside the short form, by name."""
+    history = run.history
+
+    def both(figure):
+        for part, (column, title) in zip(
+            figure.subfigures(1, 2),
+            (("loss", "Training loss"), ("val_loss", "Validation log loss")),
+            strict=True,
+        ):
+            charts.curves(history, column, title)(part)
+            part.axes[0].legend()
+
+    positions = [digit["position"] for digit in misread["digits"]]
+    rows = max(1, -(-min(len(positions), charts.MOST_MISTAKES) // charts.MISTAKE_COLUMNS))
+    draw = charts.mistakes(misread["digits"], run.test.images[positions], misread["total"])
+    return {
+        "curves": charts.png(both, 9, 3.6),
+        "confusion": charts.png(charts.confusion_matrices(confusions), 9.4, 4.8),
+        "mistakes": charts.png(draw, 9, 0.9 * rows + 0.4),
+        "article": charts.png(charts.article_curve(run.article), 8, 4.5),
+    }
+
+
+def _folds(run):
+    """A row a fold: its figures, architectures and speed."""
+    rows = []
+    for fold, epochs in run.history.groupby("fold"):
+        architectures = ", ".join(epochs["architecture"].unique())
+        speed = epochs["images"].sum() / max(epochs["seconds"].sum(), 1e-9)
+        figures = run.metrics[f"folds/fold_{fold}"]
+        rows.append({"fold": fold, "architecture": architectures, "images_per_second": speed, **figures})
+    return rows
+
+
+def _trained_on(run):
+    """How many images each fold's network was trained on, the fewest."""
+    used = run.folds[run.folds >= 0]
+    return len(used) - np.bincount(used).max()
+
+
+def _leak(run):
+    in_train = run.mnist_index >= 0
+    return {
+        "rows": len(in_train),
+        "in_train": int(in_train.sum()),
+        "trained_on": int((in_train & (run.folds >= 0)).sum()),
+        "clean": len(run.test.labels),
+    }
+
+
+def _calibration(run, temperature):
+    """Log loss and calibration error before and after the temperature, which is chosen out of fold."""
+    rows = []
+    for name, part in (("out of fold", run.oof), ("MNIST test split", run.test)):
+        for state, by in (("as predicted", 1), (f"at temperature {temperature:.2f}", temperature)):
+            probabilities = analysis.at_temperature(part.probabilities, by)
+            table, error = analysis.reliability(probabilities, part.labels)
+            loss = analysis.accuracy_and_loss(probabilities, part.labels)[1]
+            rows.append({"of": name, "state": state, "table": table, "error": error, "log_loss": loss})
+    return rows
+
+
+def _galleries(run, temperature):
+    """The digits worth looking at, each gallery with the number of all that belong to it."""
+    disagreed = np.argsort(-analysis.disagreement(run.each), kind="stable")[:MOST_DISAGREED]
+    found = {
+        "test": (run.test, analysis.worst_first(run.test), MOST_DIGITS),
+        "oof": (run.oof, analysis.worst_first(run.oof), MOST_DIGITS),
+        "disagreed": (run.test, disagreed, MOST_DISAGREED),
+        "doubtful_test": (run.test, analysis.doubtful_labels(run.test, temperature), MOST_DOUBTFUL),
+        "doubtful_oof": (run.oof, analysis.doubtful_labels(run.oof, temperature), MOST_DOUBTFUL),
+    }
+    galleries = {
+        name: {"total": len(positions), "digits": [_digit(part, position) for position in positions[:most]]}
+        for name, (part, positions, most) in found.items()
+    }
+    for digit in galleries["disagreed"]["digits"]:
+        votes = run.each[:, digit["position"]].argmax(axis=1)
+        digit["votes"] = ", ".join(map(str, votes))
+    return galleries
+
+
+def _digit(part: Predictions, position):
+    probabilities, label = part.probabilities[position], int(part.labels[position])
+    target = io.BytesIO()
+    Image.fromarray(255 - part.images[position]).save(target, "PNG", optimize=True)
+    return {
+        "position": position,
+        "row": int(part.rows[position]),
+        "label": label,
+        "predicted": int(probabilities.argmax()),
+        "probability": float(probabilities.max()),
+        "of_label": float(probabilities[label]),
+        "png": base64.b64encode(target.getvalue()).decode(),
+    }
+
+
+def _versions():
+    versions = {"python": platform.python_version()}
+    return versions | {library: importlib.metadata.version(library) for library in LIBRARIES}
+
+
+def _tips(history):
+    """What the page's script shows at each point of a learning curve: by chart, by member, by epoch."""
+    history = history.assign(error=1 - history["val_accuracy"])
+    members = history.groupby("member", sort=False)
+    return {
+        column: [
+            {"member": member, "values": [f"{value:.4f}" for value in epochs[column]]}
+            for member, epochs in members
+        ]
+        for column in ("loss", "val_loss", "error")
+    }

@@ -6,10 +6,14 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import ModuleType
 
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, write_json
+from pipeline.machine import processor
+from pipeline.paths import TIMES
 
 # What a stage inherits from a shell, a notebook or another project's settings changes no result and breaks
 # nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, but for places, logs and GPU memory.
@@ -49,13 +53,24 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     # A message of a submission may have letters that the terminal cannot show.
     sys.stdout.reconfigure(errors="replace")
     try:
+        started = time.monotonic()
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()
+        _record_time(name, time.monotonic() - started)
     except (PipelineError, OSError) as error:
         # OSError: no right to a file, no space left: nothing that a traceback would explain better.
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
+
+
+def _record_time(name, seconds):
+    """Note for the report how long a stage took; no output of it, because it differs from run to run."""
+    if TIMES.parent.is_dir():
+        record = {"seconds": round(seconds, 1), "machine": processor()}
+        record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        with contextlib.suppress(OSError):
+            write_json(TIMES / f"{name}.json", record)
 
 
 @contextlib.contextmanager

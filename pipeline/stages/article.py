@@ -3,15 +3,12 @@
 import sys
 import time
 
-import pandas as pd
-
-from pipeline.files import PipelineError, atomic_write, save_network, write_json
+from pipeline.files import PipelineError, atomic_write, save_network, write_csv, write_json
 from pipeline.machine import best_precision
 from pipeline.metrics import wilson_interval
 from pipeline.mnist import load_mnist
 from pipeline.params import load_params
 from pipeline.paths import ARTICLE, METRICS, MNIST
-from pipeline.report.plots import draw_article
 from pipeline.stages import run_stage
 
 
@@ -19,7 +16,7 @@ def main():
     # Imports TensorFlow, which must not come before its log is out of the way (see run_stage).
     import keras
 
-    from pipeline.article import AT_ONCE, PRINTED, beside_printed, measure, run, tell
+    from pipeline.article import AT_ONCE, beside_printed, measure, run, tell
     from pipeline.networks import load_network, use_one_thread_per_operation
 
     use_one_thread_per_operation(AT_ONCE)
@@ -37,22 +34,11 @@ def main():
             raise PipelineError(
                 f"the network restored from the checkpoint gives {restored}, the trained one gave {last}"
             )
-    table = pd.DataFrame(rows)
-    with atomic_write(METRICS / "article.csv") as tmp:
-        table.to_csv(tmp, index=False, float_format="%.6g")
-    with atomic_write(METRICS / "article.png") as tmp:
-        draw_article(tmp, table, PRINTED)
+    write_csv(METRICS / "article.csv", beside_printed(rows))
     images = len(mnist["test_labels"])
-    result = {
-        **last,
-        "interval_95": wilson_interval(round(last["accuracy"] * images), images),
-        "images": images,
-        "restored_accuracy": restored["accuracy"],
-        "precision": precision,
-        "seconds": round(seconds, 1),
-        **beside_printed(rows),
-    }
-    write_json(METRICS / "article.json", result)
+    low, high = wilson_interval(round(last["accuracy"] * images), images)
+    figures = {"accuracy": last["accuracy"], "low": low, "high": high, "log_loss": last["log_loss"]}
+    write_json(METRICS / "article.json", {**figures, "images": images, "seconds": round(seconds, 1)})
     print(f"article: accuracy {last['accuracy']:.4f} on {images:,} MNIST test images, restored the same")
 
 

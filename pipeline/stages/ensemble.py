@@ -35,22 +35,14 @@ def main():
     correct = np.argmax(oof[~held_out], axis=1) == labels[~held_out]
     save_network(ensemble, ENSEMBLE)
     save_arrays(PREDICTIONS, probabilities=probabilities)
-    networks, rows = len(members(params)), len(test_images)
+    rows = len(test_images)
     expected = expected_public_score(
         int(correct.sum()), len(correct), rows, averaging_gains(each, labels[held_out])
     )
-    write_json(
-        METRICS / "ensemble.json",
-        {
-            "networks": networks,
-            "images": rows,
-            "seconds": round(seconds, 1),
-            "expected_public_score": expected,
-        },
-    )
+    write_json(METRICS / "ensemble.json", {**expected, "images": rows, "seconds": round(seconds, 1)})
     # Not by the stage `train`: killed before DVC has recorded it, it would have to train again.
     shutil.rmtree(TRAINING_STATE, ignore_errors=True)
-    print(f"ensemble: {networks} networks, {rows} images in {seconds:.1f} s")
+    print(f"ensemble: {len(members(params))} networks, {rows} images in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

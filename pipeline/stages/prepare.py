@@ -1,14 +1,14 @@
-"""Read and check the CSV files, find the MNIST test images, make the folds: data/digits.npz."""
+"""Read and check the CSV files, find MNIST test images, make the folds: data/digits.npz, data/folds.csv."""
 
 import sys
 import time
 
 from pipeline.competition import read_digits
-from pipeline.files import save_arrays
-from pipeline.folds import find_images, make_folds
+from pipeline.files import save_arrays, write_csv
+from pipeline.folds import find_images, fold_table, make_folds
 from pipeline.mnist import load_mnist
 from pipeline.params import load_params
-from pipeline.paths import DIGITS, MNIST, RAW
+from pipeline.paths import DIGITS, FOLDS_TABLE, MNIST, RAW
 from pipeline.stages import run_stage
 
 
@@ -36,6 +36,7 @@ def main():
     save_arrays(
         DIGITS, images=images, labels=labels, folds=folds, mnist_index=mnist_index, test_images=test_images
     )
+    write_csv(FOLDS_TABLE, fold_table(labels, folds, mnist_index))
 
 
 if __name__ == "__main__":

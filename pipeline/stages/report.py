@@ -1,25 +1,57 @@
-"""Sum up the run: metrics/report.html, and a few lines at the end of `dvc repro`."""
+"""Sum up the run: metrics/report.html, report.md with its pictures, and the lines that close `dvc repro`."""
 
 import sys
 
-import pandas as pd
-
-from pipeline.files import atomic_write, load_json
-from pipeline.paths import METRICS, SOURCE, SUBMISSION
-from pipeline.report.page import render_page, summary
+from pipeline.files import atomic_write, write_csv
+from pipeline.metrics import FIGURES
+from pipeline.mnist import load_mnist
+from pipeline.params import load_params
+from pipeline.paths import CHECK, DIGITS, METRICS, MNIST, OOF, SOURCE, SUBMISSION, TIMES
+from pipeline.report.analysis import confusion_table, digit_table
+from pipeline.report.page import render
+from pipeline.report.record import make_record
+from pipeline.report.run import (
+    ARTICLE_COLUMNS,
+    HISTORY_COLUMNS,
+    Run,
+    load_figures,
+    load_predictions,
+    load_source,
+    load_table,
+)
+from pipeline.report.summary import summary
 from pipeline.stages import run_stage
 
 
 def main():
-    source = load_json(SOURCE, "download")
-    stages = {"folds": "train", "ensemble": "ensemble", "check": "check", "article": "article"}
-    metrics = {name: load_json(METRICS / f"{name}.json", stage) for name, stage in stages.items()}
-    pictures = {name: (METRICS / f"{name}.png").read_bytes() for name in ("confusion", "mistakes", "article")}
-    text = summary(source, metrics, SUBMISSION)
-    page = render_page(text, metrics, pd.read_csv(METRICS / "history.csv"), pictures)
-    with atomic_write(METRICS / "report.html") as tmp:
-        tmp.write_text(page, encoding="utf-8")
-    print(text)
+    params = load_params()
+    files = {f"folds/fold_{fold}": ("train", FIGURES) for fold in range(params.prepare.folds)}
+    files |= {
+        "oof": ("train", FIGURES),
+        "ensemble": ("ensemble", ("accuracy", "low", "high", "images")),
+        "check": ("check", FIGURES[:5]),
+        "article": ("article", FIGURES[:5]),
+    }
+    run = Run(
+        source=load_source(SOURCE, "download"),
+        metrics={
+            name: load_figures(METRICS / f"{name}.json", stage, names)
+            for name, (stage, names) in files.items()
+        },
+        history=load_table(METRICS / "history.csv", "train", HISTORY_COLUMNS),
+        article=load_table(METRICS / "article.csv", "article", ARTICLE_COLUMNS),
+        **load_predictions(DIGITS, OOF, load_mnist(MNIST), CHECK),
+    )
+    page, short, pictures = render(run, params.model_dump(), make_record(TIMES))
+    contents = {"report.html": page.encode(), "report.md": short.encode()}
+    contents |= {f"{name}.png": content for name, content in pictures.items()}
+    for name, content in contents.items():
+        with atomic_write(METRICS / name) as tmp:
+            tmp.write_bytes(content)
+    write_csv(METRICS / "digits.csv", digit_table(run))
+    write_csv(METRICS / "confusion.csv", confusion_table(run))
+    print(summary(run.source, run.metrics, run.accuracy_on_all, SUBMISSION))
+    print(f"{'report':15} {(METRICS / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":

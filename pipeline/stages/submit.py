@@ -20,9 +20,9 @@ def main():
     competition = slug(load_params().download.competition)
     read_labels(SUBMISSION)
     check_origin(SOURCE, competition)
-    expected = metric("ensemble", "expected_public_score") or {}
+    expected, *interval = (metric("ensemble", name) for name in ("accuracy", "low", "high"))
     message = os.environ.get("MESSAGE") or describe(
-        {"oof": metric("folds", "oof_accuracy"), "clean MNIST": metric("check", "accuracy")}
+        {"oof": metric("oof", "accuracy"), "clean MNIST": metric("check", "accuracy")}
     )
     submission = submit(competition, SUBMISSION, message, HISTORY, resubmit=os.environ.get("RESUBMIT") == "1")
     score = {
@@ -30,12 +30,12 @@ def main():
         "submitted": submission.submitted,
         "status": submission.status,
         "public_score": submission.public_score,
-        "expected_score": expected.get("score"),
-        "expected_interval_95": expected.get("interval_95"),
+        "expected_score": expected,
+        "expected_interval_95": None if None in interval else interval,
         "sha256": sha256(SUBMISSION),
     }
     write_json(SCORE, score)
-    comparison = f", expected was {expected['score']:.5f}" if "score" in expected else ""
+    comparison = "" if expected is None else f", expected was {expected:.5f}"
     print(f"submit: public score {submission.public_score:.5f}{comparison}")
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -9,13 +10,17 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.folds import HELD_OUT, TrainingData
 from pipeline.params import Params
+from pipeline.training.logs import EpochLog
 from pipeline.training.members import Member
 
 
 class TrainingProgress:
-    """Shows each member's epochs as they finish; use as a context manager."""
+    """Shows and logs each member's epochs as they finish; use as a context manager."""
 
-    def __init__(self, params: Params, data: TrainingData, members: list[Member], workers: int):
+    def __init__(
+        self, params: Params, data: TrainingData, members: list[Member], workers: int, log: EpochLog
+    ):
+        self.log = log
         self.members, self.epochs = members, params.train.epochs
         self.heading = (
             f"train: {len(members)} networks in {params.prepare.folds} folds, {workers} at a time, on "
@@ -46,16 +51,19 @@ class TrainingProgress:
 
     def __exit__(self, *_):
         self.bars.stop()
+        self.log.close()
 
-    def resumed(self, member: Member, epochs: int) -> None:
-        """An earlier run had finished this many epochs of the member."""
-        self.done[member] = epochs
+    def resumed(self, member: Member, history: Sequence[dict]) -> None:
+        """An earlier run had finished these epochs of the member, see `train_epoch`."""
+        self.log.add(member, history)
+        epochs = self.done[member] = len(history)
         self.bars.update(self.tasks[member], completed=epochs, figures="going on")
         if not self.live:
             print(f"{member}: goes on after epoch {epochs}/{self.epochs}", flush=True)
 
     def finished(self, member: Member, epoch: dict) -> None:
         """The member has finished an epoch with these figures, see `train_epoch`."""
+        self.log.add(member, [epoch])
         if self.finished_before is None:
             self.finished_before = sum(self.done.values())
         self.done[member] = epoch["epoch"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.files import PipelineError
 from pipeline.folds import TrainingData
-from pipeline.machine import available_cores, processor
+from pipeline.machine import available_cores, processor_kind
 from pipeline.params import Compute
 from pipeline.training.state import LIBRARIES
 
@@ -145,7 +145,7 @@ def _kind():
     code = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         code.update(path.read_bytes())
-    kind = {"pipeline": code.hexdigest()[:8], "processor": processor()}
+    kind = {"pipeline": code.hexdigest()[:8], "processor": processor_kind()}
     for library in LIBRARIES:
         try:
             kind[library] = version(library)

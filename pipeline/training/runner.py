@@ -34,7 +34,7 @@ def train_members(
         params: the parameters.
         data: the rows of all folds.
         states: where each member's state is kept after every epoch.
-        progress: is told `resumed(member, epochs)` and `finished(member, figures)`.
+        progress: is told `resumed(member, epochs so far)` and `finished(member, figures)`.
 
     Returns:
         The state of each member after its last epoch.
@@ -42,7 +42,7 @@ def train_members(
     state_of = {member: states.read(member) for member in members(params)}
     for member, state in state_of.items():
         if state.history:
-            progress.resumed(member, len(state.history))
+            progress.resumed(member, state.history)
     running = {}
     while True:
         busy = set(running.values())

@@ -70,12 +70,9 @@ class Project:
         self.write("submissions/submission.csv", SUBMISSION)
         self.write("params.yaml", (ROOT / "params.yaml").read_bytes())
         self.write_json("data/raw/source.json", {"source": "kaggle", "competition": "digit-recognizer"})
-        self.write_json("metrics/folds.json", {"oof_accuracy": 0.99537})
-        self.write_json("metrics/check.json", {"accuracy": 0.9961, "contaminated": False})
-        self.write_json(
-            "metrics/ensemble.json",
-            {"expected_public_score": {"score": 0.99537, "interval_95": [0.9938, 0.9968]}},
-        )
+        self.write_json("metrics/oof.json", {"accuracy": 0.99537})
+        self.write_json("metrics/check.json", {"accuracy": 0.9961})
+        self.write_json("metrics/ensemble.json", {"accuracy": 0.99537, "low": 0.9938, "high": 0.9968})
 
     def write(self, name, content):
         (self.folder / name).write_bytes(content)

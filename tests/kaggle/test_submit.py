@@ -46,8 +46,8 @@ def test_message_names_the_commit_and_whether_the_code_differs_from_it(project, 
     subprocess.run([*git, "add", "params.yaml"], check=True)
     subprocess.run([*git, "commit", "-qm", "x"], check=True)
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], stdout=-1, text=True).stdout.strip()
-    (project.folder / "metrics/folds.json").write_text("{}")
-    assert "folds.json has no 'oof_accuracy'" in project.succeeds("submit")
+    (project.folder / "metrics/oof.json").write_text("{}")
+    assert "oof.json has no 'accuracy'" in project.succeeds("submit")
     project.set_download(source="kaggle")
     project.succeeds("submit", RESUBMIT="1")
     assert kaggle.sent() == [

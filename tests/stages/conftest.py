@@ -46,6 +46,22 @@ class Project:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr if status == 0 else done.stderr
 
+    def run_shell(self, command):
+        return subprocess.run(
+            command,
+            shell=True,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout
+
+    def clone(self, folder):
+        """A clone of the project, without what is not in git."""
+        self.run(f"git clone -q {self.folder} {folder}")
+        return Project(folder)
+
     def run_json(self, command):
         done = subprocess.run(
             command.split(), cwd=self.folder, env=self.environment, capture_output=True, check=True

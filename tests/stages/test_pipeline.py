@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 import pipeline  # noqa: F401  registers the layer
 from pipeline.competition import read_labels
 from pipeline.files import PipelineError
-from pipeline.metrics import wilson_interval
+from pipeline.metrics import FIGURES, wilson_interval
 from pipeline.stages.check import mnist_test_images_trained_on
 
 FOLDS, LIMIT = 3, 600
@@ -38,19 +38,12 @@ def test_the_submission_is_what_the_ensemble_predicts(project):
 
 
 def test_the_run_ends_with_a_summary(project):
-    accuracies = [project.json("metrics/folds.json")[f"fold_{fold}"]["accuracy"] for fold in range(FOLDS)]
-    shown = [
-        f"{value:.4f}"
-        for value in (
-            *accuracies,
-            project.json("metrics/folds.json")["oof_accuracy"],
-            project.json("metrics/check.json")["accuracy"],
-            *project.json("metrics/check.json")["interval_95"],
-        )
-    ]
+    names = [*(f"folds/fold_{fold}" for fold in range(FOLDS)), "oof", "ensemble", "check"]
+    shown = [f"{project.json(f'metrics/{name}.json')['accuracy']:.4f}" for name in names]
     summary = project.output[project.output.index("Running stage 'report'") :]
     assert all(
-        word in summary for word in (*shown, "MNIST", "clean", "submissions/submission.csv", "make submit")
+        word in summary
+        for word in (*shown, "clean", "submissions/submission.csv", "make submit", "report.html")
     )
 
 
@@ -67,35 +60,55 @@ def test_no_row_is_trained_on_and_measured_with(project):
 
 
 def test_the_metrics(project):
-    folds, check, ensemble = (project.json(f"metrics/{name}.json") for name in ("folds", "check", "ensemble"))
+    oof_figures, check, ensemble = (
+        project.json(f"metrics/{name}.json") for name in ("oof", "check", "ensemble")
+    )
+    folds = [project.json(f"metrics/folds/fold_{fold}.json") for fold in range(FOLDS)]
     digits, oof = project.arrays("data/digits.npz"), project.arrays("data/oof.npz")
     used = digits["folds"] >= 0
     right = oof["probabilities"].argmax(axis=1) == digits["labels"]
-    assert folds["oof_images"] == used.sum() and folds["oof_accuracy"] == pytest.approx(right[used].mean())
+    assert oof_figures["images"] == used.sum()
+    assert oof_figures["accuracy"] == pytest.approx(right[used].mean())
     accuracies = [right[digits["folds"] == fold].mean() for fold in range(FOLDS)]
-    assert [folds[f"fold_{fold}"]["accuracy"] for fold in range(FOLDS)] == pytest.approx(accuracies)
-    assert folds["std_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert all(folds[f"fold_{fold}"]["epochs"] == 2 for fold in range(FOLDS)) and f"fold_{FOLDS}" not in folds
+    assert [figures["accuracy"] for figures in folds] == pytest.approx(accuracies)
+    assert all(tuple(figures) == FIGURES and figures["epochs"] == 2 for figures in folds)
     assert np.isnan(oof["probabilities"][~used]).all() and np.isfinite(oof["probabilities"][used]).all()
 
-    assert check["contaminated"] is False and check["images"] == 10_000
-    assert check["accuracy"] == check["correct"] / 10_000
-    assert check["interval_95"] == wilson_interval(check["correct"], 10_000)
-    assert check["log_loss"] > 0 and list(check["per_digit"]) == list("0123456789")
-    assert 0 <= check["article_test_batch"]["ours"] <= 1
-    assert ensemble["networks"] == FOLDS and ensemble["images"] == LIMIT
-
+    assert check["images"] == 10_000 and check["log_loss"] > 0 and ensemble["images"] == LIMIT
+    correct = round(10_000 * check["accuracy"])
+    assert [check["low"], check["high"]] == wilson_interval(correct, 10_000)
     history = pd.read_csv(project.folder / "metrics/history.csv")
-    assert history["epoch"].tolist() == [1, 2] and {"loss", "val_loss", "val_accuracy"} <= set(history)
-    for name in ("confusion.png", "mistakes.png"):
-        assert (project.folder / "metrics" / name).read_bytes().startswith(b"\x89PNG")
+    assert history["epoch"].tolist() == [1, 2] * FOLDS and history["fold"].is_monotonic_increasing
 
 
-def test_the_report_is_one_page_that_needs_no_network(project):
-    page = (project.folder / "metrics/report.html").read_text()
-    assert f"{project.json('metrics/check.json')['accuracy']:.4f}" in page
-    assert page.count('src="data:image/png;base64,') == page.count("src=") >= 3
-    assert "<link" not in page and "<script" not in page
+def test_each_figure_is_shown_once(project):
+    """What a detailed table sums up to is the figure in `metrics/`."""
+    digits = (
+        pd.read_csv(project.folder / "metrics/digits.csv").groupby("images_of")[["correct", "images"]].sum()
+    )
+    confusion = pd.read_csv(project.folder / "metrics/confusion.csv")
+    right = confusion[confusion["label"] == confusion["predicted"]].groupby("images_of")["images"].sum()
+    article = pd.read_csv(project.folder / "metrics/article.csv").iloc[-1]
+    for name, part in (("oof", "out of fold"), ("check", "MNIST test")):
+        figures = project.json(f"metrics/{name}.json")
+        assert digits.loc[part, "images"] == figures["images"]
+        assert right[part] / figures["images"] == pytest.approx(figures["accuracy"])
+        assert digits.loc[part, "correct"] == right[part]
+    assert project.json("metrics/article.json")["accuracy"] == pytest.approx(article["accuracy"])
+
+
+def test_the_tables_of_rows_are_the_arrays(project):
+    digits, oof = project.arrays("data/digits.npz"), project.arrays("data/oof.npz")
+    folds, predicted = (pd.read_csv(project.folder / f"data/{name}.csv") for name in ("folds", "oof"))
+    assert (
+        folds["row"].tolist() == list(range(LIMIT)) and folds["label"].tolist() == digits["labels"].tolist()
+    )
+    assert folds["fold"].tolist() == digits["folds"].tolist()
+    assert folds["mnist_test_index"].tolist() == digits["mnist_index"].tolist()
+    assert predicted["row"].tolist() == np.flatnonzero(digits["folds"] >= 0).tolist()
+    probabilities = oof["probabilities"][predicted["row"]]
+    np.testing.assert_allclose(predicted.filter(regex="^p.$"), probabilities, rtol=1e-5)
+    assert predicted["prediction"].tolist() == probabilities.argmax(axis=1).tolist()
 
 
 def test_the_source_is_recorded(project):
@@ -127,6 +140,33 @@ def test_no_file_or_message_has_the_credentials(project):
     assert found == [] and secret not in project.output
 
 
+RUN_CELLS = """
+import json
+cells = json.load(open("inspect.ipynb"))["cells"]
+assert len(cells) <= 30
+for cell in cells:
+    if cell["cell_type"] == "code":
+        exec("".join(cell["source"]))
+print(climbed.sum(), len(worst))
+"""
+
+
+def test_the_notebook_runs(project):
+    done = run_python("-c", RUN_CELLS, cwd=project.folder / "notebooks", MPLBACKEND="Agg")
+    assert done.returncode == 0, done.stderr
+    weights, mistakes = done.stdout.split()
+    wrong = round(
+        project.json("metrics/oof.json")["images"] * (1 - project.json("metrics/oof.json")["accuracy"])
+    )
+    assert float(weights) == pytest.approx(1) and int(mistakes) == wrong
+
+
+def test_make_report_makes_the_page_again_and_says_where(project):
+    page = project.folder / "metrics/report.html"
+    page.unlink()
+    assert project.run("make -o setup report").splitlines()[-1] == str(page) and page.exists()
+
+
 # What runs again, and what does not
 
 
@@ -140,7 +180,7 @@ DEPENDENTS = {
     "seed": {"prepare", "train"},
     "download.seed": {"download"},
     "prepare.limit": {"prepare", "submission"},
-    "prepare.folds": {"prepare", "train", "ensemble"},
+    "prepare.folds": {"prepare", "train", "ensemble", "report"},
     "prepare.hold_out_mnist_test": {"prepare"},
     "model.architecture": {"train", "ensemble"},
     "model.tta": {"train"},
@@ -149,6 +189,7 @@ DEPENDENTS = {
     "train.seeds": {"train", "ensemble"},
     "compute.engine": set(),
     "compute.workers": set(),
+    "compute.tensorboard": set(),
     "article.steps": {"article"},
 }
 
@@ -225,14 +266,47 @@ def test_a_disk_that_is_full_is_one_line(project, stage):
 def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):
     dag = project.run("dvc dag --mermaid")
     assert all(f'"{stage}"' in dag for stage in STAGES)
-    metrics = project.run_json("dvc metrics show --json")[""]["data"]
-    check = project.json("metrics/check.json")
-    del check["interval_95"]  # DVC leaves out lists
-    assert metrics["metrics/check.json"]["data"] == check
-    assert {"metrics/folds.json", "metrics/ensemble.json"} <= set(metrics)
+    header, *rows = project.run("dvc metrics show").splitlines()
+    assert set(header.split()) == {"Path", *FIGURES} and max(map(len, [header, *rows])) <= 120
+    folds = [f"metrics/folds/fold_{fold}.json" for fold in range(FOLDS)]
+    others = [f"metrics/{name}.json" for name in ("oof", "ensemble", "check", "article")]
+    assert [row.split()[0] for row in rows] == [*folds, *others]
+
     project.run(f"dvc plots show -o {tmp_path / 'plots'}")
     page = (tmp_path / "plots/index.html").read_text()
-    assert all(word in page for word in ("val_loss", "val_accuracy", "confusion.png"))
+    assert all(word in page for word in ("fold 0, rows", "images_of", "confusion.png", "mistakes.png"))
+
+
+def test_dvc_compares_runs_in_narrow_tables(project, tmp_path):
+    path = project.folder / "metrics/oof.json"
+    path.write_text(path.read_text().replace('"accuracy": 0', '"accuracy": 1'))
+    changes = project.run("dvc metrics diff").splitlines()
+    assert len(changes) == 2 and max(map(len, changes)) <= 120
+    project.set(train={"epochs": 3})
+    command = next(
+        line for line in (ROOT / "README.md").read_text().splitlines() if "dvc exp show --" in line
+    )
+    table = project.run_shell(command)
+    assert "metrics/oof.json:accuracy" in table and "train.epochs" in table and "metrics/folds" not in table
+    assert max(map(len, table.splitlines())) <= 120
+    project.run(f"dvc plots diff -o {tmp_path / 'plots'}")
+
+
+def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):
+    """By the three commands of README."""
+    readme = (ROOT / "README.md").read_text()
+    commands = [f"dvc remote add --default --local shared {tmp_path / 'store'}", "dvc push", "dvc pull"]
+    assert all(command.replace(str(tmp_path / "store"), "/path/to/folder") in readme for command in commands)
+    add, push, pull = commands
+    project.run(add)
+    project.run(push)
+    other = project.clone(tmp_path / "other")
+    other.run(add)
+    other.run(pull)
+    for name in ("data/oof.csv", "data/ensemble.keras", "submissions/submission.csv"):
+        assert (other.folder / name).read_bytes() == (project.folder / name).read_bytes()
+    assert other.stale() == set()
+    project.run("dvc remote remove --local shared")
 
 
 def test_dvc_compares_parameters(project):
@@ -249,17 +323,22 @@ def test_an_experiment_that_trains_on_mnist_test_images_says_so(project):
     project.run("dvc exp run -S prepare.hold_out_mnist_test=false -S train.epochs=1")
     check, digits = project.json("metrics/check.json"), project.arrays("data/digits.npz")
     seen = digits["mnist_index"][digits["mnist_index"] >= 0]
-    assert project.json("metrics/folds.json")["oof_images"] == LIMIT
-    assert len(pd.read_csv(project.folder / "metrics/history.csv")) == 1
-    assert check["contaminated"] is True and check["images"] == 10_000 - len(seen)
+    assert project.json("metrics/oof.json")["images"] == LIMIT
+    assert len(pd.read_csv(project.folder / "metrics/history.csv")) == FOLDS
+    assert check["images"] == 10_000 - len(seen)
     network = keras.models.load_model(project.folder / "data/ensemble.keras")
     mnist = project.arrays("data/mnist.npz")
     predicted = network.predict(mnist["test_images"].astype("float32"), verbose=0).argmax(axis=1)
     right = predicted == mnist["test_labels"]
     # The precision may be bfloat16, so an image on the edge may fall to another side.
-    assert check["contaminated_accuracy_on_all_images"] == pytest.approx(right.mean(), abs=0.002)
+    checked = project.arrays("data/check.npz")
+    on_all = (checked["probabilities"].argmax(axis=1) == mnist["test_labels"]).mean()
+    assert on_all == pytest.approx(right.mean(), abs=0.002)
+    assert (~checked["clean"]).nonzero()[0].tolist() == sorted(seen)
     assert check["accuracy"] == pytest.approx(np.delete(right, seen).mean(), abs=0.002)
-    assert "contaminated" in (project.folder / "metrics/report.html").read_text()
+    for name in ("report.html", "report.md"):
+        page = (project.folder / "metrics" / name).read_text()
+        assert "contaminated" in page and f"{on_all:.4f}" in page
 
 
 # Each stage on its own: what it refuses, in one line, leaving everything as it was.
