@@ -128,7 +128,7 @@ def history_table(histories: dict) -> pd.DataFrame:
         histories: from each ensemble member to its epochs, see `train_epoch`.
     """
     rows = [
-        {"member": str(member), **member._asdict(), **epoch}
+        {"member": str(member), "fold": member.fold, "architecture": member.architecture, **epoch}
         for member, epochs in histories.items()
         for epoch in epochs
     ]

@@ -15,14 +15,16 @@ class Member(NamedTuple):
         fold: the fold that it does not train on.
         architecture: one of `networks.ARCHITECTURES`.
         seed: of all its random streams.
+        number: from 0, among those of the same fold and architecture.
     """
 
     fold: int
     architecture: str
     seed: int
+    number: int = 0
 
     def __str__(self):
-        return f"fold {self.fold}, {self.architecture}, seed {self.seed}"
+        return f"fold {self.fold}, {self.architecture}" + (f", seed {self.seed}" if self.number else "")
 
     def stream(self, use: str, epoch: int = 0) -> np.random.Generator:
         """A random generator that depends only on the member, what it is used for and the epoch."""
@@ -40,7 +42,7 @@ def architectures_of_fold(architecture: str, fold: int) -> list[str]:
 def members(params: Params) -> list[Member]:
     """All members of the ensemble, fold by fold."""
     return [
-        Member(fold, architecture, params.seed + number)
+        Member(fold, architecture, params.seed + number, number)
         for fold in range(params.prepare.folds)
         for architecture in architectures_of_fold(params.model.architecture, fold)
         for number in range(params.train.seeds)

@@ -7,6 +7,7 @@ trials keep their states in files, so a killed sweep goes on after the last fini
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -75,9 +76,11 @@ def sweep(
     study = _open_study(params, data, folder, search, folds)
     finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
     networks = sum(member.fold in folds for member in members(params))
+    one_at_a_time = threading.Lock()
 
     def run():
-        trial = study.ask(search)
+        with one_at_a_time:  # two threads might get the same waiting trial
+            trial = study.ask(search)
         number = trial.user_attrs.get(GOES_ON, trial.number)
         chosen = params.with_values(rounded(trial.params))
         files = StateFiles(folder / f"{study.study_name}_{number}", chosen, data)

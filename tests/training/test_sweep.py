@@ -42,7 +42,9 @@ class Learner(ThreadPoolExecutor):
         if function is train_epoch:
             epoch = len(state.history) + 1
             self.trained.append((params.train.learning_rate, member.fold, epoch))
-            job.set_result(State([np.zeros(1)], [*state.history, {"val_loss": loss + 1 / epoch}]))
+            job.set_result(
+                State([np.zeros(1)], [*state.history, {"epoch": epoch, "val_loss": loss + 1 / epoch}])
+            )
         else:
             rows = data.split(member)[1]
             probabilities = np.full((len(rows), 10), (1 - np.exp(-loss)) / 9)
