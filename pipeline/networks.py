@@ -304,5 +304,9 @@ def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) 
         with whole_batches():
             return model.predict_on_batch(batch)
 
+    first, *others = np.split(filled, batches)
+    # The first one alone: it builds the graph, which otherwise each thread would do.
+    done = [predict_batch(first)]
     with ThreadPoolExecutor(threads or len(available_cores())) as pool:
-        return np.concatenate(list(pool.map(predict_batch, np.split(filled, batches))))[: len(images)]
+        done.extend(pool.map(predict_batch, others))
+    return np.concatenate(done)[: len(images)]

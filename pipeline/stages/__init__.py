@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -52,6 +53,8 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
     # A message of a submission may have letters that the terminal cannot show.
     sys.stdout.reconfigure(errors="replace")
+    # It warns of graphs that are built for each of several networks.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         started = time.monotonic()
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
