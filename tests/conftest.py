@@ -16,7 +16,14 @@ from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
 # What takes longest begins first: it compiles the layer, or shares a run of the pipeline or trained networks.
-LONGEST = ("bilstm/test_isa.py", "bilstm/test_layer.py", "stages/", "training/", "kaggle/")
+LONGEST = (
+    "bilstm/test_isa.py",
+    "bilstm/test_numbers.py",
+    "bilstm/test_use.py",
+    "stages/",
+    "training/",
+    "kaggle/",
+)
 
 
 def pytest_collection_modifyitems(items):

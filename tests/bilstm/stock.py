@@ -1,0 +1,78 @@
+"""Keras's own layer with random weights, and its outputs and gradients: what the BiLSTM is compared with."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+UNITS, FEATURES, BATCH = 5, 3, 4
+READOUTS = ("sequence", "middle", "last", "mean")
+RELATIVE = 1e-5  # of an array's largest magnitude
+# What bfloat16 products may differ from float32, as a share of an array's largest magnitude.
+BFLOAT16_OUTPUT, BFLOAT16_GRADIENT = 0.01, 0.03
+
+
+def values(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(0, 0.5, shape).astype("float32")
+
+
+def stock_layer(units=UNITS, features=FEATURES, **arguments):
+    """Keras's own layer with random weights, biases too."""
+    layer = keras.layers.Bidirectional(keras.layers.LSTM(units, **{"return_sequences": True, **arguments}))
+    layer.build((None, None, features))
+    layer.set_weights(
+        [values(*weight.shape, seed=number) for number, weight in enumerate(layer.get_weights())]
+    )
+    return layer
+
+
+def states():
+    return [tf.constant(values(BATCH, UNITS, seed=seed)) for seed in (10, 11, 12, 13)]
+
+
+def stock_output(stock, readout, x, initial_state, lengths):
+    """What Keras's layer says, each sample on its own and cut to its length."""
+    steps, units = x.shape[1], stock.forward_layer.units
+    if lengths is None:
+        return read(stock(x, initial_state=initial_state), readout, steps, steps, units)
+    return tf.concat(
+        [
+            read(
+                stock(
+                    x[n : n + 1, :length],
+                    initial_state=initial_state and [state[n : n + 1] for state in initial_state],
+                ),
+                readout,
+                steps,
+                length,
+                units,
+            )
+            for n, length in enumerate(lengths)
+        ],
+        axis=0,
+    )
+
+
+def read(sequence, readout, steps, length, units):
+    whole = tf.pad(sequence, ((0, 0), (0, steps - length), (0, 0)))
+    return {
+        "sequence": whole,
+        "middle": whole[:, steps // 2],
+        "last": tf.concat([sequence[:, -1, :units], sequence[:, 0, units:]], axis=-1),
+        "mean": tf.reduce_mean(sequence, axis=1),
+    }[readout]
+
+
+def outcome(call, inputs, weights):
+    """The output, and the gradients of a random sum of it with respect to inputs and weights."""
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        output = call()
+        loss = tf.reduce_sum(output * values(*output.shape, seed=99))
+    return [output, *tape.gradient(loss, [*inputs, *weights], unconnected_gradients="zero")]
+
+
+def assert_close(ours, theirs, relative=RELATIVE):
+    assert len(ours) == len(theirs)
+    for one, other in zip(map(np.asarray, ours), map(np.asarray, theirs), strict=True):
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() <= relative * np.abs(other).max()
