@@ -255,7 +255,7 @@ def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained,
     assert len(states) == 4 and all(len(state.history) == 3 for state in states.values())
     for member, state in trained[CYCLE][0].items():
         assert values(states[member]) == values(state)
-        assert values(states[member._replace(seed=member.seed + 1)]) != values(state)
+        assert values(states[member._replace(seed=member.seed + 1, number=1)]) != values(state)
     model, images = load(content), digits.images[digits.split(0)[1]]
     parts = [predict(model.get_layer(f"rows_{SEEDS.seed + number}"), images) for number in (0, 1)]
     np.testing.assert_allclose(np.mean(parts, axis=0), probabilities, atol=1e-5)
