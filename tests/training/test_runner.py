@@ -264,14 +264,12 @@ def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained,
 # The stage
 
 
-@pytest.fixture(params=["local", "ray"])
-def folder(request, digits, tmp_path):
+@pytest.fixture
+def folder(digits, tmp_path):
     """A project folder in which `python -m pipeline.stages.train` does the training of `CYCLE`."""
-    if request.param == "ray":
-        pytest.importorskip("ray", reason="needs the extra `ray`")
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data/digits.npz", **dataclasses.asdict(digits))
-    params = small_params(compute={"engine": request.param, "workers": FOLDS})
+    params = small_params(compute={"workers": FOLDS})
     YAML(typ="safe").dump(params.model_dump(), tmp_path / "params.yaml")
     return tmp_path
 
