@@ -16,7 +16,7 @@ from pipeline.training.members import members
 
 
 def predict(labels, networks, errors, random):
-    """Probabilities `(networks, n, 10)`, of which about the share `errors` is wrong."""
+    """Probabilities `(networks, n, 10)`; about the share `errors` of them is wrong."""
     given = np.where(random.random((networks, len(labels))) < errors, random.integers(0, 10), labels)
     probabilities = random.dirichlet(np.full(10, 0.02), (networks, len(labels))) * 0.3
     return (probabilities + 0.7 * np.eye(10)[given]).astype("float32")

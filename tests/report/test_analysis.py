@@ -31,7 +31,7 @@ def test_the_temperature_mends_predictions_that_are_too_modest():
 
 
 def test_the_calibration_error_is_the_mean_gap_of_the_bins():
-    # 3 images at 0.9, of which 2 are right; 1 at 0.5, which is right.
+    # 3 images at 0.9, 2 of them right; 1 at 0.5, which is right.
     table, error = analysis.reliability(sure([0, 0, 1, 2], [0.9, 0.9, 0.9, 0.5]), np.array([0, 0, 0, 2]))
     assert table["images"].tolist() == [1, 3] and table["accuracy"].tolist() == pytest.approx([1, 2 / 3])
     assert error == pytest.approx((3 * abs(0.9 - 2 / 3) + 0.5) / 4)
