@@ -33,6 +33,12 @@ def accuracy_and_loss(probabilities: np.ndarray, labels: np.ndarray) -> tuple[fl
     )
 
 
+def worst_first(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The positions of wrong predictions, those surest of the wrong digit first; arguments as above."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+
+
 def wilson_interval(correct: int, images: int) -> list[float]:
     """The 95 % interval of an accuracy (Wilson 1927), `[low, high]`."""
     interval = binomtest(int(correct), int(images)).proportion_ci(0.95, method="wilson")

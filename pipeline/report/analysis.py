@@ -112,12 +112,6 @@ def failing_together(each: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return wrong @ wrong.T
 
 
-def worst_first(predictions: Predictions) -> np.ndarray:
-    """Which predictions are wrong: their positions, those surest of the wrong digit first."""
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
-    return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")]
-
-
 def disagreement(each: np.ndarray) -> np.ndarray:
     """How much the networks disagree on each image, `(n,)` in nats.
 
@@ -132,6 +126,6 @@ def disagreement(each: np.ndarray) -> np.ndarray:
 
 def doubtful_labels(predictions: Predictions, temperature: float) -> np.ndarray:
     """Which labels are probably wrong: the positions of the surest mistakes, the surest first."""
-    wrong = worst_first(predictions)
+    wrong = predictions.mistakes
     calibrated = at_temperature(predictions.probabilities[wrong], temperature).max(axis=1)
     return wrong[calibrated >= DOUBTFUL]

@@ -200,8 +200,8 @@ def _galleries(run, temperature):
     """The digits worth looking at, each gallery with the number of all that belong to it."""
     disagreed = np.argsort(-analysis.disagreement(run.each), kind="stable")[:MOST_DISAGREED]
     found = {
-        "test": (run.test, analysis.worst_first(run.test), MOST_DIGITS),
-        "oof": (run.oof, analysis.worst_first(run.oof), MOST_DIGITS),
+        "test": (run.test, run.test.mistakes, MOST_DIGITS),
+        "oof": (run.oof, run.oof.mistakes, MOST_DIGITS),
         "disagreed": (run.test, disagreed, MOST_DISAGREED),
         "doubtful_test": (run.test, analysis.doubtful_labels(run.test, temperature), MOST_DOUBTFUL),
         "doubtful_oof": (run.oof, analysis.doubtful_labels(run.oof, temperature), MOST_DOUBTFUL),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from pipeline.competition import CLASSES
 from pipeline.files import PipelineError, load_arrays, load_json
+from pipeline.metrics import worst_first
 
 HISTORY_COLUMNS = (
     "member", "fold", "architecture", "epoch", "loss", "val_loss", "val_accuracy", "images", "seconds",
@@ -34,6 +35,10 @@ class Predictions:
     @property
     def predicted(self):
         return self.probabilities.argmax(axis=1)
+
+    @property
+    def mistakes(self):
+        return worst_first(self.probabilities, self.labels)
 
 
 @dataclass(frozen=True)

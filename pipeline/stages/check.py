@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from pipeline.files import load_arrays, save_arrays, write_json
-from pipeline.metrics import evaluate
+from pipeline.metrics import evaluate, worst_first
 from pipeline.mnist import load_mnist
 from pipeline.paths import CHECK, DIGITS, ENSEMBLE, METRICS, MNIST
 from pipeline.report.summary import check_in_words
@@ -35,9 +35,8 @@ def main():
     names.sort(key=lambda name: int(name.removeprefix("fold_")))
     each = np.stack([predict(ensemble.get_layer(name), images) for name in names])
 
-    mistakes = np.flatnonzero((probabilities.argmax(axis=1) != labels) & clean)
-    surest = mistakes[np.argsort(-probabilities[mistakes].max(axis=1), kind="stable")][:MISREAD]
-    shown = np.concatenate([[np.flatnonzero(labels == digit)[0] for digit in READ], surest]).astype(int)
+    mistakes = [image for image in worst_first(probabilities, labels) if clean[image]]
+    shown = [*(np.flatnonzero(labels == digit)[0] for digit in READ), *mistakes[:MISREAD]]
     reader = find_row_reader(ensemble)
     reading = [] if reader is None else read_in_part(reader, images[shown])
     save_arrays(CHECK, probabilities=probabilities, each=each, clean=clean, shown=shown, reading=reading)

@@ -91,7 +91,7 @@ def export_fold(
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
     """
     _, steps = batch_and_steps(params, data)
-    weights = {}
+    weights, networks = {}, []
     for member, state in states.items():
         model, optimizer, _ = _shared(member.architecture, params, steps)
         _assign(model, optimizer, state.values)
@@ -99,14 +99,13 @@ def export_fold(
     # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
     keras.utils.clear_session()
     keras.utils.set_random_seed(params.seed)
-    networks, names = [], []
     for member, values in weights.items():
         # Without the optimizer, which would triple the file.
         network = network_of_params(member.architecture, params.model, params.train.precision)
         network.set_weights(values)
         networks.append(network)
-        several = params.train.seeds > 1
-        names.append(f"{member.architecture}_{member.seed}" if several else member.architecture)
+    several = params.train.seeds > 1
+    names = [f"{member.architecture}_{member.seed}" if several else member.architecture for member in weights]
     model = average(networks, names, f"fold_{fold}", params.model.tta)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
@@ -171,8 +170,8 @@ def _epoch_function(model, batch):
     return train_epoch
 
 
-# Building and compiling take seconds; members of the same architecture take turns with the same model.
-# The trials of a sweep are other models, of which a few are kept.
+# Building and compiling take seconds, so members of the same architecture take turns with the same model.
+# Each trial of a sweep needs another model; the last few are kept.
 _shared = lru_cache(maxsize=8)(_build)
 
 
@@ -188,6 +187,6 @@ def _assign(model, optimizer, values):
 
 
 def smooth_labels(labels: np.ndarray, smoothing: float) -> np.ndarray:
-    """Targets `(n, 10)` float32, of which `smoothing` is spread evenly (Szegedy et al. 2016)."""
+    """Targets `(n, 10)` float32; a share `smoothing` is spread over all classes (Szegedy et al. 2016)."""
     one_hot = np.eye(CLASSES, dtype="float32")[labels]
     return one_hot * np.float32(1 - smoothing) + np.float32(smoothing) / CLASSES

@@ -49,7 +49,7 @@ def test_averaging_goes_through_all_subsets_of_few_networks():
 
 def test_the_galleries_begin_with_the_worst():
     found = predictions(sure([1, 2, 3, 0], [0.7, 0.99, 0.8, 0.9]), [0, 0, 0, 0])
-    assert analysis.worst_first(found).tolist() == [1, 2, 0]
+    assert found.mistakes.tolist() == [1, 2, 0]
     assert analysis.doubtful_labels(found, temperature=1).tolist() == [1]
     each = np.stack([sure([0, 0], 0.9), sure([0, 1], 0.9)])
     agreed, disputed = analysis.disagreement(each)
