@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pipeline.files import PipelineError
 from pipeline.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
@@ -48,3 +51,11 @@ def run_python(*arguments, cwd=ROOT, **environment):
     command = [sys.executable, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=environment)
+
+
+def refusal(read, path, *arguments, **options):
+    """The one line with which a file is refused; it begins with the file's name."""
+    with pytest.raises(PipelineError) as error:
+        read(path, *arguments, **options)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    return str(error.value)
