@@ -30,26 +30,17 @@ def states():
 
 
 def stock_output(stock, readout, x, initial_state, lengths):
-    """What Keras's layer says, each sample on its own and cut to its length."""
+    """What Keras's layer says, the samples of each length on their own and cut to it."""
     steps, units = x.shape[1], stock.forward_layer.units
-    if lengths is None:
-        return read(stock(x, initial_state=initial_state), readout, steps, steps, units)
-    return tf.concat(
-        [
-            read(
-                stock(
-                    x[n : n + 1, :length],
-                    initial_state=initial_state and [state[n : n + 1] for state in initial_state],
-                ),
-                readout,
-                steps,
-                length,
-                units,
-            )
-            for n, length in enumerate(lengths)
-        ],
-        axis=0,
-    )
+    lengths = np.full(len(x), steps) if lengths is None else np.array(lengths)
+    outputs, order = [], []
+    for length in set(lengths):
+        rows = np.flatnonzero(lengths == length)
+        initial = initial_state and [tf.gather(state, rows) for state in initial_state]
+        sequence = stock(tf.gather(x, rows)[:, :length], initial_state=initial)
+        outputs.append(read(sequence, readout, steps, length, units))
+        order.extend(rows)
+    return tf.gather(tf.concat(outputs, axis=0), np.argsort(order))
 
 
 def read(sequence, readout, steps, length, units):
@@ -68,7 +59,8 @@ def outcome(call, inputs, weights):
         tape.watch(inputs)
         output = call()
         loss = tf.reduce_sum(output * values(*output.shape, seed=99))
-    return [output, *tape.gradient(loss, [*inputs, *weights], unconnected_gradients="zero")]
+    gradients = tape.gradient(loss, [*inputs, *weights], unconnected_gradients="zero")
+    return [output, *map(tf.convert_to_tensor, gradients)]
 
 
 def assert_close(ours, theirs, relative=RELATIVE):
