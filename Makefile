@@ -6,8 +6,8 @@ export PIP_USER := 0
 # The scripts in an environment name its folder: one that was moved is made anew.
 $(shell grep -qsF "$(CURDIR)/.venv" .venv/pyvenv.cfg || rm -f .venv/complete)
 MAKEFLAGS += --no-print-directory
-# Tests in two processes; those of a file stay together, because they share what takes long to make.
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Tests in two processes; those that share what takes long to make stay together (see tests/conftest.py).
+IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup repro report check test fuzz soak submit submissions sweep benchmark lock
 .SILENT:

@@ -26,12 +26,19 @@ LONGEST = (
 )
 
 
+# pytest-xdist reads the groups, in a hook of the same name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """Sort the tests, and keep those together that share fixtures: a file's, and all of the stages."""
+
     def rank(item):
         file = item.nodeid.removeprefix("tests/")
         return next((n for n, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
 
     items.sort(key=rank)
+    for item in items:
+        folder, file = item.path.parent.name, item.path.stem
+        item.add_marker(pytest.mark.xdist_group("stages" if folder == "stages" else file))
 
 
 @pytest.fixture(scope="session")

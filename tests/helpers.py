@@ -37,13 +37,18 @@ def small_network(architecture):
 
 
 def copy_project(folder):
-    """Copy the project's files, but for what git ignores."""
+    """Copy the project's files with their times, but for what git ignores."""
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def files(folder):
+    """The content of each file in a folder, by its path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def run_python(*arguments, cwd=ROOT, **environment):

@@ -1,0 +1,110 @@
+"""A small copy of the project, and the commands that its user types."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from helpers import ROOT
+from numba.core.caching import _CacheLocator
+from ruamel.yaml import YAML
+
+from pipeline.bilstm import jit
+
+LIMIT, FOLDS = 600, 3
+SECRET = secrets.token_hex(16)
+SMALL = {
+    "download": {"source": "mnist"},
+    "prepare": {"limit": LIMIT, "folds": FOLDS},
+    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
+    "train": {"epochs": 2, "batch_size": 64},
+    "compute": {"workers": 2},
+    "article": {"steps": 20, "units": 16, "batch_size": 100},
+}
+
+
+def share_compiled_layer(folder):
+    """Let a copy of the project use what this one has compiled, which takes a minute for each precision.
+
+    Numba names the folder in its cache by the path of the source. Returns the cache's folder.
+    """
+    ours, theirs = (
+        Path(jit._FOLDER, _CacheLocator.get_suitable_cache_subpath(str(root / "pipeline/bilstm/jit.py")))
+        for root in (ROOT, folder)
+    )
+    ours.mkdir(exist_ok=True)
+    theirs.symlink_to(ours)
+    return str(ours.parents[1])
+
+
+class Project:
+    """A clone of the project, and the commands that its user types."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "NUMBA_CACHE_DIR": share_compiled_layer(folder),
+        }
+        self.environment.pop("PYTHONPATH", None)
+        # Any stage could find them; none may tell them.
+        self.environment |= {"KAGGLE_USERNAME": "digitfan", "KAGGLE_KEY": SECRET, "KAGGLE_API_TOKEN": SECRET}
+
+    def run(self, command, status=0):
+        done = subprocess.run(
+            command.split(), cwd=self.folder, env=self.environment, text=True, capture_output=True
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr if status == 0 else done.stderr
+
+    def run_shell(self, command):
+        return subprocess.run(
+            command,
+            shell=True,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout
+
+    def clone(self, folder):
+        """A clone of the project, without what is not in git."""
+        self.run(f"git clone -q {self.folder} {folder}")
+        return Project(folder)
+
+    def run_json(self, command):
+        done = subprocess.run(
+            command.split(), cwd=self.folder, env=self.environment, capture_output=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    def stale(self):
+        """The stages that `dvc repro` would run; the one that sends to Kaggle is never among them."""
+        return {stage for stage in self.run_json("dvc status --json") if "submit" not in stage}
+
+    def set(self, **sections):
+        yaml, path = YAML(), self.folder / "params.yaml"
+        params = yaml.load(path)
+        for section, values in sections.items():
+            if section in params:
+                params[section].update(values)
+        yaml.dump(params, path)
+
+    def json(self, path):
+        return json.loads((self.folder / path).read_bytes())
+
+    def arrays(self, path):
+        with np.load(self.folder / path) as file:
+            return dict(file)
+
+    def results(self):
+        return {
+            path: (self.folder / path).read_bytes()
+            for path in ("data/predictions.npz", "data/oof.npz", "submissions/submission.csv")
+        }

@@ -1,0 +1,191 @@
+"""Each stage on its own: on odd machines, and what it refuses in one line, leaving everything as it was."""
+
+import importlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from clone import LIMIT
+from helpers import files, run_python
+
+from pipeline.competition import read_labels
+from pipeline.files import PipelineError
+from pipeline.stages.check import mnist_test_images_trained_on
+
+pytestmark = pytest.mark.slow
+
+
+# Odd machines
+
+
+def test_a_stage_depends_on_no_setting_that_it_inherits(project, tmp_path, monkeypatch):
+    """As of a notebook's shell, and of another project's keras.json and matplotlibrc."""
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    odd = {
+        "KERAS_HOME": str(tmp_path),
+        "KERAS_BACKEND": "jax",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "TF_NUM_INTEROP_THREADS": "",
+        "NUMBA_DISABLE_JIT": "1",
+        "MATPLOTLIBRC": str(tmp_path),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    for name, value in odd.items():
+        monkeypatch.setitem(project.environment, name, value)
+
+    def results():
+        check = {**project.json("metrics/check.json"), "seconds": None}
+        return check, files(project.folder / "data") | files(project.folder / "metrics")
+
+    check, before = results()
+    project.run("python -m pipeline.stages.ensemble")
+    project.run("python -m pipeline.stages.check")
+    check_after, after = results()
+    changed = {path.name for path in before if before[path] != after.get(path)}
+    assert check_after == check and changed <= {"ensemble.json", "check.json"}  # they hold seconds
+
+
+@pytest.mark.parametrize("stage", ["download", "prepare", "ensemble", "check"])
+def test_a_disk_that_is_full_is_one_line(project, stage):
+    """As of a limit to the size of files, which any user can set."""
+    before = files(project.folder)
+    command = f"ulimit -f 10; exec python -m pipeline.stages.{stage}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=project.folder, env=project.environment, text=True, capture_output=True
+    )
+    assert done.returncode == 1 and files(project.folder) == before
+    assert re.fullmatch(rf"{stage}: .*File too large\n", done.stderr)
+
+
+# What a stage refuses
+
+
+@pytest.mark.parametrize(("folds", "seen"), [([0, 1, -1], {7}), ([-1, 1, -1], set()), ([0, 1, 1], {7, 9})])
+def test_the_mnist_test_images_that_a_network_trained_on(tmp_path, monkeypatch, folds, seen):
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data/digits.npz", mnist_index=[7, -1, 9], folds=folds)
+    monkeypatch.chdir(tmp_path)
+    assert set(mnist_test_images_trained_on()) == seen
+
+
+@pytest.fixture
+def prepared(finished, tmp_path, monkeypatch):
+    """A folder in which `prepare` and `submission` can run, with the project's files."""
+    (tmp_path / "data/raw").mkdir(parents=True)
+    for name in ("mnist.npz", "raw/train.csv", "raw/test.csv", "raw/sample_submission.csv"):
+        (tmp_path / "data" / name).symlink_to(finished.folder / "data" / name)
+    shutil.copy(finished.folder / "params.yaml", tmp_path)
+    (tmp_path / "data/digits.npz").write_bytes(b"of an earlier run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(stage, folder):
+    """The line that a stage refuses with, having left everything as it was."""
+    before = files(folder)
+    with pytest.raises(PipelineError) as error:
+        importlib.import_module(f"pipeline.stages.{stage}").main()
+    assert files(folder) == before and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_error_is_one_line_and_an_exit_status(prepared):
+    (prepared / "data/raw/train.csv").unlink()
+    before = files(prepared)
+    done = run_python("-m", "pipeline.stages.prepare", cwd=prepared)
+    assert done.returncode == 1 and files(prepared) == before
+    assert done.stderr == "prepare: data/raw/train.csv: there is no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (None, "there is no such file"),
+        (lambda whole: b"<!DOCTYPE html>\n<title>Sign in</title>", "is an HTML page"),
+        (lambda whole: whole[: len(whole) // 2], "columns, expected 785"),
+        (lambda whole: whole.replace(b",0,", b",256,", 1), "row 1, column pixel0: found '256'"),
+        (lambda whole: whole.replace(b"pixel7,", b"pixel07,", 1), "column 'pixel7' is missing"),
+    ],
+    ids=["missing", "html", "cut off", "pixel", "column"],
+)
+def test_prepare_refuses_a_bad_train_csv(prepared, damage, says):
+    path = prepared / "data/raw/train.csv"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(whole))
+    line = refused("prepare", prepared)
+    assert line.startswith("data/raw/train.csv: ") and says in line
+
+
+def test_prepare_counts_the_rows_unless_there_is_a_limit(prepared):
+    path = prepared / "data/raw/test.csv"
+    lines = path.read_bytes().splitlines(True)
+    path.unlink()
+    path.write_bytes(b"".join(lines[:-1]))
+    importlib.import_module("pipeline.stages.prepare").main()
+    (prepared / "params.yaml").write_text(
+        (prepared / "params.yaml").read_text().replace(f"limit: {LIMIT}", "limit: null")
+    )
+    assert "data/raw/test.csv: 27999 rows, expected 28000" in refused("prepare", prepared)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "submission"])
+def test_stages_refuse_bad_parameters(prepared, stage):
+    with open(prepared / "params.yaml", "a") as file:
+        file.write("epochs: 3\n")
+    assert "unknown key 'epochs'" in refused(stage, prepared)
+
+
+def test_the_submission_is_in_the_order_of_the_sample(prepared):
+    (prepared / "params.yaml").write_text(
+        (prepared / "params.yaml").read_text().replace(f"limit: {LIMIT}", "limit: null")
+    )
+    random = np.random.default_rng(0)
+    probabilities = random.random((28_000, 10))
+    np.savez(prepared / "data/predictions.npz", probabilities=probabilities)
+    sample = prepared / "data/raw/sample_submission.csv"
+    header, *rows = sample.read_bytes().splitlines(True)
+    sample.unlink()
+    sample.write_bytes(header + b"".join(random.permutation(rows)))
+    importlib.import_module("pipeline.stages.submission").main()
+    ids, labels = read_labels(prepared / "submissions/submission.csv")
+    assert ids.tolist() == read_labels(sample)[0].tolist() != sorted(ids)
+    assert np.array_equal(labels, probabilities.argmax(axis=1)[ids - 1])
+
+
+@pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p * np.nan], ids=["too few", "no numbers"])
+def test_the_submission_refuses_bad_predictions(prepared, damage):
+    np.savez(prepared / "data/predictions.npz", probabilities=damage(np.full((LIMIT, 10), 0.1)))
+    assert "data/predictions.npz" in refused("submission", prepared)
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "writer"),
+    [
+        ("train", "data/digits.npz", "prepare"),
+        ("check", "data/mnist.npz", "mnist"),
+        ("submission", "data/predictions.npz", "ensemble"),
+        ("report", "data/raw/source.json", "download"),
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"of an earlier run", b""], ids=["missing", "damaged", "empty"])
+def test_stages_refuse_files_that_no_stage_has_written(prepared, stage, file, writer, content):
+    (prepared / file).unlink(missing_ok=True)
+    if content is not None:
+        (prepared / file).write_bytes(content)
+    line = refused(stage, prepared)
+    assert line.startswith(f"{file}: ") and repr(writer) in line
+
+
+@pytest.mark.parametrize("command", ["prepare --help", "train --help", "prepare", "submission"])
+def test_stages_that_run_no_network_do_not_load_tensorflow(prepared, command):
+    np.savez(prepared / "data/predictions.npz", probabilities=np.full((LIMIT, 10), 0.1))
+    name, *options = command.split()
+    done = run_python("-X", "importtime", "-m", f"pipeline.stages.{name}", *options, cwd=prepared)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and {"numpy", "pipeline.params"} <= loaded
+    assert not {"tensorflow", "keras"} & loaded
