@@ -86,7 +86,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _reading(path, stage, kind):
+def explained(path: str | Path, stage: str, kind: str) -> Iterator[None]:
     """Turn errors of the block into a PipelineError that names the stage that writes the file."""
     try:
         yield
@@ -107,7 +107,7 @@ def load_arrays(path: str | Path, stage: str, *names: str) -> list[np.ndarray]:
     Raises:
         PipelineError: the file or an array is missing, or the file is damaged; it names the stage.
     """
-    with _reading(path, stage, "a whole .npz file"):
+    with explained(path, stage, "a whole .npz file"):
         check_archive(path)
         with np.load(path) as file:
             return [file[name] for name in names]
@@ -130,7 +130,7 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 
 def load_json(path: str | Path, stage: str):
     """Read a JSON file; raises PipelineError, which names the stage that writes it."""
-    with _reading(path, stage, "JSON"):
+    with explained(path, stage, "JSON"):
         return json.loads(read_text(path, LARGEST_JSON))
 
 

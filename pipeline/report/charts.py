@@ -55,20 +55,17 @@ PROBABILITY = LinearSegmentedColormap.from_list("probability", ["#2f7fd600", "#2
 MOST_MISTAKES, MISTAKE_COLUMNS = 60, 10
 
 
-def svg(name: str, draw: Callable[[Figure], None], width: float = 4.8, height: float = 3.2) -> str:
-    """Draw a figure as an SVG element for the page.
+def svg(name: str, chart: Callable[..., None], *arguments, size: tuple[float, float] = (4.8, 3.2)) -> str:
+    """Draw a chart as an SVG element for the page.
 
     Args:
         name: unique on the page; it goes before all identifiers.
-        draw: draws on an empty figure.
-        width, height: in inches.
+        chart: draws on an empty figure, its first argument.
+        *arguments: the others.
+        size: width and height in inches.
     """
-    target = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        draw(figure)
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = target.getvalue()
+    metadata = {"Date": None, "Creator": None}
+    text = _draw(chart, arguments, size, format="svg", transparent=True, metadata=metadata).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text)
@@ -77,13 +74,17 @@ def svg(name: str, draw: Callable[[Figure], None], width: float = 4.8, height: f
     return text
 
 
-def png(draw: Callable[[Figure], None], width: float = 8, height: float = 4) -> bytes:
-    """Draw a figure as a PNG file; arguments as of `svg`."""
+def png(chart: Callable[..., None], *arguments, size: tuple[float, float]) -> bytes:
+    """Draw a chart as a PNG file; arguments as of `svg`."""
+    return _draw(chart, arguments, size, format="png", dpi=100, metadata={"Software": None})
+
+
+def _draw(chart, arguments, size, **options):
     target = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        draw(figure)
-        figure.savefig(target, format="png", dpi=100, metadata={"Software": None})
+        figure = Figure(figsize=size)
+        chart(figure, *arguments)
+        figure.savefig(target, **options)
     return target.getvalue()
 
 
@@ -101,139 +102,108 @@ def standing(figure: Figure, names: list[str], values: list[float], ours: dict) 
     axes.set(xlabel="accuracy on the MNIST test split", ylim=(-0.6, len(names) - 0.4))
 
 
-def curves(history: pd.DataFrame, column: str, title: str) -> Callable[[Figure], None]:
+def curves(figure: Figure, history: pd.DataFrame, column: str, title: str) -> None:
     """A line for each member by epoch on a logarithmic scale, with points that the page's script finds."""
-
-    def draw(figure):
-        axes = figure.subplots()
-        for number, (member, epochs) in enumerate(history.groupby("member", sort=False)):
-            color, dashes = SERIES[number % len(SERIES)], ("-", "--", ":")[number // len(SERIES) % 3]
-            axes.plot(epochs["epoch"], epochs[column], dashes, color=color, linewidth=1.3, label=member)
-            axes.plot(epochs["epoch"], epochs[column], "o", color=color, markersize=2, gid=f"points-{number}")
-        axes.set(title=title, xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5), yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-
-    return draw
+    axes = figure.subplots()
+    for number, (member, epochs) in enumerate(history.groupby("member", sort=False)):
+        color, dashes = SERIES[number % len(SERIES)], ("-", "--", ":")[number // len(SERIES) % 3]
+        axes.plot(epochs["epoch"], epochs[column], dashes, color=color, linewidth=1.3, label=member)
+        axes.plot(epochs["epoch"], epochs[column], "o", color=color, markersize=2, gid=f"points-{number}")
+    axes.set(title=title, xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5), yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
-def by_digit(tables: dict[str, pd.DataFrame]) -> Callable[[Figure], None]:
+def by_digit(figure: Figure, tables: dict[str, pd.DataFrame]) -> None:
     """Accuracy by digit with intervals, a series a table of `accuracy_by_digit`."""
-
-    def draw(figure):
-        axes = figure.subplots()
-        for number, (name, table) in enumerate(tables.items()):
-            around = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
-            place = table["digit"] + 0.26 * number - 0.13
-            axes.errorbar(place, table["accuracy"], yerr=np.maximum(around, 0), fmt="o", ms=4, label=name)
-        axes.set(xticks=range(CLASSES), xlabel="digit", title="Accuracy by digit, 95 % intervals")
-        axes.yaxis.set_major_formatter("{x:.3f}")
-        axes.grid(axis="x", visible=False)
-        axes.legend(loc="lower left")
-
-    return draw
+    axes = figure.subplots()
+    for number, (name, table) in enumerate(tables.items()):
+        around = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+        place = table["digit"] + 0.26 * number - 0.13
+        axes.errorbar(place, table["accuracy"], yerr=np.maximum(around, 0), fmt="o", ms=4, label=name)
+    axes.set(xticks=range(CLASSES), xlabel="digit", title="Accuracy by digit, 95 % intervals")
+    axes.yaxis.set_major_formatter("{x:.3f}")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="lower left")
 
 
-def reliability_diagram(tables: dict[str, pd.DataFrame]) -> Callable[[Figure], None]:
+def reliability_diagram(figure: Figure, tables: dict[str, pd.DataFrame]) -> None:
     """Accuracy by confidence in bins of at least `FEWEST` images, a series a table of `reliability`."""
-
-    def draw(figure):
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, label="perfect calibration")
-        for name, table in tables.items():
-            table = table[table["images"] >= FEWEST]
-            axes.plot(table["confidence"], table["accuracy"], "o-", markersize=4, linewidth=1.2, label=name)
-        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-        axes.set_title("Reliability, MNIST test split")
-        axes.legend(loc="upper left")
-
-    return draw
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, label="perfect calibration")
+    for name, table in tables.items():
+        table = table[table["images"] >= FEWEST]
+        axes.plot(table["confidence"], table["accuracy"], "o-", markersize=4, linewidth=1.2, label=name)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title("Reliability, MNIST test split")
+    axes.legend(loc="upper left")
 
 
-def averaged(table: pd.DataFrame, column: str, title: str) -> Callable[[Figure], None]:
+def averaged(figure: Figure, table: pd.DataFrame, column: str, title: str) -> None:
     """Accuracy or log loss by the number of networks, a table of `averaging`."""
-
-    def draw(figure):
-        axes = figure.subplots()
-        if column == "accuracy":
-            axes.fill_between(
-                table["networks"], table["lowest"], table["highest"], color=SERIES[0], alpha=0.15, linewidth=0
-            )
-        axes.plot(table["networks"], table[column], "o-", markersize=4)
-        axes.set(title=title, xlabel="networks averaged")
-        axes.yaxis.set_major_formatter("{x:.4f}")
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-
-    return draw
+    axes = figure.subplots()
+    if column == "accuracy":
+        axes.fill_between(
+            table["networks"], table["lowest"], table["highest"], color=SERIES[0], alpha=0.15, linewidth=0
+        )
+    axes.plot(table["networks"], table[column], "o-", markersize=4)
+    axes.set(title=title, xlabel="networks averaged")
+    axes.yaxis.set_major_formatter("{x:.4f}")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
 
 
-def reading_of(image: np.ndarray, parts: np.ndarray) -> Callable[[Figure], None]:
+def reading_of(figure: Figure, image: np.ndarray, parts: np.ndarray) -> None:
     """A digit, and beside its rows the class probabilities of `read_in_part`, `(3, rows, 10)`."""
     margin = (len(image) - parts.shape[1]) // 2
     titles = ("from the top", "from the bottom", "together")
 
-    def draw(figure):
-        # Fixed places, because finding the best ones takes longer than the drawing.
-        figure.set_layout_engine("none")
-        places = {"left": 0.1, "right": 0.995, "bottom": 0.1, "top": 0.89, "wspace": 0.08}
-        grid = figure.subplots(1, 4, width_ratios=[1.1, 1, 1, 1], gridspec_kw=places)
-        grid[0].imshow(image[margin : len(image) - margin], cmap="gray_r", aspect="auto")
-        grid[0].set(xticks=[], yticks=[0, 10, 20])
-        for axes, probabilities, title in zip(grid[1:], parts, titles, strict=True):
-            axes.imshow(
-                probabilities, cmap=PROBABILITY, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-            )
-            axes.set(xticks=range(CLASSES), yticks=[])
-            axes.set_title(title, fontsize=8.5, fontweight="normal")
-            axes.tick_params(length=0, labelsize=7)
-        for axes in grid:
-            axes.grid(visible=False)
-        grid[0].set_ylabel("row")
-
-    return draw
+    # Fixed places, because finding the best ones takes longer than the drawing.
+    figure.set_layout_engine("none")
+    places = {"left": 0.1, "right": 0.995, "bottom": 0.1, "top": 0.89, "wspace": 0.08}
+    grid = figure.subplots(1, 4, width_ratios=[1.1, 1, 1, 1], gridspec_kw=places)
+    grid[0].imshow(image[margin : len(image) - margin], cmap="gray_r", aspect="auto")
+    grid[0].set(xticks=[], yticks=[0, 10, 20])
+    for axes, probabilities, title in zip(grid[1:], parts, titles, strict=True):
+        axes.imshow(probabilities, cmap=PROBABILITY, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set(xticks=range(CLASSES), yticks=[])
+        axes.set_title(title, fontsize=8.5, fontweight="normal")
+        axes.tick_params(length=0, labelsize=7)
+    for axes in grid:
+        axes.grid(visible=False)
+    grid[0].set_ylabel("row")
 
 
-def article_curve(table: pd.DataFrame) -> Callable[[Figure], None]:
+def article_curve(figure: Figure, table: pd.DataFrame) -> None:
     """Accuracy by step of the article's system, run again, and the article's own points."""
-
-    def draw(figure):
-        axes = figure.subplots()
-        axes.plot(table["step"], table["accuracy_batch"], linewidth=1, label="run again: first 1,000 images")
-        axes.plot(table["step"], table["accuracy"], label="run again: all 10,000")
-        axes.plot(
-            table["step"], table["article_accuracy_batch"], "x", color=INK, label="printed: 1,000 images"
-        )
-        # Spreads out what lies close to 1.
-        axes.set_yscale("logit", nonpositive="clip")
-        axes.set_yticks(ARTICLE_TICKS, [f"{tick:g}" for tick in ARTICLE_TICKS])
-        axes.set_yticks([], minor=True)
-        axes.set(xlabel="step", title="Accuracy of the article's system", ylim=(0.08, 0.998))
-        axes.legend(loc="lower right")
-
-    return draw
+    axes = figure.subplots()
+    axes.plot(table["step"], table["accuracy_batch"], linewidth=1, label="run again: first 1,000 images")
+    axes.plot(table["step"], table["accuracy"], label="run again: all 10,000")
+    axes.plot(table["step"], table["article_accuracy_batch"], "x", color=INK, label="printed: 1,000 images")
+    # Spreads out what lies close to 1.
+    axes.set_yscale("logit", nonpositive="clip")
+    axes.set_yticks(ARTICLE_TICKS, [f"{tick:g}" for tick in ARTICLE_TICKS])
+    axes.set_yticks([], minor=True)
+    axes.set(xlabel="step", title="Accuracy of the article's system", ylim=(0.08, 0.998))
+    axes.legend(loc="lower right")
 
 
-def confusion_matrices(matrices: dict[str, np.ndarray]) -> Callable[[Figure], None]:
+def confusion_matrices(figure: Figure, matrices: dict[str, np.ndarray]) -> None:
     """Confusion matrices as counts, correct answers greyed out."""
-
-    def draw(figure):
-        for axes, (name, counts) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):
-            mistakes = counts - np.diag(np.diag(counts))
-            axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=2 * max(mistakes.max(), 4))
-            for (row, column), count in np.ndenumerate(counts):
-                if count:
-                    color = MUTED if row == column else INK
-                    axes.text(column, row, count, ha="center", va="center", fontsize=7.5, color=color)
-            axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label")
-            axes.set_title(f"{name}: {mistakes.sum():,} mistakes of {counts.sum():,}")
-            axes.grid(visible=False)
-
-    return draw
+    for axes, (name, counts) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):
+        mistakes = counts - np.diag(np.diag(counts))
+        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=2 * max(mistakes.max(), 4))
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = MUTED if row == column else INK
+                axes.text(column, row, count, ha="center", va="center", fontsize=7.5, color=color)
+        axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label")
+        axes.set_title(f"{name}: {mistakes.sum():,} mistakes of {counts.sum():,}")
+        axes.grid(visible=False)
 
 
-def mistakes(digits: list[dict], images: np.ndarray, total: int) -> Callable[[Figure], None]:
+def mistakes(figure: Figure, digits: list[dict], images: np.ndarray, total: int) -> None:
     """The digits that were misread, the surest mistakes first.
 
     Args:
@@ -245,16 +215,13 @@ def mistakes(digits: list[dict], images: np.ndarray, total: int) -> Callable[[Fi
     step, rows = 36, max(1, -(-shown // MISTAKE_COLUMNS))
     sheet = np.zeros((rows * step, MISTAKE_COLUMNS * step), np.uint8)
 
-    def draw(figure):
-        axes = figure.subplots()
-        axes.axis("off")
-        for number, (digit, image) in enumerate(zip(digits[:shown], images, strict=False)):
-            top, left = step * (number // MISTAKE_COLUMNS) + step - 28, step * (number % MISTAKE_COLUMNS)
-            sheet[top : top + 28, left : left + 28] = image
-            text = f"{digit['label']} read as {digit['predicted']}"
-            axes.text(left + 14, top - 1, text, fontsize=8, ha="center")
-        axes.imshow(sheet, cmap="gray_r", interpolation="nearest")
-        which = f"The {shown} surest of " if shown < total else ""
-        axes.set_title(f"{which}{total:,} misread digits of the MNIST test split, the surest first")
-
-    return draw
+    axes = figure.subplots()
+    axes.axis("off")
+    for number, (digit, image) in enumerate(zip(digits[:shown], images, strict=False)):
+        top, left = step * (number // MISTAKE_COLUMNS) + step - 28, step * (number % MISTAKE_COLUMNS)
+        sheet[top : top + 28, left : left + 28] = image
+        text = f"{digit['label']} read as {digit['predicted']}"
+        axes.text(left + 14, top - 1, text, fontsize=8, ha="center")
+    axes.imshow(sheet, cmap="gray_r", interpolation="nearest")
+    which = f"The {shown} surest of " if shown < total else ""
+    axes.set_title(f"{which}{total:,} misread digits of the MNIST test split, the surest first")

@@ -16,6 +16,7 @@ from pipeline.report.summary import origin_in_words
 
 TEMPLATES = Path(__file__).with_name("templates")
 LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")
+TEST = "MNIST test split"
 # The digits of a gallery, at most.
 MOST_DIGITS = 200
 MOST_DISAGREED, MOST_DOUBTFUL = 24, 40
@@ -62,7 +63,7 @@ def render(run: Run, params: dict, record: dict) -> tuple[str, str, dict[str, by
         The page as HTML, the short form as Markdown, and the pictures as PNG files by name.
     """
     temperature = analysis.best_temperature(run.oof.probabilities, run.oof.labels)
-    parts = {"out of fold": run.oof, "MNIST test split": run.test}
+    parts = {"out of fold": run.oof, TEST: run.test}
     confusions = {name: analysis.confusion(part) for name, part in parts.items()}
     digits = {name: analysis.accuracy_by_digit(part) for name, part in parts.items()}
     context = {
@@ -100,60 +101,50 @@ def _charts(run, digits, context):
     """All charts of the page as SVG, by name."""
     history = run.history.assign(error=lambda table: np.maximum(1 - table["val_accuracy"], 1e-4))
     comparable = [accuracy for _, _, accuracy, _, comparable, _ in PUBLISHED if comparable]
-    draw = {
-        "standing": lambda figure: charts.standing(
-            figure, [*SHORT_NAMES, "ours"], comparable, context["check"]
+    reliability = {row["state"]: row["table"] for row in context["calibration"] if row["of"] == TEST}
+    small = {
+        "loss": (charts.curves, history, "loss", "Training loss"),
+        "val_loss": (charts.curves, history, "val_loss", "Validation log loss"),
+        "error": (charts.curves, history, "error", "Validation error"),
+        "accuracy": (
+            charts.averaged, context["averaging"], "accuracy", "Accuracy, with the range of subsets"
         ),
-        "loss": charts.curves(history, "loss", "Training loss"),
-        "val_loss": charts.curves(history, "val_loss", "Validation log loss"),
-        "error": charts.curves(history, "error", "Validation error"),
-        "digits": charts.by_digit(digits),
-        "reliability": charts.reliability_diagram(
-            {row["state"]: row["table"] for row in context["calibration"] if row["of"] == "MNIST test split"}
-        ),
-        "accuracy": charts.averaged(context["averaging"], "accuracy", "Accuracy, with the range of subsets"),
-        "log_loss": charts.averaged(context["averaging"], "log_loss", "Log loss"),
-        "article": charts.article_curve(run.article),
+        "log_loss": (charts.averaged, context["averaging"], "log_loss", "Log loss"),
+    }  # fmt: skip
+    large = {
+        "standing": (charts.standing, [*SHORT_NAMES, "ours"], comparable, context["check"]),
+        "digits": (charts.by_digit, digits),
+        "reliability": (charts.reliability_diagram, reliability),
+        "article": (charts.article_curve, run.article),
     }
-    small = {"loss", "val_loss", "error", "accuracy", "log_loss"}
-    made = {
-        name: charts.svg(name, function, *((3.9, 2.8) if name in small else ()))
-        for name, function in draw.items()
-    }
+    made = {name: charts.svg(name, *chart, size=(3.9, 2.8)) for name, chart in small.items()}
+    made |= {name: charts.svg(name, *chart) for name, chart in large.items()}
+    by_image = run.reading.swapaxes(0, 1) if run.reading.size else ()
     made["reading"] = [
-        (label, predicted, charts.svg(f"reading{number}", charts.reading_of(image, parts), 4.8, 2.1))
-        for number, (image, label, predicted, parts) in enumerate(
-            zip(*run.read, _by_image(run.reading), strict=False)
-        )
+        (label, predicted, charts.svg(f"reading{number}", charts.reading_of, image, parts, size=(4.8, 2.1)))
+        for number, (image, label, predicted, parts) in enumerate(zip(*run.read, by_image, strict=False))
     ]
     return made
 
 
-def _by_image(reading):
-    return reading.swapaxes(0, 1) if reading.size else ()
-
-
 def _pictures(run, confusions, misread):
     """The PNG files beside the short form, by name."""
-    history = run.history
 
     def both(figure):
-        for part, (column, title) in zip(
-            figure.subfigures(1, 2),
-            (("loss", "Training loss"), ("val_loss", "Validation log loss")),
-            strict=True,
-        ):
-            charts.curves(history, column, title)(part)
-            part.axes[0].legend()
+        left, right = figure.subfigures(1, 2)
+        charts.curves(left, run.history, "loss", "Training loss")
+        charts.curves(right, run.history, "val_loss", "Validation log loss")
+        for axes in figure.axes:
+            axes.legend()
 
     positions = [digit["position"] for digit in misread["digits"]]
     rows = max(1, -(-min(len(positions), charts.MOST_MISTAKES) // charts.MISTAKE_COLUMNS))
-    draw = charts.mistakes(misread["digits"], run.test.images[positions], misread["total"])
+    mistakes = charts.mistakes, misread["digits"], run.test.images[positions], misread["total"]
     return {
-        "curves": charts.png(both, 9, 3.6),
-        "confusion": charts.png(charts.confusion_matrices(confusions), 9.4, 4.8),
-        "mistakes": charts.png(draw, 9, 0.9 * rows + 0.4),
-        "article": charts.png(charts.article_curve(run.article), 8, 4.5),
+        "curves": charts.png(both, size=(9, 3.6)),
+        "confusion": charts.png(charts.confusion_matrices, confusions, size=(9.4, 4.8)),
+        "mistakes": charts.png(*mistakes, size=(9, 0.9 * rows + 0.4)),
+        "article": charts.png(charts.article_curve, run.article, size=(8, 4.5)),
     }
 
 
@@ -187,7 +178,7 @@ def _leak(run):
 def _calibration(run, temperature):
     """Log loss and calibration error before and after the temperature, which is chosen out of fold."""
     rows = []
-    for name, part in (("out of fold", run.oof), ("MNIST test split", run.test)):
+    for name, part in (("out of fold", run.oof), (TEST, run.test)):
         for state, by in (("as predicted", 1), (f"at temperature {temperature:.2f}", temperature)):
             probabilities = analysis.at_temperature(part.probabilities, by)
             table, error = analysis.reliability(probabilities, part.labels)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.competition import CLASSES
-from pipeline.files import PipelineError, load_arrays, load_json
+from pipeline.files import PipelineError, explained, load_arrays, load_json
 from pipeline.metrics import worst_first
 
 HISTORY_COLUMNS = (
@@ -94,17 +94,11 @@ def load_figures(path: Path, stage: str, names: tuple[str, ...]) -> dict:
 
 def load_table(path: Path, stage: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a CSV file of `metrics/`; raises PipelineError if it has no rows or lacks a column."""
-    try:
+    with explained(path, stage, "a table"):
         table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it") from None
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise PipelineError(f"{path}: is not a table: {reason}; run the stage {stage!r} again") from None
-    missing = [name for name in columns if name not in table]
-    if missing or table.empty:
-        problem = f"has no column {missing[0]!r}" if missing else "has no rows"
-        raise PipelineError(f"{path}: {problem}; run the stage {stage!r} again")
+        missing = [name for name in columns if name not in table]
+        if missing or table.empty:
+            raise KeyError(f"has no column {missing[0]!r}" if missing else "has no rows")
     return table
 
 
