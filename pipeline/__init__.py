@@ -5,6 +5,15 @@ as soon as Keras is imported, be it before or after this package, which does not
 """
 
 import importlib
+import sys
+from importlib.util import find_spec
+
+# Another Python, such as the system's, runs a stage (`python -m` begins with that argument): one line.
+if sys.argv[0] == "-m" and not find_spec("keras"):
+    sys.exit(
+        f"{sys.executable} lacks the project's libraries; activate the environment (. .venv/bin/activate), "
+        "or use make, such as: make repro"
+    )
 
 from wrapt import register_post_import_hook
 

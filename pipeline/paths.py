@@ -25,6 +25,7 @@ SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
 DVC_LOCK = Path("dvc.lock")
+DVC_LOCK_COPY = Path(".dvc/tmp/dvc.lock")
 DVC_USERS = Path(".dvc/tmp/rwlock")
 
 

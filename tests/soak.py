@@ -1,8 +1,9 @@
 """Kill a small pipeline at random moments, run it again, and compare bytes: `make soak KILLS=100`.
 
-Each round starts from nothing: `make repro` is killed with all its processes (SIGKILL) after a random time,
-again and again until it ends by itself. A kill is survived if nothing had to be cleaned by hand, and the
-round ends in the bytes of an undisturbed run. `docs/soak.md` has the table of the last long run.
+A round makes DVC forget a stage. What `make repro` runs is killed with all its processes (SIGKILL), after a
+random time or while DVC writes `dvc.lock`, again and again until it ends by itself. A kill is survived if
+nothing had to be cleaned by hand, and the round ends in the bytes of an undisturbed run. `docs/soak.md` has
+the table of the last long run.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,60 +21,80 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers import copy_project
+from helpers import ROOT, copy_project
 from reference_run import CHANGES
 from ruamel.yaml import YAML
 
-LONGEST = 40  # seconds until a kill; longer than any stage that cannot go on where it was
+CHANGES = CHANGES | {
+    "model": CHANGES["model"] | {"architecture": "cycle", "layers": 1, "grid_layers": 1},
+    "article": CHANGES["article"] | {"steps": 2},
+}
+# One kill in so many is aimed at DVC's own file, which it writes in place.
+AIMED = 5
+WRITING = "(DVC writes dvc.lock)"
 RESULTS = ("data/**/*.npz", "data/**/*.keras", "data/raw/*", "submissions/*.csv", "metrics/*.[cjp]*")
-LEFT_OVERS = ("data/**/.*", "metrics/.*", "submissions/.*", "data/training_state")
+LEFT_OVERS = ("data/**/.*", "metrics/.*", "submissions/.*", "data/training_state/*/.*")
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "NUMBA_CACHE_DIR": str(ROOT / "pipeline/bilstm/__pycache__"),
+}
 
 
 def make_project(folder):
-    """A clone of the project with small parameters."""
+    """A clone of the project with small parameters, without results."""
     copy_project(folder)
+    (folder / "dvc.lock").unlink()
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     for section, values in CHANGES.items():
         params[section].update(values)
     yaml.dump(params, folder / "params.yaml")
-    for command in (
-        "init -q",
-        "config user.name Soak",
-        "config user.email soak@localhost",
-        "add -A",
-        "commit -qm soak",
-    ):
-        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
 
 
-def start_from_nothing(folder):
-    # Not the compiled layer, which takes longer than the time until a kill.
-    subprocess.run(["git", "clean", "-qfdx", "-e", "__pycache__"], cwd=folder, check=True)
-    subprocess.run(["git", "checkout", "-q", "."], cwd=folder, check=True)
-    (folder / "dvc.lock").unlink(missing_ok=True)
+def forget(folder, stage):
+    """Delete a stage's outputs, and what DVC knows of them."""
+    yaml = YAML()
+    lock = yaml.load(folder / "dvc.lock")
+    for output in lock["stages"].pop(stage)["outs"]:
+        path = folder / output["path"]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    yaml.dump(lock, folder / "dvc.lock")
+    shutil.rmtree(folder / ".dvc/cache/runs", ignore_errors=True)
 
 
-def repro(folder, seconds=None):
-    """What `make repro` runs: its exit status, None if it was killed after that time, and what it printed."""
-    log = folder.with_name("log")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+def repro(folder, stage, seconds=None, aimed=False):
+    """What `make repro` runs, as far as a stage.
+
+    Args:
+        folder: the project.
+        stage: its name.
+        seconds: until it is killed.
+        aimed: kill it while DVC writes `dvc.lock` instead.
+
+    Returns:
+        The exit status, None if it was killed, and what was printed.
+    """
+    log, lock = folder.with_name("log"), folder / "dvc.lock"
     mend = [sys.executable, "-m", "pipeline.stages.mend"]
-    subprocess.run(mend, cwd=folder, env=environment, check=True)
+    subprocess.run(mend, cwd=folder, env=ENVIRONMENT, check=True)
+    before, started = lock.stat().st_size if lock.exists() else 0, time.monotonic()
     with open(log, "w") as output:
         process = subprocess.Popen(
-            ["dvc", "repro"],
+            ["dvc", "repro", stage],
             cwd=folder,
             stdout=output,
             stderr=output,
-            env=environment,
+            env=ENVIRONMENT,
             start_new_session=True,
         )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            status = process.wait() and None
+        while (status := process.poll()) is None:
+            if lock.stat().st_size < before if aimed else seconds and time.monotonic() - started > seconds:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                break
+            time.sleep(0.001 if aimed else 0.05)
     return status, log.read_text(errors="replace")
 
 
@@ -89,30 +111,35 @@ def results(folder):
     return {str(path.relative_to(folder)): digest(path) for path in sorted(paths)}
 
 
-def soak(folder, kills, longest):
-    """Yield, for each round, the stages that were killed in it, and what was wrong at its end."""
-    start_from_nothing(folder)
-    status, output = repro(folder)
-    assert status == 0, output
-    expected, done = results(folder), 0
-    print(f"{len(expected)} files of results", flush=True)
+def soak(folder, kills):
+    """Yield, for each round, where it was killed, and what was wrong at its end."""
+    stages, seconds, done = list(YAML().load(folder / "dvc.yaml")["stages"]), {}, 0
+    for stage in stages:
+        started = time.monotonic()
+        status, output = repro(folder, stage)
+        assert status == 0, output
+        seconds[stage] = time.monotonic() - started
+    expected = results(folder)
+    print(f"{len(expected)} files of results; {sum(seconds.values()):.0f} seconds undisturbed", flush=True)
     while done < kills:
-        start_from_nothing(folder)
-        killed, status = [], None
+        stage, killed, status = random.choice(stages), [], None
+        forget(folder, stage)
         while status is None:
-            # After the last kill, the round goes on to its end.
-            seconds = random.uniform(0, longest) if done < kills else None
-            status, output = repro(folder, seconds)
+            aimed = done < kills and random.randrange(AIMED) == 0
+            # Some rounds end by themselves; after the last kill, the round does.
+            limit = random.uniform(0, 1.2 * seconds[stage]) if done < kills else None
+            status, output = repro(folder, stage, limit, aimed)
             if status is None:
                 done += 1
-                killed.append((re.findall(r"^Running stage '(\w+)'", output, re.M) or ["between stages"])[-1])
+                running = f"Running stage '{stage}'" in output
+                killed.append(WRITING if aimed else stage if running else "(DVC before a stage)")
         found = results(folder)
         wrong = [name for name in expected if found.get(name) != expected[name]]
         wrong += [str(path) for pattern in LEFT_OVERS for path in folder.glob(pattern)]
         if status:
             wrong = output.splitlines()[-3:]
+        print(f"{done} kills, {stage}: {killed}: {wrong or 'the same bytes'}", flush=True)
         yield killed, wrong
-        print(f"{done} kills, {killed}: {wrong or 'the same bytes'}", flush=True)
 
 
 def main():
@@ -120,17 +147,16 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kills", type=int, nargs="?", default=100)
-    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds until a kill")
-    options = parser.parse_args()
+    kills = parser.parse_args().kills
     all_kills, survived, started = Counter(), Counter(), time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         make_project(Path(temporary, "project"))
-        for killed, wrong in soak(Path(temporary, "project"), options.kills, options.longest):
+        for killed, wrong in soak(Path(temporary, "project"), kills):
             all_kills.update(killed)
             if not wrong:
                 survived.update(killed)
     print("\n| killed in stage | kills | survived |\n|---|---|---|")
-    for stage, count in all_kills.most_common():
+    for stage, count in sorted(all_kills.items()):
         print(f"| {stage} | {count} | {survived[stage]} |")
     print(f"| all | {all_kills.total()} | {survived.total()} |")
     print(f"\n{(time.monotonic() - started) / 60:.0f} minutes")

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from types import ModuleType
 
-from pipeline.files import PipelineError, write_json
+from pipeline.files import PipelineError, atomic_write, write_json
 from pipeline.machine import processor
-from pipeline.paths import TIMES
+from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, TIMES
 
 # What a stage inherits from a shell, a notebook or another project's settings changes no result and breaks
 # nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, but for places, logs and GPU memory.
@@ -55,6 +55,8 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     sys.stdout.reconfigure(errors="replace")
     # It warns of graphs that are built for each of several networks.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    if "DVC_STAGE" in os.environ:
+        _copy_lock()
     try:
         started = time.monotonic()
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
@@ -65,6 +67,15 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
+
+
+def _copy_lock():
+    """Keep `dvc.lock` as DVC has written it after the stage before; see `mend.py`."""
+    with contextlib.suppress(OSError, PipelineError):
+        content = DVC_LOCK.read_bytes()
+        if content.endswith(b"\n"):  # no other DVC is writing it just now
+            with atomic_write(DVC_LOCK_COPY) as tmp:
+                tmp.write_bytes(content)
 
 
 def _record_time(name, seconds):

@@ -1,7 +1,7 @@
-"""Delete DVC's own files that a kill has cut off: DVC makes them anew. `make repro` begins with it.
+"""Put DVC's own files right that a kill has cut off. `make repro` begins with it.
 
-DVC writes `dvc.lock` and its list of who reads and writes which file in place, and refuses to read half of
-one. Without `dvc.lock`, its run cache brings back the results of finished stages.
+DVC writes `dvc.lock`, and its list of who reads and writes which file, in place, and refuses to read half of
+one. Each stage keeps a copy of `dvc.lock`; without one, finished stages may have to run again.
 """
 
 import itertools
@@ -11,19 +11,24 @@ import time
 from pathlib import Path
 
 import psutil
+from dvc.rwlock import SCHEMA
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
-from pipeline.paths import DVC_LOCK, DVC_USERS
+from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_USERS
 from pipeline.stages import run_stage
 
 
 def main():
-    for path, check in ((DVC_LOCK, check_lock), (DVC_USERS, check_users)):
+    for path, check, copy in ((DVC_LOCK, check_lock, DVC_LOCK_COPY), (DVC_USERS, check_users, None)):
         # Another DVC may be writing it just now.
         if problem(path, check) and not time.sleep(1) and (text := problem(path, check)):
-            path.unlink()
-            print(f"mend: deleted {path}: {text}; DVC makes it anew")
+            if copy and copy.exists() and not problem(copy, check):
+                copy.replace(path)
+                print(f"mend: put back {path} as it was before the last stage; it was cut off ({text})")
+            else:
+                path.unlink()
+                print(f"mend: deleted {path}, which DVC makes anew; it was cut off ({text})")
 
 
 def problem(path, check):
@@ -36,17 +41,18 @@ def problem(path, check):
 
 
 def check_lock(path: Path) -> None:
-    COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path))
+    text = path.read_text()
+    COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    if not text.endswith("\n"):
+        raise ValueError("its last line")
 
 
 def check_users(path: Path) -> None:
-    """Also refuses a list of processes that have ended, whose numbers others may have by now."""
-    users = json.loads(path.read_text())
+    """Refuse also a list of processes that have ended, whose numbers others may have by now."""
+    users = SCHEMA(json.loads(path.read_text()))
     listed = itertools.chain(*users["read"].values(), users["write"].values())
-    commands = [
-        psutil.Process(user["pid"]).cmdline() if psutil.pid_exists(user["pid"]) else [] for user in listed
-    ]
-    if commands and not any("dvc" in " ".join(command) for command in commands):
+    commands = [psutil.Process(user["pid"]).cmdline() for user in listed if psutil.pid_exists(user["pid"])]
+    if list(users["read"]) + list(users["write"]) and not any("dvc" in " ".join(c) for c in commands):
         raise ValueError("its processes have ended")
 
 

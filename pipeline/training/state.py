@@ -59,20 +59,28 @@ class StateFiles:
         try:
             check_archive(self._path(member))
             with np.load(self._path(member)) as file:
-                *values, history = (file[name] for name in file.files)
-            history = json.loads(str(history))
-            whole = [epoch["epoch"] for epoch in history] == [*range(1, len(history) + 1)]
-            return State(values, history) if whole and values else State()
+                *values, history, digest = (file[name] for name in file.files)
+            same = str(digest) == _digest(values, str(history))
+            return State(values, json.loads(str(history))) if same else State()
         except Exception:  # there is none, or damaged bytes raise whatever they do
             return State()
 
     def write(self, member: Member, state: State) -> None:
         """Replace the member's file."""
+        history = json.dumps(state.history)
         with atomic_write(self._path(member)) as tmp:
-            np.savez(tmp, *state.values, json.dumps(state.history))
+            np.savez(tmp, *state.values, history, _digest(state.values, history))
 
     def _path(self, member):
         return self.folder / f"fold_{member.fold}_{member.architecture}_{member.seed}.npz"
+
+
+def _digest(values, history):
+    digest = hashlib.sha256(history.encode())
+    for value in values:
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
 
 
 def fingerprint(params: Params, data: TrainingData) -> str:

@@ -1,4 +1,4 @@
-"""DVC's own files after a kill: what DVC would refuse to read is deleted, what it can read is kept."""
+"""DVC's own files after a kill: what is cut off is put back or deleted, what is whole is kept."""
 
 import json
 import os
@@ -20,13 +20,18 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(mend.time, "sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("end", [b"schema", b"    deps:", b"      si", b""])
-def test_a_lock_file_that_is_cut_off(capsys, end):
+@pytest.mark.parametrize("cut", [0, b"schema", b"    deps:", b"      size: 1", b"      si", None])
+@pytest.mark.parametrize("copy", ["whole", "cut off", "missing"])
+def test_a_lock_file_that_is_cut_off(capsys, cut, copy):
     whole = mend.DVC_LOCK.read_bytes()
-    mend.DVC_LOCK.write_bytes(whole[: whole.index(end) + len(end)] if end else whole)
+    if copy != "missing":
+        mend.DVC_LOCK_COPY.write_bytes(whole if copy == "whole" else b"schema: ")
+    end = whole.index(cut) + len(cut) if isinstance(cut, bytes) else cut
+    mend.DVC_LOCK.write_bytes(whole[:end])
     mend.main()
-    assert mend.DVC_LOCK.exists() == (not end)
-    assert ("deleted dvc.lock" in capsys.readouterr().out) == bool(end)
+    there = end is None or copy == "whole"
+    assert mend.DVC_LOCK.read_bytes() == whole if there else not mend.DVC_LOCK.exists()
+    assert ("it was cut off" in capsys.readouterr().out) == (end is not None)
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -47,8 +52,9 @@ def test_a_list_of_processes(ended, mode):
 def test_no_file_of_dvc_is_no_problem(capsys):
     mend.DVC_LOCK.unlink()
     mend.main()
-    mend.DVC_USERS.write_text('{"read": {}, "write": {}}')
-    mend.main()
+    for nobody in ('{"read": {}, "write": {}}', "{}"):
+        mend.DVC_USERS.write_text(nobody)
+        mend.main()
     assert capsys.readouterr().out == "" and mend.DVC_USERS.exists()
     mend.DVC_USERS.write_text('{"read": {')
     mend.main()

@@ -24,12 +24,26 @@ def test_a_state_comes_back(digits, tmp_path):
     assert states.read(MEMBER._replace(fold=1)) == State()
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "cut off"])
-def test_a_damaged_state_is_as_good_as_none(digits, tmp_path, content):
+def reshaped(path):
+    with np.load(path) as file:
+        np.savez(path, **{**file, "arr_0": file["arr_0"].reshape(10, 100)})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"junk"),
+        lambda path: path.write_bytes(path.read_bytes()[:-300]),
+        reshaped,
+    ],
+    ids=["empty", "junk", "cut off", "other shapes"],
+)
+def test_a_damaged_state_is_as_good_as_none(digits, tmp_path, damage):
     states = StateFiles(tmp_path, small_params(), digits)
     states.write(MEMBER, State([np.arange(1000)], [{"epoch": 1}]))
     (path,) = states.folder.iterdir()
-    path.write_bytes(path.read_bytes()[:-300] if content is None else content)
+    damage(path)
     assert states.read(MEMBER) == State()
 
 
