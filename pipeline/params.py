@@ -71,6 +71,7 @@ class Model(_Section):
 
 class Augment(_Section):
     enabled: YesNo
+    undistorted_epochs: _whole(0, 10000)
     rotation: _number(0, 180)
     scaling: _number(0, 0.9)
     shear: _number(0, 2)
@@ -84,7 +85,6 @@ class Train(_Section):
     learning_rate: LearningRate
     warmup: _number(0, 0.9)
     weight_decay: _number(0, 1)
-    label_smoothing: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
     seeds: _whole(1, 100)
 

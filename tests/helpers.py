@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "prepare": {"folds": 2},
     "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
+    "augment": {"undistorted_epochs": 1},
     "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32"},
 }
 

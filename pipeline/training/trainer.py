@@ -68,10 +68,10 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
 def _epoch_of_images(params, data, member, epoch, count):
     """The images and targets of an epoch, shuffled and distorted."""
     rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
-    images, targets = data.images[rows], smooth_labels(data.labels[rows], params.train.label_smoothing)
-    # The last epoch sees the images as they are, so that most of what batch normalization averages for
-    # prediction comes from such images; distorted ones are blurred.
-    if params.augment.enabled and epoch + 1 < params.train.epochs:
+    images, targets = data.images[rows], one_hot(data.labels[rows])
+    # The last epochs see the images as they are. Distorted images are blurred, and the averages that batch
+    # normalization predicts with must be of images that are not.
+    if params.augment.enabled and epoch < params.train.epochs - params.augment.undistorted_epochs:
         images = augment(images, params.augment, member.stream("augment", epoch))
     return images.astype("float32", copy=False), targets
 
@@ -186,7 +186,6 @@ def _assign(model, optimizer, values):
         variable.assign(value)
 
 
-def smooth_labels(labels: np.ndarray, smoothing: float) -> np.ndarray:
-    """Targets `(n, 10)` float32; a share `smoothing` is spread over all classes (Szegedy et al. 2016)."""
-    one_hot = np.eye(CLASSES, dtype="float32")[labels]
-    return one_hot * np.float32(1 - smoothing) + np.float32(smoothing) / CLASSES
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """Targets `(n, 10)` float32 of labels `(n,)`."""
+    return np.eye(CLASSES, dtype="float32")[labels]
