@@ -160,3 +160,8 @@ def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) ->
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     parts = np.split(order, np.cumsum(rows))[: len(rows)]
     return [(images[part], labels[part]) for part in parts]
+
+
+def own_split(arrays: dict[str, np.ndarray]) -> list[tuple]:
+    """MNIST as it is published: `(images, labels)` of its training images and of its test images."""
+    return [(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")]

@@ -43,7 +43,7 @@ class _Section(BaseModel):
 
 
 class Download(_Section):
-    source: _one_of("auto", "kaggle", "mnist", "folder")
+    source: _one_of("auto", "kaggle", "mnist", "mnist-60k", "folder")
     folder: Annotated[str, Field(min_length=1, description="a path, such as /home/me/Downloads")]
     competition: Annotated[
         str, Field(min_length=1, description="a competition's slug or address, such as digit-recognizer")

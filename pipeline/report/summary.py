@@ -24,6 +24,8 @@ def check_in_words(check: dict, on_all: float) -> str:
 
 def origin_in_words(source: dict) -> str:
     """Where the digits come from, by the content of `data/raw/source.json`."""
+    if source["source"] == "mnist-60k":
+        return "MNIST's own split: 60,000 training images, and its test split as test.csv"
     if source["source"] != "mnist":
         return f"Kaggle's own files ({source['competition']})"
     return f"MNIST in the competition's place (shuffled with seed {source['seed']})"
@@ -39,7 +41,7 @@ def summary(source: dict, metrics: dict[str, dict], on_all: float, submission: P
         submission: path of the file to submit.
     """
     submit = "make submit"
-    if source["source"] == "mnist":
+    if source["source"].startswith("mnist"):
         submit = "not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, then: "
         submit += "make submit"
     oof, score = metrics["oof"], metrics["ensemble"]

@@ -6,7 +6,7 @@ from pipeline.competition import ROWS, check_files, check_replaceable, copy_file
 from pipeline.files import atomic_folder, sha256, write_json
 from pipeline.kaggle import client
 from pipeline.kaggle.credentials import find_credentials
-from pipeline.mnist import load_mnist, stand_in
+from pipeline.mnist import load_mnist, own_split, stand_in
 from pipeline.params import load_params
 from pipeline.paths import MNIST, RAW, SOURCE
 from pipeline.stages import run_stage
@@ -20,7 +20,10 @@ def main():
     with atomic_folder(RAW) as folder:
         if source == "mnist":
             origin["seed"] = params.seed
-            make_stand_in(folder, params.seed)
+            rows = ROWS["train.csv"], ROWS["test.csv"]
+            write_competition(folder, *stand_in(load_mnist(MNIST), params.seed, rows))
+        elif source == "mnist-60k":
+            write_competition(folder, *own_split(load_mnist(MNIST)))
         else:
             origin["competition"] = client.slug(params.competition)
             if source == "kaggle":
@@ -43,11 +46,11 @@ def choose_source():
     return "mnist"
 
 
-def make_stand_in(folder, seed):
-    train, (images, _) = stand_in(load_mnist(MNIST), seed, (ROWS["train.csv"], ROWS["test.csv"]))
+def write_competition(folder, train, test):
+    images, _ = test
     write_digits(folder / "train.csv", *train)
     write_digits(folder / "test.csv", images)
-    write_labels(folder / "sample_submission.csv", range(1, len(images) + 1), 0)
+    write_labels(folder / "sample_submission.csv", range(1, len(images) + 1), 0, len(images))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pipeline.stages import run_stage
 def main():
     limit = load_params().prepare.limit
     (probabilities,) = load_arrays(PREDICTIONS, "ensemble", "probabilities")
-    ids, _ = read_labels(SAMPLE_SUBMISSION)
+    ids, _ = read_labels(SAMPLE_SUBMISSION, len(probabilities))
     if limit is not None:
         ids = ids[ids <= limit]
     if len(probabilities) != len(ids) or not np.isfinite(probabilities).all():
@@ -24,7 +24,7 @@ def main():
         )
     # Row i of test.csv has the id i + 1; the sample decides the order of the submission.
     labels = np.argmax(probabilities, axis=1)[ids - 1]
-    write_labels(SUBMISSION, ids, labels, limit)
+    write_labels(SUBMISSION, ids, labels, len(ids))
     print(
         f"submission: {len(ids):,} predictions in {SUBMISSION}"
         + ("" if limit is None else ", too few to submit (prepare.limit is set)")

@@ -10,8 +10,11 @@ import pytest
 from clone import LIMIT
 from helpers import files, run_python
 
+from pipeline import competition
 from pipeline.competition import read_labels
 from pipeline.files import PipelineError
+from pipeline.mnist import load_mnist
+from pipeline.paths import MNIST
 from pipeline.stages.check import mnist_test_images_trained_on
 
 pytestmark = pytest.mark.slow
@@ -98,6 +101,32 @@ def test_an_error_is_one_line_and_an_exit_status(prepared):
     done = run_python("-m", "pipeline.stages.prepare", cwd=prepared)
     assert done.returncode == 1 and files(prepared) == before
     assert done.stderr == "prepare: data/raw/train.csv: there is no such file\n"
+
+
+def test_mnist_can_keep_its_own_split(prepared, monkeypatch):
+    monkeypatch.setattr(competition, "SPLIT_ROWS", {"train.csv": 80, "test.csv": 20})
+    mnist = {name: array[: 80 if "train" in name else 20] for name, array in load_mnist(MNIST).items()}
+    stage = importlib.import_module("pipeline.stages.download")
+    monkeypatch.setattr(stage, "load_mnist", lambda path: mnist)
+    yaml = prepared / "params.yaml"
+    text = (
+        yaml.read_text()
+        .replace("source: mnist", "source: mnist-60k")
+        .replace(f"limit: {LIMIT}", "limit: null")
+    )
+    yaml.write_text(text)
+    shutil.rmtree(prepared / "data/raw")
+    for name in ("download", "prepare"):
+        importlib.import_module(f"pipeline.stages.{name}").main()
+    with np.load("data/digits.npz") as digits:
+        np.testing.assert_array_equal(digits["images"], mnist["train_images"])
+        np.testing.assert_array_equal(digits["labels"], mnist["train_labels"])
+        np.testing.assert_array_equal(digits["test_images"], mnist["test_images"])
+        assert (digits["mnist_index"] == -1).all() and set(digits["folds"]) == {0, 1, 2}
+    np.savez("data/predictions.npz", probabilities=np.eye(10, dtype=np.float32)[mnist["test_labels"]])
+    importlib.import_module("pipeline.stages.submission").main()
+    _, labels = read_labels("submissions/submission.csv", limit=20)
+    np.testing.assert_array_equal(labels, mnist["test_labels"])
 
 
 @pytest.mark.parametrize(
