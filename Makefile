@@ -7,7 +7,7 @@ export PIP_USER := 0
 $(shell grep -qsF "$(CURDIR)/.venv" .venv/pyvenv.cfg || rm -f .venv/complete)
 MAKEFLAGS += --no-print-directory
 # Tests in two processes; those that share what takes long to make stay together (see tests/conftest.py).
-IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+IN_TWO := -n 2 --no-loadscope-reorder
 
 .PHONY: help setup repro report check test fuzz soak submit submissions sweep benchmark lock
 .SILENT:

@@ -26,19 +26,25 @@ LONGEST = (
 )
 
 
-# pytest-xdist reads the groups, in a hook of the same name.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Sort the tests, and keep those together that share fixtures: a file's, and all of the stages."""
-
     def rank(item):
         file = item.nodeid.removeprefix("tests/")
         return next((n for n, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
 
     items.sort(key=rank)
-    for item in items:
-        folder, file = item.path.parent.name, item.path.stem
-        item.add_marker(pytest.mark.xdist_group("stages" if folder == "stages" else file))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep tests in one process that share what takes long to make: a file's, and those of all stages."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "stages" if "/stages/" in file else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
