@@ -1,5 +1,6 @@
 """A small copy of the project, and the commands that its user types."""
 
+import atexit
 import json
 import os
 import secrets
@@ -37,6 +38,7 @@ def share_compiled_layer(folder):
     )
     ours.mkdir(exist_ok=True)
     theirs.symlink_to(ours)
+    atexit.register(theirs.unlink)
     return str(ours.parents[1])
 
 

@@ -131,7 +131,8 @@ def test_no_file_or_message_has_the_credentials(project):
 
 def test_the_python_of_readme_runs(project):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    done = run_python("-c", code, cwd=project.folder)
+    cache = project.environment["NUMBA_CACHE_DIR"]
+    done = run_python("-c", code, cwd=project.folder, NUMBA_CACHE_DIR=cache)
     assert done.returncode == 0, done.stderr
     shown = [int(digit) for digit in done.stdout.strip("[]\n").split()]
     probabilities = project.arrays("data/check.npz")["probabilities"][:5]
