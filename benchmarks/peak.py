@@ -15,10 +15,10 @@ DEPTH = 128
 @numba.njit(nogil=True)
 def _on_tiles(repeats, a, panel, start, out):
     before = tiles.configure_tiles()
-    tiles.start_sums(pointer(start, (0,)))
+    tiles.start_sums(pointer(start, (0,)), 2)
     for _ in range(repeats):
-        tiles.add_products(pointer(a, (0,)), tiles.SIDE, pointer(panel, (0,)))
-    tiles.store_sums(pointer(out, (0,)), 2 * tiles.SIDE)
+        tiles.add_products(pointer(a, (0,)), pointer(panel, (0,)), 2)
+    tiles.store_sums(pointer(out, (0,)), 2 * tiles.SIDE, 2)
     tiles.restore_tiles(before)
 
 

@@ -23,8 +23,8 @@ def _clamp(typing_context, value, bound):
     return vector(vector, types.float32), generate
 
 
-# Whether the processor scales by any power of two, infinities included: of which it makes 0 and infinity even
-# where the value is not a number, as the fraction of an infinity is not.
+# Whether the processor scales by any power of two. By an infinite one it yields 0 or infinity, even if the
+# value is not a number, as the fraction of an infinity is not.
 _SCALES_ANY = uses("avx512")
 
 

@@ -7,11 +7,13 @@ import numpy as np
 from pipeline.bilstm.activations import SIGMOID, TANH, sigmoids, tanhs
 from pipeline.bilstm.jit import compiled, inline
 from pipeline.bilstm.matmul import (
-    Left,
     Panels,
     as_words,
+    block_left,
     block_part,
     block_rows,
+    left_column,
+    left_row,
     multiply_part,
     values_in_word,
     whole_rows,
@@ -173,23 +175,27 @@ def _prefetch_next(group, how, first, last):
 def _read_inputs(x, start, number, cells, operands):
     """Write a block's inputs to the left operands of all steps' products, beside the hidden states."""
     _, time, features = x.shape
-    whole = features // LANES * LANES
+    whole, row = features // LANES * LANES, left_row(operands, operands.shape[2])
     for t in range(time):
-        source, target = pointer(x, (start, t, 0)), pointer(operands, (t, 0, cells))
+        source, target = pointer(x, (start, t, 0)), pointer(operands, (t, 0, 0))
         for n in range(number):
-            i, j = n * time * features, n * operands.shape[2]
+            i, j = n * time * features, n * row
             for k in range(0, whole, LANES):
-                write(target, j + k, read(source, i + k))
+                write(target, j + left_column(operands, cells + k), read(source, i + k))
             if whole < features:
                 write_some(
-                    target, j + whole, read_some(source, i + whole, features - whole), features - whole
+                    target,
+                    j + left_column(operands, cells + whole),
+                    read_some(source, i + whole, features - whole),
+                    features - whole,
                 )
 
 
 @compiled
 def _begin(d, start, number, plan, h0, c0, scratch, kept):
     """Write a block's initial states to where the first step reads them."""
-    _, block, row = scratch.operands.shape
+    _, block, columns = scratch.operands.shape
+    row = left_row(scratch.operands, columns)
     cells, time = kept.h.shape[3], len(scratch.operands) - 1
     at, operand = kept_at(d, 0, start, kept.h), pointer(scratch.operands, (time_of(d, 0, time), 0, 0))
     h_start, c_start = pointer(kept.h, (0, 0, 0, 0)), pointer(kept.c, (0, 0, 0, 0))
@@ -198,7 +204,7 @@ def _begin(d, start, number, plan, h0, c0, scratch, kept):
             h = c = broadcast(ZERO)
             if not plan.from_zero:
                 h, c = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
-            write(operand, n * row + k, h)
+            write(operand, n * row + left_column(scratch.operands, k), h)
             write(scratch.c, (k * block + n * LANES,), c)
             if plan.keep:
                 write(h_start, at + k * number + n * LANES, h)
@@ -224,7 +230,8 @@ def forward(plan, x, weights, bias, h0, c0, mask, kept, y):
     # The last step writes its states to a spare operand.
     row = words_in(kept.gates, cells + features) * values_in_word(kept.gates)
     operands = aligned((time + 1) * block * row, kept.gates).reshape((time + 1, block, row))
-    operands[:, :, cells + features :] = 0
+    if cells + features < row:
+        operands[:] = 0
     scratch = _Scratch(operands, aligned(2 * block * GROUP, y), aligned(block * cells, y))
     if plan.returns == MEAN:
         y[:] = 0
@@ -240,7 +247,8 @@ def forward(plan, x, weights, bias, h0, c0, mask, kept, y):
 def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
     """The steps of one direction for a block of samples; arguments as in `forward`."""
     _, y_times, columns = y.shape
-    _, block, h_row = scratch.operands.shape
+    _, block, operand_columns = scratch.operands.shape
+    h_row = left_row(scratch.operands, operand_columns)
     cells, time, words = columns // 2, len(scratch.operands) - 1, as_words(scratch.operands)
     depth, rows, part = words.shape[2], whole_rows(weights, number), block_part(kept.gates)
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
@@ -264,7 +272,7 @@ def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
         )
         # While the states are zero, the inputs are all that is multiplied.
         skip = whole_words(kept.gates, cells) if step == 0 and plan.from_zero else 0
-        left = Left(pointer(words, (t, 0, skip)), depth, 1)
+        left = block_left(pointer(words, (t, 0, 0)), depth, skip)
         old, new = kept_at(d, step, start, h_kept), kept_at(d, step + 1, start, h_kept)
         for k in range(-LANES, cells, LANES):
             turn, j = k // LANES % 2, GATES * (k + LANES)
@@ -272,8 +280,8 @@ def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
             group = _Group(
                 pointer(z, turn * block * GROUP),
                 pointer(c, k * block),
-                pointer(operands, t * block * h_row + k),
-                pointer(operands, t_next * block * h_row + k),
+                pointer(operands, t * block * operand_columns + left_column(scratch.operands, k)),
+                pointer(operands, t_next * block * operand_columns + left_column(scratch.operands, k)),
                 pointer(y, (start, y_t, d * cells + k)),
                 pointer(mask, (start, t)),
                 pointer(gates_start, GATES * (old + k * number)),

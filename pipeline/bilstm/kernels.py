@@ -32,6 +32,8 @@ STEPS, BACKWARD_STEPS, RETURNS, KEEP, FROM_ZERO, UNITS, WITH_INPUT = range(7)
 LIBRARY = str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*")))
 llvmlite.binding.load_library_permanently(LIBRARY)
 _address, _int, _long = types.uintp, types.int32, types.int64
+_RESOURCE_EXHAUSTED = 8  # tensorflow/c/tf_status.h
+_NO_MEMORY = np.frombuffer(b"BiLSTM: no memory for an operation's scratch arrays\0", np.uint8)
 _FLOAT32, _BFLOAT16 = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
 
 
@@ -49,6 +51,7 @@ _allocate_output = _external(
 _new_status = _external("TF_NewStatus", _address)
 _code = _external("TF_GetCode", _int, _address)
 _delete_status = _external("TF_DeleteStatus", types.void, _address)
+_set_status = _external("TF_SetStatus", types.void, _address, _int, _address)
 _fail = _external("TF_OpKernelContext_Failure", types.void, _address, _address)
 
 
@@ -119,6 +122,11 @@ def _end_products_of(before):
 
 
 @compiled
+def _no_memory(status):
+    _set_status(status, _RESOURCE_EXHAUSTED, _NO_MEMORY.ctypes.data)
+
+
+@compiled
 def _numbers(meta):
     """The operations' input `meta`; its plan."""
     numbers = _array(meta, (WITH_INPUT + 1,), np.int32)
@@ -152,16 +160,19 @@ def _pack(op, element, enum, itemsize):
         _output(op, 2, _FLOAT32, 4, (2, GATES * cells), status),
     )
     if not _code(status):
-        bias = _matrix(outputs[2], np.float32)
-        for d in range(2):
-            pack_parameters(
-                _matrix(inputs[1 + d], np.float32),
-                _matrix(inputs[3 + d], np.float32),
-                _array(inputs[5 + d], (1, columns), np.float32),
-                _matrix(outputs[0], element)[d],
-                _matrix(outputs[1], element)[d],
-                bias[d : d + 1],
-            )
+        try:
+            bias = _matrix(outputs[2], np.float32)
+            for d in range(2):
+                pack_parameters(
+                    _matrix(inputs[1 + d], np.float32),
+                    _matrix(inputs[3 + d], np.float32),
+                    _array(inputs[5 + d], (1, columns), np.float32),
+                    _matrix(outputs[0], element)[d],
+                    _matrix(outputs[1], element)[d],
+                    bias[d : d + 1],
+                )
+        except Exception:
+            _no_memory(status)
     _finish(op, status, inputs, outputs)
 
 
@@ -183,21 +194,24 @@ def _forward(op, element, enum, itemsize):
     )
     if not _code(status):
         before = _begin_products(np.zeros(0, element))
-        forward(
-            plan,
-            _array(x, _shape(x), np.float32),
-            as_words(_matrix(panels, element)),
-            _matrix(bias, np.float32),
-            _array(h0, _shape(h0), np.float32),
-            _array(c0, _shape(c0), np.float32),
-            _matrix(mask, np.float32),
-            Kept(
-                _array(outputs[0], gates, element),
-                _array(outputs[1], states, element),
-                _array(outputs[2], states, element),
-            ),
-            _array(outputs[3], y, np.float32),
-        )
+        try:
+            forward(
+                plan,
+                _array(x, _shape(x), np.float32),
+                as_words(_matrix(panels, element)),
+                _matrix(bias, np.float32),
+                _array(h0, _shape(h0), np.float32),
+                _array(c0, _shape(c0), np.float32),
+                _matrix(mask, np.float32),
+                Kept(
+                    _array(outputs[0], gates, element),
+                    _array(outputs[1], states, element),
+                    _array(outputs[2], states, element),
+                ),
+                _array(outputs[3], y, np.float32),
+            )
+        except Exception:
+            _no_memory(status)
         _end_products(before)
     _finish(op, status, inputs, outputs)
 
@@ -211,6 +225,7 @@ def _backward(op, element, enum, itemsize):
     batch, time, features = _shape(x)
     units, cells = np.int64(numbers[UNITS]), _dim(h, 3)
     states, columns = (2, plan.steps[0] + 1, batch, cells), GATES * units
+    gates_shape = (*states[:3], GATES * cells)
     initial = 0 if plan.from_zero else 2, batch, cells
     d_x = batch if numbers[WITH_INPUT] else 0, time, features
     outputs = (
@@ -225,39 +240,42 @@ def _backward(op, element, enum, itemsize):
         _output(op, 8, _FLOAT32, 4, d_x, status),
     )
     if not _code(status):
-        d_weights = np.empty((2, cells + padded(features), GATES * cells), np.float32)
-        d_bias = np.empty((2, GATES * cells), np.float32)
         before = _begin_products(np.zeros(0, element))
-        backward(
-            plan,
-            _array(x, (batch, time, features), np.float32),
-            as_words(_matrix(transposed, element)),
-            Kept(
-                _array(gates, (*states[:3], GATES * cells), element),
-                _array(h, states, element),
-                _array(c, states, element),
-            ),
-            _matrix(mask, np.float32),
-            _array(d_y, _shape(d_y), np.float32),
-            _array(outputs[6], initial, np.float32),
-            _array(outputs[7], initial, np.float32),
-            d_bias,
-            d_weights,
-            _array(outputs[8], d_x, np.float32),
-        )
-        _end_products(before)
-        for d in range(2):
-            deinterleave_gradients(
-                d_weights[d],
-                d_bias[d : d + 1],
-                _matrix(outputs[d], np.float32),
-                _matrix(outputs[2 + d], np.float32),
-                _array(outputs[4 + d], (1, columns), np.float32),
+        try:
+            d_weights = np.empty((2, cells + padded(features), GATES * cells), np.float32)
+            d_bias = np.empty((2, GATES * cells), np.float32)
+            backward(
+                plan,
+                _array(x, (batch, time, features), np.float32),
+                as_words(_matrix(transposed, element)),
+                Kept(
+                    _array(gates, gates_shape, element),
+                    _array(h, states, element),
+                    _array(c, states, element),
+                ),
+                _matrix(mask, np.float32),
+                _array(d_y, _shape(d_y), np.float32),
+                _array(outputs[6], initial, np.float32),
+                _array(outputs[7], initial, np.float32),
+                d_bias,
+                d_weights,
+                _array(outputs[8], d_x, np.float32),
             )
+            for d in range(2):
+                deinterleave_gradients(
+                    d_weights[d],
+                    d_bias[d : d + 1],
+                    _matrix(outputs[d], np.float32),
+                    _matrix(outputs[2 + d], np.float32),
+                    _array(outputs[4 + d], (1, columns), np.float32),
+                )
+        except Exception:
+            _no_memory(status)
+        _end_products(before)
     _finish(op, status, inputs, outputs)
 
 
-# TensorFlow calls them with the kernel's state, of which there is none, and the operation's context.
+# TensorFlow calls them with the kernel's state, which is null, and the operation's context.
 
 
 def _pack_float32(_, op):

@@ -25,7 +25,7 @@ from pipeline.bilstm.simd import LANES, pointer
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
 ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)
-# Rows that are left over are taken so many at a time, and then singly.
+# Rows that are left over are taken four at a time, and then singly.
 FEW = 4
 # Rows of two tiles of AMX, and of one for what is left over.
 _TWO_TILES, _ONE_TILE = 2 * tiles.SIDE, tiles.SIDE
@@ -34,9 +34,12 @@ _TWO_TILES, _ONE_TILE = 2 * tiles.SIDE, tiles.SIDE
 class Left(NamedTuple):
     """A left operand.
 
+    On AMX, tiles that are loaded together lie together: of each 32 rows (the last ones filled up) the first
+    16 words, row by row, then the next 16. See `left_row` and `left_column`.
+
     Attributes:
         words: pointer to words `(rows, depth)`.
-        row, word: from one row, and from one word, to the next. On AMX, word is 1.
+        row, word: from one row, and from one word, to the next; on AMX on average.
     """
 
     words: int
@@ -84,17 +87,51 @@ def _block_rows_any(array):
 
 
 @compiled
+def whole_block(array, rows):
+    """Rows that a left operand has room for: on AMX a multiple of 32."""
+    return (rows + _TWO_TILES - 1) // _TWO_TILES * _TWO_TILES if on_tiles(array) else rows
+
+
+@compiled
 def whole_rows(array, rows):
     """The rows to multiply so that `rows` are: on AMX a multiple of 16. Both operands must have them."""
     return (rows + tiles.SIDE - 1) // tiles.SIDE * tiles.SIDE if on_tiles(array) else rows
 
 
+def left_row(array, columns):
+    """Distance between the rows of a block in a left operand of that many columns, of the array's type."""
+
+
+@overload(left_row, inline="always")
+def _left_row_any(array, columns):
+    if on_tiles_of(array.dtype):
+        return lambda array, columns: _TWO_TILES
+    return lambda array, columns: columns
+
+
+def left_column(array, column):
+    """Where a column, a multiple of LANES, of a block's first row is in a left operand."""
+
+
+@overload(left_column, inline="always")
+def _left_column_any(array, column):
+    if on_tiles_of(array.dtype):
+        return lambda array, column: column // _TWO_TILES * _TWO_TILES**2 + column % _TWO_TILES
+    return lambda array, column: column
+
+
+@inline
+def block_left(words, depth, first):
+    """The left operand of a block, of that many words a row, from one on, on AMX from a multiple of 16."""
+    return Left(pointer(words, first * left_row(words, 1)), depth, 1)
+
+
 @intrinsic(prefer_literal=True)
 def multiply_tile(typing_context, a, a_row, a_word, depth, panel, start, out, out_row, rows, vectors):
-    """Write the product of some rows and a panel to as many rows and vectors of out.
+    """Write the product of some rows and a panel to out.
 
     Args:
-        a: pointer to words `(rows, depth)`; a_row, a_word: from one row, and one word, to the next.
+        a, a_row, a_word: see `Left`.
         panel: pointer to words `(depth, vectors * LANES)`.
         start: what to add to each row, pointer to float32 `(vectors * LANES)`; None for what is in out.
         out: pointer to float32 `(rows, vectors * LANES)`; out_row: from one row to the next.
@@ -176,7 +213,7 @@ def multiply_part(part, parts, left, rows, words, panels, start, out, columns):
     vectors there is nothing to gain, and the first part does everything.
 
     Args:
-        columns: a multiple of 32. Others: as in `multiply`.
+        As in `multiply`.
     """
 
 
@@ -193,22 +230,36 @@ def _multiply_part_any(part, parts, left, rows, words, panels, start, out, colum
 
 
 def _multiply_part_on_tiles(part, parts, left, rows, words, panels, start, out, columns):
-    # All 32 rows, even if fewer are asked for: the left operand and out have them.
-    width = VECTORS * LANES
+    # All 32 rows, whatever `rows` is: the left operand and out have them.
     in_panel = words // tiles.SIDE
-    in_all = in_panel * (columns // width)
-    number, end = part * in_all // parts, (part + 1) * in_all // parts
-    for column in range(0, columns, width):
+    in_all = in_panel * ((columns + _TWO_TILES - 1) // _TWO_TILES)
+    first, column = part * in_all // parts, 0
+    more = (part + 1) * in_all // parts - first
+    # Quicker than a division.
+    while first >= in_panel:
+        first, column = first - in_panel, column + _TWO_TILES
+    while more > 0:
+        last, width = min(in_panel, first + more), min(_TWO_TILES, columns - column)
         panel = pointer(panels.words, column * panels.depth + panels.first * width)
-        while number < min(end, in_panel):
-            if number == 0:
-                tiles.start_sums(pointer(start, column))
-            k = number * tiles.SIDE
-            tiles.add_products(pointer(left.words, k), left.row, pointer(panel, k * width))
-            number += 1
-            if number == in_panel:
-                tiles.store_sums(pointer(out, column), columns)
-        number, end = max(number - in_panel, 0), end - in_panel
+        add, to = pointer(start, column), pointer(out, column)
+        if width == _ONE_TILE:
+            _multiply_tiles(left.words, panel, first, last, in_panel, add, to, columns, 1)
+        else:
+            _multiply_tiles(left.words, panel, first, last, in_panel, add, to, columns, 2)
+        more -= last - first
+        first, column = 0, column + _TWO_TILES
+
+
+@inline
+def _multiply_tiles(left, panel, first, last, in_panel, start, out, out_row, across):
+    """Some of the products for 32 rows and a panel; the sums stay in their registers meanwhile."""
+    for number in range(first, last):
+        if number == 0:
+            tiles.start_sums(start, across)
+        k = number * tiles.SIDE
+        tiles.add_products(pointer(left, k * _TWO_TILES), pointer(panel, k * across * LANES), across)
+        if number + 1 == in_panel:
+            tiles.store_sums(out, out_row, across)
 
 
 def block_part(array):

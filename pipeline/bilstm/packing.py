@@ -57,37 +57,40 @@ def _drop_seconds_any(words, number):
 
 
 @compiled
-def pack_rows(a, k, depth, out):
-    """Write rows in the order in which tiles read a right operand.
+def pack_rows(a, rows, row, width, out):
+    """Write some columns of rows in the order in which tiles read a panel of a right operand.
 
     Args:
-        a: values `(rows, columns)`, columns a multiple of LANES: some of those that are summed over.
-        k: number of their first word; depth: words in all.
-        out: words, flat: panels of VECTORS vectors (the last of those that are left), word by word. If the
-            rows do not fill the last word, its second value is anything: on the left it must be 0.
+        a: pointer to values `(rows, width)`: some of what is summed over; row: from one row to the next.
+        width: VECTORS * LANES, or LANES.
+        out: pointer to words `(rows in words, width)`. If the rows do not fill the last word, its second
+            value is anything: on the left it must be 0.
     """
-    rows, columns = a.shape
     in_word = values_in_word(a)
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
-        place = pointer(out, (column * depth + k * width,))
-        for v in range(0, width, LANES):
-            for first in range(0, rows, in_word):
-                second = min(first + in_word, rows) - 1
-                _write_words(
-                    place, first // in_word * width + v, a, (first, column + v), a, (second, column + v)
-                )
+    for v in range(0, width, LANES):
+        for first in range(0, rows, in_word):
+            second = min(first + in_word, rows) - 1
+            _write_words(out, first // in_word * width + v, a, first * row + v, a, second * row + v)
 
 
 @compiled
 def pack(weights, panels):
-    """`pack_rows` of a whole right operand: weights `(depth, columns)`; words beyond the depth are 0."""
+    """Pack a right operand.
+
+    Args:
+        weights: values `(depth, columns)`, columns a multiple of LANES.
+        panels: words, flat, written: panels of VECTORS vectors, the last of what is left. Words beyond the
+            depth are 0.
+    """
     rows, columns = weights.shape
     in_word, depth = values_in_word(weights), words_in(weights, rows)
     for first in range(0, rows, in_word):
         for ahead in range(first + _AHEAD * in_word, min(first + (_AHEAD + 1) * in_word, rows)):
             prefetch(weights, (ahead, 0), columns)
-        pack_rows(weights[first : first + in_word], first // in_word, depth, panels)
+        for column in range(0, columns, VECTORS * LANES):
+            width = min(VECTORS * LANES, columns - column)
+            place = pointer(panels, (column * depth + first // in_word * width,))
+            pack_rows(pointer(weights, (first, column)), min(in_word, rows - first), columns, width, place)
     whole = (rows + in_word - 1) // in_word
     for column in range(0, columns, VECTORS * LANES):
         width = min(VECTORS * LANES, columns - column)
@@ -114,54 +117,49 @@ def pack_transposed(weights, panels):
 
 
 def left_strides(like, columns, depth):
-    """Words from one row, and one word of a row, to the next in a left operand `(columns, depth)`."""
+    """`row` and `word` of a `Left` operand `(columns, depth)`."""
 
 
 @overload(left_strides)
 def _left_strides_any(like, columns, depth):
     if on_tiles_of(like.dtype):
-        return lambda like, columns, depth: (depth, 1)
+        return lambda like, columns, depth: (depth, 2 * LANES)
     return lambda like, columns, depth: (1, columns)
 
 
-def pack_columns(a, groups, rows, left, row, word):
-    """Write columns of a as rows of a left operand: to sum over a's rows.
+def pack_columns(a, rows, left, column, row, word, spare):
+    """Write LANES columns of a as rows of a left operand: to sum over a's rows.
 
     Args:
-        a: pointer to values `(groups, rows, LANES)`: row by row for each group of columns.
-        left: pointer to the first row's first word. What a's rows lack to whole words, on AMX to whole tiles,
-            is 0.
+        a: pointer to values `(rows, LANES)`.
+        left: pointer to the left operand, to the word of a's first row. What a's rows lack to whole words, on
+            AMX to whole tiles, is 0.
+        column: the first one's row in the left operand, a multiple of LANES.
         row, word: of `left_strides`.
+        spare: pointer to words `(LANES, LANES)` for AMX.
     """
 
 
 @overload(pack_columns)
-def _pack_columns_any(a, groups, rows, left, row, word):
+def _pack_columns_any(a, rows, left, column, row, word, spare):
     return _pack_columns_on_tiles if on_tiles_of(a.dtype) else _pack_columns_in_vectors
 
 
-def _pack_columns_in_vectors(a, groups, rows, left, row, word):
+def _pack_columns_in_vectors(a, rows, left, column, row, word, spare):
     in_word = values_in_word(a)
     for first in range(0, rows, in_word):
         second = min(first + in_word, rows) - 1
-        place = pointer(left, first // in_word * word)
-        for g in range(groups):
-            _write_words(place, g * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES)
+        place = pointer(left, first // in_word * word + column * row)
+        _write_words(place, 0, a, first * LANES, a, second * LANES)
         if first + in_word > rows:
-            _drop_seconds(place, groups * LANES)
+            _drop_seconds(place, LANES)
 
 
-def _pack_columns_on_tiles(a, groups, rows, left, row, word):
-    scratch = np.zeros((LANES, LANES), np.uint32)
-    words = pointer(scratch, (0, 0))
-    for g in range(groups):
-        for first in range(0, rows, 2):
-            second = min(first + 1, rows - 1)
-            _write_words(
-                words, first // 2 * LANES, a, (g * rows + first) * LANES, a, (g * rows + second) * LANES
-            )
-        if rows % 2:
-            _drop_seconds(pointer(words, rows // 2 * LANES), LANES)
-        write_transposed(words, LANES, pointer(left, g * LANES * row), row)
-    # Numba frees an array after its last use.
-    scratch[0] = 0
+def _pack_columns_on_tiles(a, rows, left, column, row, word, spare):
+    pack_rows(a, rows, LANES, LANES, spare)
+    if rows % 2:
+        _drop_seconds(pointer(spare, rows // 2 * LANES), LANES)
+    for k in range((rows + 1) // 2 * LANES, LANES * LANES):
+        spare[k] = np.uint32(0)
+    place = pointer(left, column // (2 * LANES) * 2 * LANES * row + column % (2 * LANES) * LANES)
+    write_transposed(spare, LANES, place, LANES)

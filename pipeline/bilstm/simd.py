@@ -127,7 +127,7 @@ def read(typing_context, array, indices):
 
 
 def _masked(builder, count):
-    """Masks of the first `count` lanes, in LLVM; all of them if there are not so few."""
+    """Masks of the first `count` lanes, in LLVM; all of them if `count` is larger."""
     lanes = ir.Constant(INTS, list(range(LANES)))
     return builder.icmp_signed("<", lanes, broadcast_ir(builder, builder.trunc(count, ir.IntType(32))))
 
@@ -279,7 +279,7 @@ def write_transposed(typing_context, source, source_row, target, target_row):
 
 @intrinsic
 def prefetch(typing_context, array, indices, number):
-    """Start to fetch so many values of an array's last dimension into the nearest cache, from an item on."""
+    """Start to fetch `number` values of the last dimension, from an item on, into the nearest cache."""
 
     def generate(context, builder, signature, arguments):
         byte, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)

@@ -102,20 +102,15 @@ def _start(builder, down, across, start, out, out_row):
             _call(builder, "tileloadd64", _BYTE(_SUMS[i * across + j]), place, builder.mul(row, _LONG(4)))
 
 
-def _add_products(builder, down, across, a, a_row, panel):
-    """Add the products of a tile's depth."""
+def _add_products(builder, down, across, a, panel):
+    """Add the products of a tile's depth; the left tiles lie one after the other."""
     panel_row = _LONG(4 * SIDE * across)
     for j in range(across):
         _call(builder, "tileloadd64", _BYTE(_RIGHT[j]), _at(builder, panel, _LONG(SIDE * j)), panel_row)
         for i in range(down):
             if j == 0:
-                _call(
-                    builder,
-                    "tileloadd64",
-                    _BYTE(_LEFT[i]),
-                    _at(builder, a, builder.mul(a_row, _LONG(SIDE * i))),
-                    builder.mul(a_row, _LONG(4)),
-                )
+                left = _at(builder, a, _LONG(SIDE * SIDE * i))
+                _call(builder, "tileloadd64", _BYTE(_LEFT[i]), left, _LONG(4 * SIDE))
             _call(builder, "tdpbf16ps", _BYTE(_SUMS[i * across + j]), _BYTE(_LEFT[i]), _BYTE(_RIGHT[j]))
 
 
@@ -131,9 +126,9 @@ def _store(builder, down, across, out, out_row):
 def generate_tile(context, builder, signature, arguments):
     """The code of `matmul.multiply_tile` for pairs of bfloat16.
 
-    Its `rows` is 16 or 32, the depth a multiple of 16, and a row's words lie side by side.
+    Its `rows` is 16 or 32, the depth a multiple of 16, and a lies as `matmul.Left` says.
     """
-    a, a_row, _, depth, panel, start, out, out_row, _, _ = arguments
+    a, _, _, depth, panel, start, out, out_row, _, _ = arguments
     down, across = signature.args[-2].literal_value // SIDE, signature.args[-1].literal_value
     _start(builder, down, across, None if signature.args[5] == types.none else start, out, out_row)
     with cgutils.for_range(builder, builder.udiv(depth, _LONG(SIDE))) as loop:
@@ -142,45 +137,45 @@ def generate_tile(context, builder, signature, arguments):
             builder,
             down,
             across,
-            _at(builder, a, k),
-            a_row,
+            _at(builder, a, builder.mul(k, _LONG(2 * SIDE))),
             _at(builder, panel, builder.mul(k, _LONG(SIDE * across))),
         )
     _store(builder, down, across, out, out_row)
     return context.get_dummy_value()
 
 
-# The parts of a product of 32 rows and 32 columns, for callers that do something else in between.
+# The parts of a product of 32 rows and 16 or 32 columns, a constant 1 or 2 tiles across, for callers that do
+# something else in between.
 
 
-@intrinsic
-def start_sums(typing_context, start):
-    """Let the sums begin with float32 `(32)`, the same for each row."""
-
-    def generate(context, builder, signature, arguments):
-        _start(builder, 2, 2, *arguments, None, None)
-        return context.get_dummy_value()
-
-    return types.void(start), generate
-
-
-@intrinsic
-def add_products(typing_context, a, a_row, panel):
-    """Add the products of words `(32, 16)`, from one row to the next a_row, and `(16, 32)`."""
+@intrinsic(prefer_literal=True)
+def start_sums(typing_context, start, across):
+    """Let the sums begin with float32 `(columns)`, the same for each row."""
 
     def generate(context, builder, signature, arguments):
-        _add_products(builder, 2, 2, *arguments)
+        _start(builder, 2, signature.args[1].literal_value, arguments[0], None, None)
         return context.get_dummy_value()
 
-    return types.void(a, types.int64, panel), generate
+    return types.void(start, across), generate
 
 
-@intrinsic
-def store_sums(typing_context, out, out_row):
-    """Write the sums to float32 `(32, 32)`, from one row to the next out_row."""
+@intrinsic(prefer_literal=True)
+def add_products(typing_context, a, panel, across):
+    """Add the products of words `(32, 16)` and `(16, columns)`."""
 
     def generate(context, builder, signature, arguments):
-        _store(builder, 2, 2, *arguments)
+        _add_products(builder, 2, signature.args[2].literal_value, *arguments[:2])
         return context.get_dummy_value()
 
-    return types.void(out, types.int64), generate
+    return types.void(a, panel, across), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_sums(typing_context, out, out_row, across):
+    """Write the sums to float32 `(32, columns)`, from one row to the next out_row."""
+
+    def generate(context, builder, signature, arguments):
+        _store(builder, 2, signature.args[2].literal_value, *arguments[:2])
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, across), generate

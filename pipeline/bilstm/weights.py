@@ -40,8 +40,7 @@ def pack_parameters(kernel, recurrent, bias, panels, transposed, packed_bias):
     Args:
         kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
         panels: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
-        transposed: written, for `backward`: of `(4 * cells, cells)` and `(4 * cells, padded features)`;
-            not if it is empty.
+        transposed: written, for `backward`: of `(4 * cells, cells + padded features)`; not if it is empty.
         packed_bias: float32 `(1, 4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)
@@ -54,9 +53,7 @@ def pack_parameters(kernel, recurrent, bias, panels, transposed, packed_bias):
     _interleave_row(bias, 0, units, packed_bias, 0)
     pack(weights, as_words(panels))
     if len(transposed) > 0:
-        split = GATES * cells * cells
-        pack_transposed(weights[:cells], as_words(transposed[:split]))
-        pack_transposed(weights[cells:], as_words(transposed[split:]))
+        pack_transposed(weights, as_words(transposed))
 
 
 @compiled
