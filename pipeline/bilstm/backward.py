@@ -205,6 +205,8 @@ def _scratch(plan, features, kept, floats):
 @compiled
 def _block(scratch, number, features, with_x):
     columns, d_gates, words = scratch.d_gates.shape[1], scratch.d_gates, as_words(scratch.d_gates)
+    # Whole panels, as the weights are packed.
+    cells, width, panel = columns // GATES, padded(features), VECTORS * LANES
     return _Block(
         pointer(scratch.d_operands, (0,)),
         pointer(scratch.d_c, (0,)),
@@ -221,7 +223,7 @@ def _block(scratch, number, features, with_x):
         features,
         words.shape[1],
         scratch.right.size // columns,
-        columns // GATES + (padded(features) if with_x else 0),
+        cells + width if with_x else min(cells + width, -(-cells // panel) * panel),
     )
 
 
