@@ -145,7 +145,7 @@ def _kind():
     code = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         code.update(path.read_bytes())
-    kind = {"pipeline": code.hexdigest()[:8], "processor": processor_kind()}
+    kind = {"code": code.hexdigest()[:8], "processor": processor_kind()}
     for library in LIBRARIES:
         try:
             kind[library] = version(library)
@@ -286,7 +286,8 @@ class RayPool(ThreadPoolExecutor):
         self._idle.put(
             PipelineError(
                 f"nodes of the Ray cluster would compute different results, {self._first.node} and "
-                f"{worker.node}: {differences}; use nodes of one kind with the same libraries"
+                f"{worker.node}: {differences}; use nodes of one kind with the same libraries, and leave "
+                "pipeline/ as it is during a run"
             )
             if differences
             else worker
