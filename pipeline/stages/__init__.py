@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import os
 import re
 import sys
@@ -53,8 +52,6 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
     # A message of a submission may have letters that the terminal cannot show.
     sys.stdout.reconfigure(errors="replace")
-    # It warns of graphs that are built for each of several networks.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if "DVC_STAGE" in os.environ:
         _copy_lock()
     try:
@@ -91,11 +88,13 @@ def _record_time(name, seconds):
 def _without_tensorflow_log():
     """Keep TensorFlow's log, which is about itself, out of stderr, in child processes too.
 
-    Half of it is written before any setting is looked at. Errors come as exceptions all the same.
+    Half of it is written before any setting is looked at; warnings tell of graphs that are built for each of
+    several networks. Errors come as exceptions all the same.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     noise = re.compile(
-        rb"WARNING: All log messages before absl|To enable the following instr|[IWE]\d{4} \d\d:"
+        rb"WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following instr"
+        rb"|[IWE]\d{4} \d\d:"
     )
     sys.stderr.flush()
     stderr = os.dup(2)
