@@ -1,6 +1,7 @@
 """What a running training leaves for others to watch: `metrics/history.csv`, and TensorBoard's logs."""
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from pipeline.metrics import history_table
 from pipeline.training.members import Member
 
 WATCHED = ("loss", "accuracy", "val_loss", "val_accuracy")
+# Seconds between two writings of the table: that of a thousand networks takes a third of a second, and on a
+# cluster dozens of epochs end in each second.
+INTERVAL = 1
 
 
 class EpochLog:
@@ -22,14 +26,15 @@ class EpochLog:
             tensorboard: the folder of the runs; None for no runs.
         """
         self.table, self.tensorboard = table, tensorboard
-        self.histories, self.writers = {}, {}
+        self.histories, self.writers, self.written = {}, {}, -INTERVAL
         if tensorboard:
             shutil.rmtree(tensorboard, ignore_errors=True)
 
     def add(self, member: Member, epochs: Sequence[dict]) -> None:
         """Log finished epochs of a member, see `train_epoch`."""
         self.histories[member] = [*self.histories.get(member, ()), *epochs]
-        write_csv(self.table, history_table(self.histories))
+        if time.monotonic() - self.written >= INTERVAL:
+            self._write()
         if self.tensorboard:
             writer = self._writer(member)
             for epoch in epochs:
@@ -38,8 +43,14 @@ class EpochLog:
             writer.flush()
 
     def close(self) -> None:
+        if self.histories:
+            self._write()
         for writer in self.writers.values():
             writer.close()
+
+    def _write(self):
+        write_csv(self.table, history_table(self.histories))
+        self.written = time.monotonic()
 
     def _writer(self, member):
         from tensorboard.summary import Writer

@@ -30,12 +30,14 @@ class TrainingProgress:
         self.started = time.monotonic()
         self.finished_before = None  # epochs that an earlier run had done
         self.done = dict.fromkeys(members, 0)
-        self.live = sys.stdout.isatty()
+        console = Console()
+        # Bars that the terminal has no lines for take time and show nothing.
+        self.live = sys.stdout.isatty() and len(members) < console.height
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} epochs  {task.fields[figures]}"),
-            console=Console(),
+            console=console,
             disable=not self.live,
         )
 

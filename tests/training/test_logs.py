@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.training import logs
 from pipeline.training.logs import EpochLog
 from pipeline.training.members import Member
 
@@ -15,7 +16,8 @@ def epoch(number):
     return {"epoch": number, **figures, "images": 100, "seconds": 2.0}
 
 
-def test_the_table_grows_as_epochs_end(tmp_path):
+def test_the_table_grows_as_epochs_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "INTERVAL", 0)
     log, table = EpochLog(tmp_path / "history.csv"), lambda: pd.read_csv(tmp_path / "history.csv")
     log.add(ROWS, [epoch(1), epoch(2)])  # of an earlier run
     log.add(GRID, [epoch(1)])
@@ -25,6 +27,16 @@ def test_the_table_grows_as_epochs_end(tmp_path):
     assert table()["epoch"].tolist() == [1, 2, 3, 1] and table()["val_loss"][1] == 0.25
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_many_epochs_in_a_second_are_written_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "INTERVAL", 1000)
+    log = EpochLog(tmp_path / "history.csv")
+    log.add(ROWS, [epoch(1)])
+    log.add(ROWS, [epoch(2)])
+    assert len(pd.read_csv(tmp_path / "history.csv")) == 1
+    log.close()
+    assert len(pd.read_csv(tmp_path / "history.csv")) == 2
 
 
 def test_tensorboard_has_a_run_for_each_network(tmp_path):
