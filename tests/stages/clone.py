@@ -104,9 +104,3 @@ class Project:
     def arrays(self, path):
         with np.load(self.folder / path) as file:
             return dict(file)
-
-    def results(self):
-        return {
-            path: (self.folder / path).read_bytes()
-            for path in ("data/predictions.npz", "data/oof.npz", "submissions/submission.csv")
-        }
