@@ -25,8 +25,9 @@ SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
 DVC_LOCK = Path("dvc.lock")
-DVC_LOCK_COPY = Path(".dvc/tmp/dvc.lock")
-DVC_USERS = Path(".dvc/tmp/rwlock")
+DVC_TMP = Path(".dvc/tmp")
+DVC_LOCK_COPY = DVC_TMP / "dvc.lock"
+DVC_USERS = DVC_TMP / "rwlock"
 
 
 def checkpoint(fold: int) -> Path:

@@ -1,9 +1,11 @@
 """What several tests call: small parameters, and this Python in a process of its own."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,31 @@ def copy_project(folder):
 def files(folder):
     """The content of each file in a folder, by its path."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def command_lines():
+    """The command lines of all processes, which every user of a machine can list."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_bytes().replace(b"\0", b" "))
+    return found
+
+
+@contextlib.contextmanager
+def watch_command_lines():
+    """Yield a set of the command lines of all processes that run meanwhile, but for short ones."""
+    found, ended = set(), threading.Event()
+
+    def watch():
+        while not ended.wait(0.3):
+            found.update(command_lines())
+
+    threading.Thread(target=watch).start()
+    try:
+        yield found
+    finally:
+        ended.set()
 
 
 def run_python(*arguments, cwd=ROOT, **environment):

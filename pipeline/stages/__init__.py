@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from types import ModuleType
 
 from pipeline.files import PipelineError, atomic_write, write_json
 from pipeline.machine import processor
-from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, TIMES
+from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_TMP, TIMES
 
 # What a stage inherits from a shell, a notebook or another project's settings changes no result and breaks
 # nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, but for places, logs and GPU memory.
@@ -55,6 +56,7 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     if "DVC_STAGE" in os.environ:
         _copy_lock()
     try:
+        _wait_for_others(name)
         started = time.monotonic()
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()
@@ -64,6 +66,18 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
+
+
+def _wait_for_others(name):
+    """Wait while the same stage runs in this folder, such as one whose DVC alone was killed."""
+    with contextlib.suppress(OSError):  # there is no such folder, or no locks on a network's disk
+        # Never closed: the lock ends with this process.
+        file = os.open(DVC_TMP / f"stage_{name}.lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waits until another process that runs this stage ends", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _copy_lock():

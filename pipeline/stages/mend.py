@@ -6,9 +6,9 @@ one. Each stage keeps a copy of `dvc.lock`; without one, finished stages may hav
 
 import itertools
 import json
+import re
 import sys
 import time
-from pathlib import Path
 
 import psutil
 from dvc.rwlock import SCHEMA
@@ -20,15 +20,13 @@ from pipeline.stages import run_stage
 
 
 def main():
-    for path, check, copy in ((DVC_LOCK, check_lock, DVC_LOCK_COPY), (DVC_USERS, check_users, None)):
+    for path, check in ((DVC_LOCK, check_lock), (DVC_USERS, check_users)):
         # Another DVC may be writing it just now.
         if problem(path, check) and not time.sleep(1) and (text := problem(path, check)):
-            if copy and copy.exists() and not problem(copy, check):
-                copy.replace(path)
-                print(f"mend: put back {path} as it was before the last stage; it was cut off ({text})")
-            else:
-                path.unlink()
-                print(f"mend: deleted {path}, which DVC makes anew; it was cut off ({text})")
+            copied = path == DVC_LOCK and DVC_LOCK_COPY.exists() and not problem(DVC_LOCK_COPY, check)
+            DVC_LOCK_COPY.replace(path) if copied else path.unlink()
+            done = "put back the copy of" if copied else "deleted"
+            print(f"mend: {done} {path}, which a kill has cut off ({text})")
 
 
 def problem(path, check):
@@ -40,14 +38,16 @@ def problem(path, check):
         return " ".join(str(error).split())[:100]
 
 
-def check_lock(path: Path) -> None:
-    text = path.read_text()
-    COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
-    if not text.endswith("\n"):
-        raise ValueError("its last line")
+def check_lock(path):
+    COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path))
+    if DVC_LOCK_COPY.exists():
+        # DVC can read a file that was cut off between two lines.
+        keys, of_copy = (re.findall("(?m)^.*?:", file.read_text()) for file in (path, DVC_LOCK_COPY))
+        if keys == of_copy[: len(keys)] != of_copy:
+            raise ValueError("its end is missing")
 
 
-def check_users(path: Path) -> None:
+def check_users(path):
     """Refuse also a list of processes that have ended, whose numbers others may have by now."""
     users = SCHEMA(json.loads(path.read_text()))
     listed = itertools.chain(*users["read"].values(), users["write"].values())

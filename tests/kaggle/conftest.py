@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kaggle_server import KaggleServer
+from kaggle_server import SECRETS, KaggleServer
 from project import ROOT, SMALL, Project, archive
 
 
@@ -44,6 +44,7 @@ def kaggle():
         server.files["archive.zip"] = archive(SMALL)
         yield server
     assert server.strangers == []
+    assert not [line for line in server.command_lines for secret in SECRETS if secret.encode() in line]
 
 
 @pytest.fixture

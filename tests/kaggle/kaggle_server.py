@@ -13,6 +13,8 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from helpers import command_lines
+
 USER, KEY, TOKEN = "digitfan", "made-up-key-0123456789", "made-up-token-9876543210"
 SIGNATURE = "made-up-signature-of-an-address"
 SECRETS = (KEY, TOKEN, SIGNATURE, base64.b64encode(f"{USER}:{KEY}".encode()).decode())
@@ -30,6 +32,7 @@ class KaggleServer:
         self.page_size, self.tokens = 20, True
         self.faults = {}  # call -> the next answers in place of the proper one, see below
         self.calls, self.times, self.uploads, self.strangers = [], [], [], []
+        self.command_lines = set()  # of all processes, at any time that the client waits for an answer
         self.closing = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads, self.http.kaggle = True, self
@@ -151,6 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         self.asked = json.loads(self.body) if self.command == "POST" else None
         kaggle.calls.append((self.call, self.asked))
         kaggle.times.append(time.monotonic())
+        kaggle.command_lines |= command_lines()
         if self.command != "POST" and SIGNATURE not in url.query:
             return self.answer({"code": 403, "message": "no signature"}, 403)
         signing_in = self.call == "GenerateAccessToken"

@@ -42,6 +42,19 @@ def share_compiled_layer(folder):
     return str(ours.parents[1])
 
 
+def home_with_credentials(home):
+    """A home with each file in which Kaggle's client looks for credentials."""
+    (home / ".kaggle").mkdir(parents=True)
+    for name in (".cache", ".config"):  # downloads and settings of pip
+        if (Path.home() / name).exists():
+            (home / name).symlink_to(Path.home() / name)
+    (home / ".kaggle/access_token").write_text(SECRET)
+    for name in ("kaggle.json", "credentials.json"):
+        content = {"username": "digitfan", "key": SECRET, "refresh_token": SECRET, "access_token": SECRET}
+        (home / ".kaggle" / name).write_text(json.dumps(content))
+    return home
+
+
 class Project:
     """A clone of the project, and the commands that its user types."""
 
@@ -56,6 +69,7 @@ class Project:
         self.environment.pop("PYTHONPATH", None)
         # Any stage could find them; none may tell them.
         self.environment |= {"KAGGLE_USERNAME": "digitfan", "KAGGLE_KEY": SECRET, "KAGGLE_API_TOKEN": SECRET}
+        self.environment["HOME"] = str(home_with_credentials(folder.with_name(f"{folder.name}_home")))
 
     def run(self, command, status=0):
         done = subprocess.run(

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from clone import SMALL, Project
-from helpers import copy_project
+from helpers import copy_project, watch_command_lines
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,8 @@ def finished(tmp_path_factory):
     project.set(**SMALL)
     for command in ("git add -A", "git commit -qm project"):
         project.run(command)
-    project.output = project.run("dvc repro")
+    with watch_command_lines() as project.command_lines:
+        project.output = project.run("dvc repro")
     for command in ("git add -A", "git commit -qm run"):
         project.run(command)
     yield project

@@ -20,18 +20,32 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(mend.time, "sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("cut", [0, b"schema", b"    deps:", b"      size: 1", b"      si", None])
-@pytest.mark.parametrize("copy", ["whole", "cut off", "missing"])
-def test_a_lock_file_that_is_cut_off(capsys, cut, copy):
+@pytest.mark.parametrize("end", [b"", b"schema", b"    de", b"      si", b"\n  train:", None])
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_lock_file_that_is_cut_off(capsys, end, copy):
     whole = mend.DVC_LOCK.read_bytes()
-    if copy != "missing":
-        mend.DVC_LOCK_COPY.write_bytes(whole if copy == "whole" else b"schema: ")
-    end = whole.index(cut) + len(cut) if isinstance(cut, bytes) else cut
-    mend.DVC_LOCK.write_bytes(whole[:end])
+    if copy:
+        mend.DVC_LOCK_COPY.write_bytes(whole)
+    between_lines = end == b"\n  train:"
+    cut = whole if end is None else whole[: whole.index(end) + (1 if between_lines else len(end))]
+    mend.DVC_LOCK.write_bytes(cut)
     mend.main()
-    there = end is None or copy == "whole"
-    assert mend.DVC_LOCK.read_bytes() == whole if there else not mend.DVC_LOCK.exists()
-    assert ("it was cut off" in capsys.readouterr().out) == (end is not None)
+    left = mend.DVC_LOCK.read_bytes() if mend.DVC_LOCK.exists() else None
+    # DVC can read the one that is cut off between two lines.
+    assert left == (whole if copy else cut if between_lines or end is None else None)
+    assert ("cut off" in capsys.readouterr().out) == (left != cut)
+
+
+def test_a_copy_of_the_lock_file_is_no_better(capsys):
+    mend.DVC_LOCK_COPY.write_bytes(mend.DVC_LOCK.read_bytes())
+    other = mend.DVC_LOCK.read_bytes().replace(b"  mnist:", b"  another:")
+    mend.DVC_LOCK.write_bytes(other)
+    mend.main()
+    assert mend.DVC_LOCK.read_bytes() == other
+    mend.DVC_LOCK.write_bytes(b"schema")
+    mend.DVC_LOCK_COPY.write_bytes(b"")
+    mend.main()
+    assert not mend.DVC_LOCK.exists()
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -123,10 +123,13 @@ def test_the_ensemble_is_the_mean_of_the_folds(project):
         np.testing.assert_allclose(oof[rows], own, atol=0.01)
 
 
-def test_no_file_or_message_has_the_credentials(project):
+def test_no_file_message_or_command_line_has_the_credentials(project):
     secret = project.environment["KAGGLE_KEY"]
     found = [path for path, content in files(project.folder).items() if secret.encode() in content]
     assert found == [] and secret not in project.output
+    lines = project.command_lines
+    assert any(b"pipeline.stages.train" in line for line in lines)
+    assert not [line for line in lines if secret.encode() in line]
 
 
 def test_the_python_of_readme_runs(project):

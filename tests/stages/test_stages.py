@@ -1,9 +1,11 @@
 """Each stage on its own: on odd machines, and what it refuses in one line, leaving everything as it was."""
 
+import fcntl
 import importlib
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,7 +53,16 @@ def test_a_stage_depends_on_no_setting_that_it_inherits(project, tmp_path, monke
     assert check_after == check and changed <= {"ensemble.json", "check.json"}  # they hold seconds
 
 
-@pytest.mark.parametrize("stage", ["download", "prepare", "ensemble", "check"])
+def test_a_stage_waits_while_another_process_runs_it(project):
+    with open(project.folder / ".dvc/tmp/stage_submission.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "pipeline.stages.submission"]
+        process = subprocess.Popen(command, cwd=project.folder, text=True, stdout=subprocess.PIPE)
+        assert process.stdout.readline().startswith("submission: waits until another process")
+    assert f"{LIMIT} predictions" in process.communicate()[0] and process.returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "ensemble", "article"])
 def test_a_disk_that_is_full_is_one_line(project, stage):
     """As of a limit to the size of files, which any user can set."""
     before = files(project.folder)
