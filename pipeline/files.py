@@ -143,6 +143,12 @@ def read_text(path: str | Path, largest: int) -> str:
     return content.decode()
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file."""
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(content)
+
+
 def write_json(path: str | Path, content) -> None:
     """Write a JSON file."""
     with atomic_write(path) as tmp:

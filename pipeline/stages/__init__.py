@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from types import ModuleType
 
-from pipeline.files import PipelineError, atomic_write, write_json
+from pipeline.files import PipelineError, write_bytes, write_json
 from pipeline.machine import processor
 from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_TMP, TIMES
 
@@ -85,8 +85,7 @@ def _copy_lock():
     with contextlib.suppress(OSError, PipelineError):
         content = DVC_LOCK.read_bytes()
         if content.endswith(b"\n"):  # no other DVC is writing it just now
-            with atomic_write(DVC_LOCK_COPY) as tmp:
-                tmp.write_bytes(content)
+            write_bytes(DVC_LOCK_COPY, content)
 
 
 def _record_time(name, seconds):

@@ -15,6 +15,7 @@ from dvc.rwlock import SCHEMA
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
+from pipeline.files import write_bytes
 from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_USERS
 from pipeline.stages import run_stage
 
@@ -24,9 +25,8 @@ def main():
         # Another DVC may be writing it just now.
         if problem(path, check) and not time.sleep(1) and (text := problem(path, check)):
             copied = path == DVC_LOCK and DVC_LOCK_COPY.exists() and not problem(DVC_LOCK_COPY, check)
-            DVC_LOCK_COPY.replace(path) if copied else path.unlink()
-            done = "put back the copy of" if copied else "deleted"
-            print(f"mend: {done} {path}, which a kill has cut off ({text})")
+            write_bytes(path, DVC_LOCK_COPY.read_bytes()) if copied else path.unlink()
+            print(f"mend: {'put back the copy of' if copied else 'deleted'} {path} after a kill ({text})")
 
 
 def problem(path, check):
