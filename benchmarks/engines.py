@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines
 
-prints a row for each number of members, number of workers and engine. It takes about four minutes. Images are
+prints a row for each number of members, number of workers and engine. It takes about eight minutes. Images are
 random, because the time does not depend on what they show.
 """
 
@@ -27,7 +27,7 @@ from pipeline.training.runner import train_members
 from pipeline.training.state import State, StateFiles
 from pipeline.training.tasks import train_epoch
 
-ROWS, FOLDS, EPOCHS = 8_000, 2, 4
+ROWS, FOLDS, EPOCHS = 36_000, 2, 2
 
 
 def measure(executor, workers, params, data):
