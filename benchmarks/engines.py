@@ -2,8 +2,8 @@
 
     python -m benchmarks.engines
 
-prints a row for each number of members, number of workers and engine, in about eight minutes. Images are random,
-because the time does not depend on what they show.
+prints a row for each number of members, number of workers and engine, in about eight minutes. Images are
+random, because the time does not depend on what they show.
 """
 
 import argparse
