@@ -325,6 +325,32 @@ np.save("network.npy", network(np.load("images.npy")))
     assert_close([np.load(tmp_path / "network.npy")], [model(images)])
 
 
+def test_too_little_memory_for_a_long_sequence_is_an_error_of_tensorflow():
+    done = run_python(
+        "-c",
+        """
+import resource
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+from pipeline.bilstm import BiLSTM
+
+layer = BiLSTM(16, readout="last")
+short, long = tf.zeros((1, 4, 1)), tf.zeros((1, 500_000, 1))
+before = layer(short, training=False)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+try:
+    layer(long, training=False)
+except tf.errors.ResourceExhaustedError as error:
+    assert "BiLSTM: no memory" in str(error), error
+    np.testing.assert_array_equal(layer(short, training=False), before)
+    print("refused")
+""",
+    )
+    assert done.stdout == "refused\n", done.stderr
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_saving_keeps_everything(tmp_path, readout, precision):
