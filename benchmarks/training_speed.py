@@ -29,8 +29,10 @@ BATCHES = (128, 256, 512, 1000)
 CORES = available_cores()
 # Batches that are fed in turn, and steps before the clock starts.
 FEED = 4
-SEARCH_SECONDS, SECONDS = 1.0, 3.0
-# After the search, a program's best setting is measured again, so often.
+# Speeds are those of the best of some such intervals: other users of the machine slow the others down.
+INTERVAL = 1.0  # seconds
+INTERVALS = 5
+# After the search, which takes one interval, a program's best setting is measured again, so often.
 ROUNDS = 2
 # No process may keep the others waiting for longer, in seconds.
 PATIENCE = 600
@@ -167,7 +169,7 @@ def together(processes, build, function, *arguments):
         return [future.result() for future in [pool.submit(function, *arguments) for _ in range(processes)]]
 
 
-def measure(build, shape, batches, seconds):
+def measure(build, shape, batches, intervals):
     """In a process of its own: images/s for each batch size, while the other processes do the same."""
     random = np.random.default_rng(0)
     speeds = []
@@ -179,18 +181,23 @@ def measure(build, shape, batches, seconds):
         labels = random.integers(CLASSES, size=(FEED, batch), dtype="int32")
         train(images, labels)
         _barrier.wait()
-        trained, started = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds:
-            train(images, labels)
-            trained += labels.size
-        speeds.append(trained / elapsed)
+        speeds.append(max(images_per_second(train, images, labels) for _ in range(intervals)))
     return speeds
 
 
-def run(program, shape, processes, batches, seconds):
+def images_per_second(train, images, labels):
+    """Images/s in an interval."""
+    trained, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < INTERVAL:
+        train(images, labels)
+        trained += labels.size
+    return trained / elapsed
+
+
+def run(program, shape, processes, batches, intervals):
     """Images/s of the whole machine for each setting; a program that fails is reported and left out."""
     try:
-        speeds = together(processes, program.build, measure, program.build, shape, batches, seconds)
+        speeds = together(processes, program.build, measure, program.build, shape, batches, intervals)
     except Exception as error:
         print(f"{program.name}, {processes} process(es): failed: {error!r}", file=sys.stderr)
         return {}
@@ -204,9 +211,8 @@ def compare(selected, quick):
     for case, shape, program in rows:
         settings = {}
         for processes in sorted({1, len(CORES)}):
-            settings |= run(
-                program, shape, processes, program.batches[:1] if quick else program.batches, SEARCH_SECONDS
-            )
+            batches = program.batches[:1] if quick else program.batches
+            settings |= run(program, shape, processes, batches, 1)
         found[case, program] = settings
         tell(case, program, settings)
     if not quick:
@@ -216,7 +222,7 @@ def compare(selected, quick):
         for _ in range(ROUNDS):
             for case, shape, program in rows:
                 if setting := chosen.get((case, program)):
-                    again = run(program, shape, setting.processes, (setting.batch,), SECONDS)
+                    again = run(program, shape, setting.processes, (setting.batch,), INTERVALS)
                     tell(case, program, again)
                     best = found[case, program]
                     for setting, speed in again.items():
