@@ -15,6 +15,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator
 
 # The light colours, and the names under which `style.css` has them and their dark counterparts.
@@ -204,10 +205,10 @@ def confusion_matrices(figure: Figure, matrices: dict[str, np.ndarray]) -> None:
 
 
 def mistakes(figure: Figure, digits: list[dict], images: np.ndarray, total: int) -> None:
-    """The digits that were misread, the surest mistakes first.
+    """The digits that were misread, the surest mistakes first; framed if every network misreads it.
 
     Args:
-        digits: `label` and `predicted` of each.
+        digits: `label`, `predicted` and `by_all` of each.
         images: `(n, 28, 28)`, in the same order.
         total: number of all misread digits.
     """
@@ -221,7 +222,10 @@ def mistakes(figure: Figure, digits: list[dict], images: np.ndarray, total: int)
         top, left = step * (number // MISTAKE_COLUMNS) + step - 28, step * (number % MISTAKE_COLUMNS)
         sheet[top : top + 28, left : left + 28] = image
         text = f"{digit['label']} read as {digit['predicted']}"
-        axes.text(left + 14, top - 1, text, fontsize=8, ha="center")
+        axes.text(left + 14, top - 2, text, fontsize=8, ha="center")
+        if digit["by_all"]:
+            axes.add_patch(Rectangle((left, top), 27, 27, fill=False, edgecolor=SERIES[1], clip_on=False))
     axes.imshow(sheet, cmap="gray_r", interpolation="nearest")
     which = f"The {shown} surest of " if shown < total else ""
-    axes.set_title(f"{which}{total:,} misread digits of the MNIST test split, the surest first")
+    title = f"{which}{total:,} misread digits of the MNIST test split, the surest first"
+    axes.set_title(f"{title}; framed: misread by every network")

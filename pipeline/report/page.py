@@ -201,9 +201,10 @@ def _galleries(run, temperature):
         name: {"total": len(positions), "digits": [_digit(part, position) for position in positions[:most]]}
         for name, (part, positions, most) in found.items()
     }
-    for digit in galleries["disagreed"]["digits"]:
+    for digit in galleries["disagreed"]["digits"] + galleries["test"]["digits"]:
         votes = run.each[:, digit["position"]].argmax(axis=1)
         digit["votes"] = ", ".join(map(str, votes))
+        digit["by_all"] = bool((votes != digit["label"]).all())
     return galleries
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from helpers import run_python
 
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, load_arrays
+from pipeline.metrics import worst_first
 
 FILES = {
     "data/raw/source.json": "download",
@@ -58,6 +59,16 @@ def test_arrays_of_another_run_are_refused(finished):
     (finished.folder / "data/oof.npz").write_bytes(oof)
     with pytest.raises(PipelineError, match=r"data/oof.npz: .*'train'"):
         finished.report()
+
+
+def test_a_misread_digit_has_the_votes_of_all_networks_beside_it(finished):
+    page = finished.write(**SMALL).report()
+    probabilities, each, clean = load_arrays(
+        finished.folder / "data/check.npz", "check", "probabilities", "each", "clean"
+    )
+    worst = next(n for n in worst_first(probabilities, finished.mnist["test_labels"]) if clean[n])
+    votes = ", ".join(map(str, each[:, worst].argmax(axis=1)))
+    assert f"<br>{votes}<br>test image {worst}</li>" in page
 
 
 @pytest.mark.parametrize(
