@@ -132,8 +132,8 @@ def test_no_file_message_or_command_line_has_the_credentials(project):
     assert not [line for line in lines if secret.encode() in line]
 
 
-def test_the_python_of_readme_runs(project):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_python_of_the_docs_runs(project):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/running.md").read_text(), re.DOTALL)
     cache = project.environment["NUMBA_CACHE_DIR"]
     done = run_python("-c", code, cwd=project.folder, NUMBA_CACHE_DIR=cache)
     assert done.returncode == 0, done.stderr
