@@ -24,7 +24,7 @@ SMALL = {
 
 
 def small_params(**changes):
-    """The committed parameters but for `SMALL` and for the changes: `section={key: value}` or `seed=1`."""
+    """The committed parameters except `SMALL` and the changes: `section={key: value}` or `seed=1`."""
     content = load_params(ROOT / "params.yaml").model_dump()
     for part in (SMALL, changes):
         for name, values in part.items():
@@ -40,7 +40,7 @@ def small_network(architecture):
 
 
 def copy_project(folder):
-    """Copy the project's files with their times, but for what git ignores."""
+    """Copy the project's files with their times, except those that git ignores."""
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -65,7 +65,7 @@ def command_lines():
 
 @contextlib.contextmanager
 def watch_command_lines():
-    """Yield a set of the command lines of all processes that run meanwhile, but for short ones."""
+    """Yield a set of the command lines of all processes that run meanwhile, except short ones."""
     found, ended = set(), threading.Event()
 
     def watch():

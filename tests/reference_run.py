@@ -38,7 +38,7 @@ STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "submiss
 
 
 def run(folder):
-    """Run the pipeline in `folder`, with the committed parameters but for `CHANGES`."""
+    """Run the pipeline in `folder`, with the committed parameters, except `CHANGES`."""
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     for section, values in CHANGES.items():

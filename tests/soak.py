@@ -32,7 +32,7 @@ CHANGES = CHANGES | {
     "model": CHANGES["model"] | {"architecture": "cycle", "layers": 1, "grid_layers": 1},
     "article": CHANGES["article"] | {"steps": 2},
 }
-# One kill in so many is aimed at DVC's own file, which it writes in place.
+# One kill in this number is aimed at DVC's own file, which it writes in place.
 AIMED = 5
 WRITING = "(DVC writes dvc.lock)"
 RESULTS = ("data/**/*.npz", "data/**/*.keras", "data/raw/*", "submissions/*.csv", "metrics/*.[cjp]*")
@@ -98,7 +98,7 @@ def repro(folder, stage, seconds=None, aimed=False):
 
 
 def results(folder):
-    """The SHA-256 of each result, but for times."""
+    """The SHA-256 of each result, except times."""
 
     def digest(path):
         content = path.read_bytes()

@@ -6,6 +6,12 @@ import tensorflow as tf
 
 UNITS, FEATURES, BATCH = 5, 3, 4
 READOUTS = ("sequence", "middle", "last", "mean")
+# Readout, an option, precision: half of all combinations, with every pair of values among them.
+PAIRS = [
+    (readout, option, ("float32", "bfloat16")[(number + option) % 2])
+    for number, readout in enumerate(READOUTS)
+    for option in (False, True)
+]
 RELATIVE = 1e-5  # of an array's largest magnitude
 # What bfloat16 products may differ from float32, as a share of an array's largest magnitude.
 BFLOAT16_OUTPUT, BFLOAT16_GRADIENT = 0.01, 0.03

@@ -73,8 +73,7 @@ def test_any_size_and_batch(units, features):
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("units", "features"), [(37, 10), (48, 50)])
-@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize(("units", "features", "with_lengths"), [(37, 10, True), (48, 50, False)])
 def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
     """Whole blocks of samples and what is left over; a last sample that pairs with none."""
     stock = stock_layer(units, features)

@@ -106,9 +106,9 @@ def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle):
 @pytest.mark.parametrize(
     "source, problem",
     [
-        ({"source": "mnist", "competition": None}, "made from the MNIST stand-in"),
+        ({"source": "mnist", "seed": 1}, "made from the MNIST stand-in"),
         ({"source": "kaggle", "competition": "titanic"}, "made from the data of 'titanic'"),
-        ({}, "does not tell where the data come from"),
+        ({}, "does not name its source"),
     ],
 )
 def test_submission_from_other_data_is_refused(project, kaggle, source, problem):

@@ -165,7 +165,11 @@ def test_the_notebook_runs(project):
     assert float(weights) == pytest.approx(1) and int(mistakes) == wrong
 
 
-def test_make_report_makes_the_page_again_and_says_where(project):
-    page = project.folder / "metrics/report.html"
+def test_make_report_makes_the_page_again_and_says_where(project, monkeypatch):
+    """Whichever backend of Matplotlib the shell, or a notebook, has chosen."""
+    monkeypatch.setitem(project.environment, "MPLBACKEND", "module://no_such_module")
+    page, picture = (project.folder / "metrics" / name for name in ("report.html", "confusion.png"))
+    before = picture.read_bytes()
     page.unlink()
     assert project.run("make -o setup report").splitlines()[-1] == str(page) and page.exists()
+    assert picture.read_bytes() == before

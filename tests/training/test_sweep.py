@@ -108,7 +108,7 @@ def test_what_the_parameters_do_not_allow_is_refused_at_the_start(digits, tmp_pa
 def test_a_trial_is_the_same_training_as_the_pipelines(digits, tmp_path, monkeypatch):
     for name, value in WORKER_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)  # the engine does the same, and leaves it so
-    params = small_params(train={"epochs": 2})
+    params = small_params(model={"architecture": "rows"}, train={"epochs": 2})
     with ENGINES["local"](params.compute, 1) as (executor, workers):
         study = sweep(executor, workers, params, digits, tmp_path / "sweep", SEARCH, trials=1)
         files = StateFiles(tmp_path / "state", params, digits)

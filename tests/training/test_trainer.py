@@ -16,7 +16,7 @@ from pipeline.training.trainer import initial_values, one_hot, train_epoch
 ROWS = Member(0, "rows", 1)
 
 
-def start(digits, fold=0, seed=1, architectures=ARCHITECTURES):
+def start(digits, fold=0, seed=1, architectures=ARCHITECTURES[:1]):
     params = small_params()
     return [
         [value.tobytes() for value in initial_values(params, digits, Member(fold, architecture, seed))]
@@ -25,11 +25,10 @@ def start(digits, fold=0, seed=1, architectures=ARCHITECTURES):
 
 
 def test_initial_weights_are_a_function_of_the_member(digits):
-    first = start(digits)
-    assert first == start(digits)
-    for other in (start(digits, fold=1), start(digits, seed=2)):
-        assert all(one != two for one, two in zip(first, other, strict=True))
-    along, down = first[1:]
+    rows, along, down = first = start(digits, architectures=ARCHITECTURES)
+    assert first == start(digits, architectures=ARCHITECTURES)
+    for (other,) in (start(digits, fold=1), start(digits, seed=2)):
+        assert rows != other
     assert [len(value) for value in along] == [len(value) for value in down] and along[0] != down[0]
 
 
