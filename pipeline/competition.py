@@ -29,7 +29,7 @@ ID, LABEL = COLUMNS["sample_submission.csv"]
 # Far above any real file of the competition (train.csv has 77 MB), far below a full disk.
 LARGEST_MEMBER = 1 << 29
 LONGEST_LINE = 1 << 16  # bytes; a row of train.csv has at most 3 kB
-# How files begin that are something else.
+# The first bytes of files of other kinds.
 KINDS = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
@@ -41,7 +41,7 @@ KINDS = {
     b"\xfe\xff": "UTF-16 text",
     b"\xef\xbb\xbf": "text with a byte order mark",
 }
-# What pandas raises for a file that is not what it should be; warnings are made errors.
+# What pandas raises for a bad file; its warnings are made errors.
 UNREADABLE = (ValueError, OverflowError, Warning)
 
 
@@ -283,6 +283,15 @@ def check_replaceable(folder: str | Path, new: dict[str, str]) -> None:
                 f"{path}: the stage 'download' has not written this and would replace it; delete it, or move "
                 "it elsewhere and use it by download.source: folder and download.folder in params.yaml"
             )
+
+
+def load_source(path: str | Path) -> dict:
+    """Read `data/raw/source.json`; raises PipelineError if it does not say where the digits come from."""
+    source = load_json(path, "download")
+    keys = {"kaggle": "competition", "folder": "competition", "mnist": "seed", "mnist-60k": "source"}
+    if not isinstance(source, dict) or keys.get(str(source.get("source"))) not in source:
+        raise PipelineError(f"{path}: does not name its source; run the stage 'download' again")
+    return source
 
 
 def check_files(folder: str | Path) -> None:

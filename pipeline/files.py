@@ -151,8 +151,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_json(path: str | Path, content) -> None:
     """Write a JSON file."""
-    with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps(content, indent=2) + "\n")
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def save_network(network, path: str | Path) -> None:

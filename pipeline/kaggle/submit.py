@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.progress import TimeElapsedColumn
 
-from pipeline.files import PipelineError, load_json, one_line, sha256
+from pipeline.competition import load_source
+from pipeline.files import PipelineError, one_line, sha256
 from pipeline.git import commit
 from pipeline.kaggle import client
 from pipeline.kaggle.credentials import find_credentials
@@ -51,10 +52,10 @@ def submit(
             f"for the account of {find_credentials().where}; RESUBMIT=1 sends them all the same"
         )
     else:
-        submission, told = send(competition, file, with_hash(message, digest), digest, listed)
+        submission, told = _send(competition, file, with_hash(message, digest), digest, listed)
     record(history_path, submission, digest)
     print(f"submit: {told}")
-    submission = wait_for_score(competition, submission)
+    submission = _wait_for_score(competition, submission)
     record(history_path, submission, digest)
     if submission.status != "COMPLETE":
         raise PipelineError(
@@ -64,21 +65,8 @@ def submit(
     return submission
 
 
-def send(
-    competition: str, file: Path, message: str, digest: str, listed: list[Submission]
-) -> tuple[Submission, str]:
-    """Send the file, if Kaggle allows one more.
-
-    Args:
-        competition: its slug.
-        file: the submission.
-        message: begins with the file's hash.
-        digest: the file's SHA-256, in hexadecimal.
-        listed: the submissions there were before.
-
-    Returns:
-        The new submission, not yet scored, and what to tell the user once it is recorded.
-    """
+def _send(competition, file, message, digest, listed):
+    """Send the file; returns the submission without its score, and what to tell the user afterwards."""
     left = client.submissions_left(competition)
     counted = "Kaggle counts no submission yet" if left is None else f"{left} submissions left today"
     print(f"submit: {counted}")
@@ -86,7 +74,7 @@ def send(
     try:
         reference = client.submit(competition, file, message)
     except client.OutcomeUnknown as error:
-        if submission := confirm(competition, digest, listed):
+        if submission := _confirm(competition, digest, listed):
             return submission, f"Kaggle has it as submission {submission.reference}, though: {error}"
         raise PipelineError(
             f"{one_line(str(error), 160)}; whether Kaggle has the file is not settled: "
@@ -95,14 +83,8 @@ def send(
     return Submission(reference, now, message), f"sent as submission {reference}: {message}"
 
 
-def confirm(competition: str, digest: str, listed: list[Submission]) -> Submission | None:
-    """Look for a submission that Kaggle may have taken; None if it does not appear.
-
-    Args:
-        competition: its slug.
-        digest: the file's SHA-256, in hexadecimal.
-        listed: the submissions there were before.
-    """
+def _confirm(competition, digest, listed):
+    """Look for a submission of these bytes that Kaggle had not `listed` before; None if there is none."""
     before = {one.reference for one in listed}
     for _ in range(CONFIRM_TRIES):
         time.sleep(timeout("SCORE_POLL"))
@@ -113,12 +95,8 @@ def confirm(competition: str, digest: str, listed: list[Submission]) -> Submissi
     return None
 
 
-def wait_for_score(competition: str, submission: Submission) -> Submission:
-    """Ask for a submission until it has its score, or Kaggle's reason why it has none.
-
-    Raises:
-        PipelineError: there is no score after SCORE_DEADLINE, or Kaggle cannot be asked.
-    """
+def _wait_for_score(competition, submission):
+    """Ask for a submission until it has its score, or Kaggle's reason why it has none."""
     limit, poll = timeout("SCORE_DEADLINE"), timeout("SCORE_POLL")
     started, elapsed = time.monotonic(), 0.0
     if submission.status == PENDING:
@@ -139,7 +117,7 @@ def wait_for_score(competition: str, submission: Submission) -> Submission:
     return submission
 
 
-def _refreshed(competition: str, submission: Submission) -> Submission:
+def _refreshed(competition, submission):
     try:
         listed = client.submissions(competition)
         return next((one for one in listed if one.reference == submission.reference), submission)
@@ -160,20 +138,14 @@ def check_origin(path: Path, competition: str) -> None:
     Raises:
         PipelineError: they are MNIST's or another competition's, or the file does not say.
     """
-    try:
-        origin = load_json(path, "download")
-        source, data_of = origin["source"], origin["competition"]
-    except (KeyError, TypeError) as error:
-        raise PipelineError(
-            f"{path}: does not tell where the data come from; run the stage 'download' again"
-        ) from error
-    if source not in ("kaggle", "folder"):
+    origin = load_source(path)
+    if origin["source"] not in ("kaggle", "folder"):
         raise PipelineError(
             "this submission was made from the MNIST stand-in, whose test.csv is not Kaggle's: give Kaggle "
             "credentials and set download.source to kaggle in params.yaml, then `make submit` makes one of "
             "Kaggle's data and sends it"
         )
-    if data_of != competition:
+    if (data_of := origin["competition"]) != competition:
         raise PipelineError(
             f"this submission was made from the data of {str(data_of)[:40]!r}, but params.yaml names "
             f"{competition!r}: run `dvc repro`"

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.stats import entropy
 from sklearn.metrics import confusion_matrix
 
 from pipeline.competition import CLASSES
@@ -75,13 +76,9 @@ def digit_table(run: Run) -> pd.DataFrame:
 
 def confusion_table(run: Run) -> pd.DataFrame:
     """The table of `metrics/confusion.csv`: a row a label and prediction that occur together."""
-    rows = [
-        {"images_of": name, "label": label, "predicted": predicted, "images": images}
-        for name, part in (("out of fold", run.oof), ("MNIST test", run.test))
-        for (label, predicted), images in np.ndenumerate(confusion(part))
-        if images
-    ]
-    return pd.DataFrame(rows)
+    parts = {"out of fold": run.oof, "MNIST test": run.test}
+    counts = pd.concat({name: pd.DataFrame(confusion(part)).stack() for name, part in parts.items()})
+    return counts[counts > 0].rename_axis(["images_of", "label", "predicted"]).reset_index(name="images")
 
 
 def averaging(each: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
@@ -117,11 +114,7 @@ def disagreement(each: np.ndarray) -> np.ndarray:
 
     It is the mean Kullback-Leibler divergence of the networks' probabilities from their average.
     """
-
-    def entropy(probabilities):
-        return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=-1)
-
-    return entropy(each.mean(axis=0)) - entropy(each).mean(axis=0)
+    return entropy(each.mean(axis=0), axis=-1) - entropy(each, axis=-1).mean(axis=0)
 
 
 def doubtful_labels(predictions: Predictions, temperature: float) -> np.ndarray:

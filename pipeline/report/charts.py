@@ -1,22 +1,18 @@
 """The charts of the report, drawn by Matplotlib: as SVG in the colours of the page, or as PNG."""
 
 import io
-import os
 import re
 from collections.abc import Callable
 
+import matplotlib
 import numpy as np
 import pandas as pd
-
-from pipeline.competition import CLASSES
-
-# A backend that the shell or a notebook has chosen may need a display, or not exist here.
-os.environ["MPLBACKEND"] = "Agg"
-import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator
+
+from pipeline.competition import CLASSES
 
 # The light colours, and the names under which `style.css` has them and their dark counterparts.
 INK, MUTED, LINE = "#1d2530", "#5a6675", "#d5dbe3"

@@ -73,15 +73,6 @@ class Run:
     reading: np.ndarray
 
 
-def load_source(path: Path, stage: str) -> dict:
-    """Read `data/raw/source.json`; raises PipelineError if it does not say where the digits come from."""
-    source = load_json(path, stage)
-    keys = {"kaggle": "competition", "folder": "competition", "mnist": "seed", "mnist-60k": "source"}
-    if not isinstance(source, dict) or keys.get(source.get("source")) not in source:
-        raise PipelineError(f"{path}: does not name its source; run the stage {stage!r} again")
-    return source
-
-
 def load_figures(path: Path, stage: str, names: tuple[str, ...]) -> dict:
     """Read a JSON file of `metrics/`; raises PipelineError if it lacks a number of that name."""
     figures = load_json(path, stage)

@@ -17,7 +17,7 @@ from pipeline.machine import processor
 from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_TMP, TIMES
 
 # What a stage inherits from a shell, a notebook or another project's settings changes no result and breaks
-# nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, but for places, logs and GPU memory.
+# nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, except places, logs and GPU memory.
 _SETTINGS = re.compile(r"(KERAS|XLA|NUMBA)_(?!CACHE_DIR)|TF_(?!CPP_|FORCE_GPU|GPU_)")
 _OWN_SETTINGS = {
     "KERAS_BACKEND": "tensorflow",

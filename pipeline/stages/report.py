@@ -2,7 +2,8 @@
 
 import sys
 
-from pipeline.files import atomic_write, write_csv
+from pipeline.competition import load_source
+from pipeline.files import write_bytes, write_csv
 from pipeline.metrics import FIGURES
 from pipeline.mnist import load_mnist
 from pipeline.params import load_params
@@ -16,7 +17,6 @@ from pipeline.report.run import (
     Run,
     load_figures,
     load_predictions,
-    load_source,
     load_table,
 )
 from pipeline.report.summary import summary
@@ -33,7 +33,7 @@ def main():
         "article": ("article", FIGURES[:5]),
     }
     run = Run(
-        source=load_source(SOURCE, "download"),
+        source=load_source(SOURCE),
         metrics={
             name: load_figures(METRICS / f"{name}.json", stage, names)
             for name, (stage, names) in files.items()
@@ -46,8 +46,7 @@ def main():
     contents = {"report.html": page.encode(), "report.md": short.encode()}
     contents |= {f"{name}.png": content for name, content in pictures.items()}
     for name, content in contents.items():
-        with atomic_write(METRICS / name) as tmp:
-            tmp.write_bytes(content)
+        write_bytes(METRICS / name, content)
     write_csv(METRICS / "digits.csv", digit_table(run))
     write_csv(METRICS / "confusion.csv", confusion_table(run))
     print(summary(run.source, run.metrics, run.accuracy_on_all, SUBMISSION))

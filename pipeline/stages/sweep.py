@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.files import atomic_write, load_arrays
+from pipeline.files import load_arrays, write_bytes
 from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
 from pipeline.params import load_params
@@ -22,8 +22,7 @@ def main():
     folds = range(params.prepare.folds if ALL_FOLDS else 1)
     with ENGINES[params.compute.engine](params.compute, 1024) as (executor, workers):
         study = sweep(executor, workers, params, data, SWEEP, folds=folds)
-    with atomic_write(SWEEP / "trials.md") as tmp:
-        tmp.write_text(table(study))
+    write_bytes(SWEEP / "trials.md", table(study).encode())
     print(table(study), end="")
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.files import PipelineError
@@ -83,22 +83,13 @@ def _start_pool(workers):
         return pool
     except OSError as error:  # the queues to several processes need semaphores
         if workers == 1:
-            return _ThisProcess()
+            return ThreadPoolExecutor(1)
         raise PipelineError(
             f"{workers} training processes need shared memory, and /dev/shm cannot be used "
             f"({error.strerror}); mount it, or set compute.workers: 1, which does without"
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _ThisProcess(Executor):
-    """Runs each job at once, where there can be no process for it."""
-
-    def submit(self, function, *arguments):
-        job = Future()
-        job.set_result(function(*arguments))
-        return job
 
 
 def _cores_to_pin(workers, context):

@@ -67,7 +67,7 @@ def ray_pool(compute: Compute, most: int, environment: dict[str, str]) -> Iterat
 
 def _import_ray():
     """Ray, which is an optional dependency."""
-    # Ray would report each cluster to its makers, and print what raylets report over the progress.
+    # Ray would send usage statistics, and print its raylets' messages over the progress.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     advice = f"install it on this machine and on all nodes: pip install 'ray[default]{SUPPORTED}'"
