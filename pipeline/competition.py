@@ -192,12 +192,15 @@ def _check_labels(path, column, labels):
 
 
 def write_digits(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """Write `train.csv` (with labels) or `test.csv` in the competition's format."""
-    table = pd.DataFrame(images.reshape(len(images), -1), columns=PIXELS)
+    """Write `train.csv` (with labels) or `test.csv` in the competition's format; all values are uint8."""
+    columns, rows = PIXELS, images.reshape(len(images), -1)
     if labels is not None:
-        table.insert(0, "label", labels)
-    with atomic_write(path) as tmp:
-        table.to_csv(tmp, index=False, lineterminator="\n")
+        columns, rows = ["label", *PIXELS], np.column_stack([labels, rows])
+    numbers = [str(number) for number in range(256)]
+    with atomic_write(path) as tmp, open(tmp, "w") as file:
+        file.write(",".join(columns) + "\n")
+        for row in rows:  # pandas takes four times as long
+            file.write(",".join([numbers[value] for value in row.tobytes()]) + "\n")
 
 
 def write_labels(path: str | Path, ids: np.ndarray, labels: np.ndarray, limit: int | None = None) -> None:
