@@ -7,21 +7,31 @@ from pathlib import Path
 
 import pytest
 from kaggle_server import SECRETS, KaggleServer
-from project import ROOT, SMALL, Project, archive
+from project import ROOT, SHORT_ROWS, SMALL, Project, archive
 
 
-@pytest.fixture(scope="session")
-def full_archive():
-    """The competition's archive at full size; its rows are all alike."""
+def competition_archive(train, test):
+    """The competition's archive with these numbers of rows, which are all alike."""
     pixels = ",".join(f"pixel{i}" for i in range(784))
     row = ",".join(["7"] * 784)
     return archive(
         {
-            "train.csv": f"label,{pixels}\n" + f"7,{row}\n" * 42_000,
-            "test.csv": f"{pixels}\n" + f"{row}\n" * 28_000,
-            "sample_submission.csv": "ImageId,Label\r\n" + "".join(f"{i},0\r\n" for i in range(1, 28_001)),
+            "train.csv": f"label,{pixels}\n" + f"7,{row}\n" * train,
+            "test.csv": f"{pixels}\n" + f"{row}\n" * test,
+            "sample_submission.csv": "ImageId,Label\r\n" + "".join(f"{1 + i},0\r\n" for i in range(test)),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def full_archive():
+    return competition_archive(42_000, 28_000)
+
+
+@pytest.fixture(scope="session")
+def short_archive():
+    """For stages that run after `project.SHORT`."""
+    return competition_archive(*SHORT_ROWS)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,12 @@ HASH = f"sha256:{DIGEST[:16]}"
 SMALL = {
     name: f"{name}, small\n".encode() * 1000 for name in ("train.csv", "test.csv", "sample_submission.csv")
 }
+# Code that makes the pipeline expect fewer rows, for tests that read the files several times.
+SHORT_ROWS = train, test = 420, 280
+SHORT = f"""
+from pipeline.competition import ROWS
+ROWS.update({{"train.csv": {train}, "test.csv": {test}, "sample_submission.csv": {test}}})
+"""
 NO_KEY = {"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}
 
 
@@ -131,11 +137,10 @@ class Project:
         for text in [output.encode(), *(path.read_bytes() for path in files)]:
             assert not [secret for secret in SECRETS if secret.encode() in text]
 
-    def stage(self, name, **environment):
-        return self.run_code(
-            f"import runpy; runpy.run_module('pipeline.stages.{name}', None, '__main__', alter_sys=True)",
-            **environment,
-        )
+    def stage(self, name, before="", **environment):
+        """Run a stage, after the code `before`."""
+        stage = f"import runpy; runpy.run_module('pipeline.stages.{name}', None, '__main__', alter_sys=True)"
+        return self.run_code(before + stage, **environment)
 
     def succeeds(self, name, **environment):
         code, out, err = self.stage(name, **environment)

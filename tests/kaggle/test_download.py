@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from kaggle_server import cut, drip, half, half_and_hang, hang, status
-from project import NO_KEY, SMALL, archive
+from project import NO_KEY, SHORT, SMALL, archive
 
 
 @pytest.mark.slow
@@ -26,15 +26,14 @@ def test_download_of_the_archive(project, kaggle, full_archive):
     assert [name for name, _ in kaggle.calls] == ["DownloadDataFiles", "storage"]
 
 
-@pytest.mark.slow
-def test_files_downloaded_in_a_browser(project, kaggle, full_archive, tmp_path):
+def test_files_downloaded_in_a_browser(project, kaggle, short_archive, tmp_path):
     (tmp_path / "my downloads").mkdir()
     project.set_download(source="folder", folder="../my downloads # ")
     line = project.fails("download", **NO_KEY)
     assert "download.folder is '../my downloads': it holds neither digit-recognizer.zip nor train.csv" in line
 
-    (tmp_path / "my downloads/digit-recognizer.zip").write_bytes(full_archive)
-    project.succeeds("download", **NO_KEY)
+    (tmp_path / "my downloads/digit-recognizer.zip").write_bytes(short_archive)
+    project.succeeds("download", before=SHORT, **NO_KEY)
     raw = project.folder / "data/raw"
     first = {path.name: path.read_bytes() for path in raw.iterdir()}
     assert sorted(first) == ["sample_submission.csv", "source.json", "test.csv", "train.csv"]
@@ -43,27 +42,27 @@ def test_files_downloaded_in_a_browser(project, kaggle, full_archive, tmp_path):
     (tmp_path / "my downloads/digit-recognizer.zip").unlink()
     for name, content in first.items():
         (tmp_path / "my downloads" / name).write_bytes(content.replace(b"7,7", b"8,7"))
-    project.succeeds("download", **NO_KEY)
+    project.succeeds("download", before=SHORT, **NO_KEY)
     assert (raw / "train.csv").read_bytes() == first["train.csv"].replace(b"7,7", b"8,7")
     assert kaggle.calls == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("with_record", [True, False])
 def test_files_put_by_hand_into_the_stages_own_folder_are_not_lost(
-    project, kaggle, full_archive, with_record
+    project, kaggle, short_archive, with_record
 ):
-    kaggle.files["archive.zip"] = full_archive
+    kaggle.files["archive.zip"] = short_archive
     (project.folder / "data/raw/source.json").unlink()
-    project.succeeds("download")
+    project.succeeds("download", before=SHORT)
     raw = project.folder / "data/raw"
-    project.succeeds("download")
+    project.succeeds("download", before=SHORT)
     if not with_record:
         (raw / "source.json").unlink()
-        project.succeeds("download")  # the same bytes, as after a kill of DVC that brought them back
+        # The same bytes, as after a kill of DVC that brought them back.
+        project.succeeds("download", before=SHORT)
     (raw / "test.csv").write_bytes(b"mine")
     before = {path: path.read_bytes() for path in raw.iterdir()}
-    line = project.fails("download")
+    line = project.fails("download", before=SHORT)
     assert "data/raw/test.csv: the stage 'download' has not written this" in line and "source: folder" in line
     assert {path: path.read_bytes() for path in raw.iterdir()} == before
 
