@@ -77,7 +77,7 @@ def digit_table(run: Run) -> pd.DataFrame:
 def confusion_table(run: Run) -> pd.DataFrame:
     """The table of `metrics/confusion.csv`: a row a label and prediction that occur together."""
     parts = {"out of fold": run.oof, "MNIST test": run.test}
-    counts = pd.concat({name: pd.DataFrame(confusion(part)).stack() for name, part in parts.items()})
+    counts = pd.concat({name: pd.DataFrame(confusion(part).T).unstack() for name, part in parts.items()})
     return counts[counts > 0].rename_axis(["images_of", "label", "predicted"]).reset_index(name="images")
 
 
