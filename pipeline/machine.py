@@ -3,9 +3,6 @@
 import hashlib
 import os
 import platform
-from pathlib import Path
-
-CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container
 
 
 def available_cores() -> list[int]:
@@ -13,16 +10,6 @@ def available_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def number_of_cpus() -> int:
-    """How many processes can compute at once: the cores, or fewer in a container with a limit."""
-    try:
-        quota, period = map(int, CPU_LIMIT.read_text().split())  # the quota is "max" where there is none
-        limit = max(1, round(quota / period))
-    except (OSError, ValueError, ZeroDivisionError):
-        limit = len(available_cores())
-    return min(limit, len(available_cores()))
 
 
 def processor_kind() -> str:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import joblib
+
 from pipeline.files import PipelineError
-from pipeline.machine import available_cores, number_of_cpus
+from pipeline.machine import available_cores
 from pipeline.params import Compute
 from pipeline.training.ray_engine import ray_pool
 
@@ -126,7 +128,7 @@ def number_of_workers(workers: int | str, most: int) -> int:
         workers: a number, or `"auto"` for one per core, or what a container allows.
         most: how many could have work.
     """
-    return min(number_of_cpus() if workers == "auto" else workers, most)
+    return min(joblib.cpu_count() if workers == "auto" else workers, most)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, wait
 
 import numpy as np
 
+from pipeline.files import PipelineError
 from pipeline.folds import TrainingData
 from pipeline.params import Params
 from pipeline.training.members import Member, members
@@ -38,7 +39,15 @@ def train_members(
 
     Returns:
         The state of each member after its last epoch.
+
+    Raises:
+        PipelineError: the data have other folds than the parameters.
     """
+    if (folds := data.folds.max() + 1) != params.prepare.folds:
+        raise PipelineError(
+            f"the data have {folds} folds, but prepare.folds in params.yaml is {params.prepare.folds}; "
+            "run the stage 'prepare' again"
+        )
     state_of = {member: states.read(member) for member in members(params)}
     for member, state in state_of.items():
         if state.history:

@@ -18,7 +18,6 @@ import pytest
 from helpers import ROOT, run_python, small_params
 from ruamel.yaml import YAML
 
-from pipeline import machine
 from pipeline.files import PipelineError
 from pipeline.metrics import fold_figures, history_table
 from pipeline.params import ARCHITECTURES
@@ -64,19 +63,16 @@ def test_the_member_furthest_behind_goes_first(digits, tmp_path, monkeypatch):
     assert len(order) == 2 * 5 + 6
 
 
-def test_the_number_of_workers(monkeypatch, tmp_path):
-    cores = len(os.sched_getaffinity(0))
-    for limit, allowed in (
-        ("max 100000", cores),
-        ("99999999 100000", cores),
-        ("50000 100000", 1),
-        ("junk", cores),
-    ):
-        (tmp_path / "cpu.max").write_text(f"{limit}\n")
-        monkeypatch.setattr(machine, "CPU_LIMIT", tmp_path / "cpu.max")
-        assert number_of_workers("auto", 100) == allowed
-    monkeypatch.setattr(machine, "CPU_LIMIT", tmp_path / "none")
-    assert number_of_workers("auto", 100) == cores and number_of_workers("auto", 1) == 1
+def test_data_of_other_folds_are_refused(digits):
+    params = small_params(prepare={"folds": 3})
+    with pytest.raises(PipelineError, match=r"have 2 folds, but prepare\.folds in params\.yaml is 3"):
+        train_members(None, 1, params, digits, None, None)
+
+
+def test_the_number_of_workers(monkeypatch):
+    assert 1 <= number_of_workers("auto", 100) <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr(engines.joblib, "cpu_count", lambda: 2)  # of a container with a limit
+    assert number_of_workers("auto", 100) == 2 and number_of_workers("auto", 1) == 1
     assert number_of_workers(3, 100) == 3 and number_of_workers(3, 2) == 2
 
 
