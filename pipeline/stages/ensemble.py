@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from pipeline.files import load_arrays, save_arrays, save_network, write_json
+from pipeline.files import PipelineError, load_arrays, save_arrays, save_network, write_json
 from pipeline.metrics import averaging_gains, expected_public_score
 from pipeline.params import load_params
 from pipeline.paths import DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, TRAINING_STATE, checkpoint
@@ -18,20 +18,22 @@ def main():
     # Imports TensorFlow, which must not come before its log is out of the way (see run_stage).
     from pipeline.networks import build_ensemble, load_network, predict, use_one_thread_per_operation
 
-    use_one_thread_per_operation()
     params = load_params()
-    models = [load_network(checkpoint(fold)) for fold in range(params.prepare.folds)]
-    ensemble = build_ensemble(models)
     test_images, images, labels, folds = load_arrays(
         DIGITS, "prepare", "test_images", "images", "labels", "folds"
     )
+    (oof,) = load_arrays(OOF, "train", "probabilities")
+    if len(oof) != len(labels):
+        raise PipelineError(f"{OOF}: is of other rows than {DIGITS}; run the stage 'train' again")
+    use_one_thread_per_operation()
+    models = [load_network(checkpoint(fold)) for fold in range(params.prepare.folds)]
+    ensemble = build_ensemble(models)
     started = time.perf_counter()
     probabilities = predict(ensemble, test_images)
     seconds = time.perf_counter() - started
 
     held_out = folds < 0
     each = [predict(model, images[held_out]) for model in models] if held_out.any() else []
-    (oof,) = load_arrays(OOF, "train", "probabilities")
     correct = np.argmax(oof[~held_out], axis=1) == labels[~held_out]
     save_network(ensemble, ENSEMBLE)
     save_arrays(PREDICTIONS, probabilities=probabilities)
