@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +58,7 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
         _copy_lock()
     try:
         _wait_for_others(name)
+        _check_temporary_folder()
         started = time.monotonic()
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()
@@ -78,6 +80,17 @@ def _wait_for_others(name):
         except BlockingIOError:
             print(f"{name}: waits until another process that runs this stage ends", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _check_temporary_folder():
+    """TensorFlow writes code there, and without it fails with an error about something else."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(1 << 13))
+    except OSError as error:
+        raise PipelineError(
+            f"no room for temporary files: {error.strerror}; make room, or name another folder in TMPDIR"
+        ) from error
 
 
 def _copy_lock():

@@ -3,7 +3,7 @@
 import fcntl
 import importlib
 import itertools
-import re
+import os
 import shutil
 import subprocess
 import sys
@@ -63,17 +63,53 @@ def test_a_stage_waits_while_another_process_runs_it(project):
     assert f"{LIMIT} predictions" in process.communicate()[0] and process.returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train", "ensemble", "article"])
-def test_a_disk_that_is_full_is_one_line(project, stage):
-    """As of a limit to the size of files, which any user can set."""
+# Each in a fork of a process that has imported what takes long.
+RUN_STAGES = """
+import os, runpy, sys
+
+stages, sys.argv[1:], stderr = sys.argv[1:], [], os.dup(2)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's log
+import pipeline.stages
+if "train" in stages:
+    import pipeline.networks
+os.dup2(stderr, 2)
+for stage in stages:
+    if not os.fork():
+        runpy.run_module(f"pipeline.stages.{stage}", run_name="__main__", alter_sys=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 1, stage
+"""
+# A limit to the size of files, which any user can set; folders that even the superuser cannot write to.
+NO_ROOM = "ulimit -f 10; exec"
+NO_RIGHT = "find . -type d -exec chmod a-w {} +; exec"
+if os.geteuid() == 0:
+    NO_RIGHT += " setpriv --bounding-set=-dac_override"
+
+
+@pytest.mark.parametrize(
+    ("limit", "says", "stages"),
+    [
+        (
+            NO_ROOM,
+            "File too large",
+            ["download", "prepare", "train", "ensemble", "check", "article", "report"],
+        ),
+        (NO_RIGHT, "Permission denied", ["download", "prepare", "submission", "report"]),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, stages):
     project.set(compute={"workers": 1})
     before = files(project.folder)
-    command = f"ulimit -f 10; exec python -m pipeline.stages.{stage}"
+    command = ["bash", "-c", f'{limit} python -c "$@"', "bash", RUN_STAGES, *stages]
     done = subprocess.run(
-        ["bash", "-c", command], cwd=project.folder, env=project.environment, text=True, capture_output=True
+        command, cwd=project.folder, env=project.environment, text=True, capture_output=True
     )
-    assert done.returncode == 1 and files(project.folder) == before
-    assert re.fullmatch(rf"{stage}: .*File too large\n", done.stderr)
+    project.run("find . -type d -exec chmod u+w {} +")
+    assert done.returncode == 0 and files(project.folder) == before, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == stages
+    assert all(says in line for line in lines)
 
 
 # What a stage refuses
@@ -205,7 +241,26 @@ def test_the_submission_is_in_the_order_of_the_sample(prepared):
 @pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p * np.nan], ids=["too few", "no numbers"])
 def test_the_submission_refuses_bad_predictions(prepared, damage):
     np.savez(prepared / "data/predictions.npz", probabilities=damage(np.full((LIMIT, 10), 0.1)))
-    assert "data/predictions.npz" in refused("submission", prepared)
+    line = refused("submission", prepared)
+    assert line.startswith("data/predictions.npz: ") and "stage 'ensemble'" in line
+
+
+def test_of_two_files_that_do_not_fit_the_one_at_fault_is_named_first(prepared):
+    np.savez(prepared / "data/predictions.npz", probabilities=np.full((LIMIT, 10), 0.1))
+    sample = prepared / "data/raw/sample_submission.csv"
+    lines = sample.read_bytes().splitlines(True)
+    sample.unlink()
+    sample.write_bytes(b"".join(lines[:LIMIT]))
+    said = (
+        f"has {LIMIT - 1} rows, expected {LIMIT} as in data/predictions.npz; run the stage 'download' again"
+    )
+    assert refused("submission", prepared) == f"data/raw/sample_submission.csv: {said}"
+
+    digits = {name: np.zeros(LIMIT, int) for name in ("test_images", "images", "labels", "folds")}
+    np.savez(prepared / "data/digits.npz", **digits)
+    np.savez(prepared / "data/oof.npz", probabilities=np.full((LIMIT - 1, 10), 0.1))
+    said = "data/oof.npz: is of other rows than data/digits.npz; run the stage 'train' again"
+    assert refused("ensemble", prepared) == said
 
 
 @pytest.mark.parametrize(
