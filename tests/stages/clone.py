@@ -44,14 +44,16 @@ def share_compiled_layer(folder):
 
 def home_with_credentials(home):
     """A home with each file in which Kaggle's client looks for credentials."""
-    (home / ".kaggle").mkdir(parents=True)
+    for name in (".kaggle", "kaggle", "tmp"):
+        (home / name).mkdir(parents=True)
     for name in (".cache", ".config"):  # downloads and settings of pip
         if (Path.home() / name).exists():
             (home / name).symlink_to(Path.home() / name)
-    (home / ".kaggle/access_token").write_text(SECRET)
-    for name in ("kaggle.json", "credentials.json"):
-        content = {"username": "digitfan", "key": SECRET, "refresh_token": SECRET, "access_token": SECRET}
-        (home / ".kaggle" / name).write_text(json.dumps(content))
+    content = {"username": "digitfan", "key": SECRET, "refresh_token": SECRET, "access_token": SECRET}
+    for name in ("access_token", "access_token.txt"):
+        (home / ".kaggle" / name).write_text(SECRET)
+    for name in (".kaggle/kaggle.json", "kaggle/kaggle.json", ".kaggle/credentials.json"):
+        (home / name).write_text(json.dumps(content))
     return home
 
 
@@ -69,7 +71,12 @@ class Project:
         self.environment.pop("PYTHONPATH", None)
         # Any stage could find them; none may tell them.
         self.environment |= {"KAGGLE_USERNAME": "digitfan", "KAGGLE_KEY": SECRET, "KAGGLE_API_TOKEN": SECRET}
-        self.environment["HOME"] = str(home_with_credentials(folder.with_name(f"{folder.name}_home")))
+        self.home = home_with_credentials(folder.with_name(f"{folder.name}_home"))
+        self.environment |= {
+            "HOME": str(self.home),
+            "KAGGLE_CONFIG_DIR": str(self.home / "kaggle"),
+            "TMPDIR": str(self.home / "tmp"),
+        }
 
     def run(self, command, status=0):
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import zipfile
 
 import keras
 import numpy as np
@@ -125,7 +126,11 @@ def test_the_ensemble_is_the_mean_of_the_folds(project):
 
 def test_no_file_message_or_command_line_has_the_credentials(project):
     secret = project.environment["KAGGLE_KEY"]
-    found = [path for path, content in files(project.folder).items() if secret.encode() in content]
+    contents = files(project.folder) | files(project.home / "tmp")
+    for path in filter(zipfile.is_zipfile, (project.folder / "data").rglob("*")):
+        with zipfile.ZipFile(path) as archive:
+            contents |= {path / name: archive.read(name) for name in archive.namelist()}
+    found = [path for path, content in contents.items() if secret.encode() in content]
     assert found == [] and secret not in project.output
     lines = project.command_lines
     assert any(b"pipeline.stages.train" in line for line in lines)
