@@ -1,9 +1,9 @@
 """Kill a small pipeline at random moments, run it again, and compare bytes: `make soak KILLS=100`.
 
-A round makes DVC forget a stage. What `make repro` runs is killed with all its processes (SIGKILL), after a
-random time or while DVC writes `dvc.lock`, again and again until it ends by itself. A kill is survived if
-nothing had to be cleaned by hand, and the round ends in the bytes of an undisturbed run. `docs/soak.md` has
-the table of the last long run.
+A round makes DVC forget a stage, each in turn. What `make repro` runs is killed with all its processes
+(SIGKILL), after a random time or while DVC writes `dvc.lock`, again and again until it ends by itself. A kill
+is survived if nothing had to be cleaned by hand, and the round ends in the bytes of an undisturbed run.
+`docs/soak.md` has the table of the last long run.
 """
 
 import argparse
@@ -124,12 +124,14 @@ def run_undisturbed(folder):
 
 
 def soak(folder, kills):
-    """Yield, for each round, where it was killed, and what was wrong at its end."""
-    seconds, done = run_undisturbed(folder), 0
+    """Yield, for each round, its stage, where it was killed, and what was wrong at its end."""
+    seconds, done, stages = run_undisturbed(folder), 0, []
     expected = results(folder)
     print(f"{len(expected)} files of results; {sum(seconds.values()):.0f} seconds undisturbed", flush=True)
     while done < kills:
-        stage, killed, status = random.choice(list(seconds)), [], None
+        # Each stage in turn, in another order each time.
+        stages = stages or random.sample(list(seconds), len(seconds))
+        stage, killed, status = stages.pop(), [], None
         forget(folder, stage)
         while status is None:
             aimed = done < kills and random.randrange(AIMED) == 0
@@ -148,8 +150,7 @@ def soak(folder, kills):
         wrong += [str(path) for pattern in LEFT_OVERS for path in folder.glob(pattern)]
         if status:
             wrong = output.splitlines()[-3:]
-        print(f"{done} kills, {stage}: {killed}: {wrong or 'the same bytes'}", flush=True)
-        yield killed, wrong
+        yield stage, killed, wrong
 
 
 def main():
@@ -162,13 +163,15 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         make_project(Path(temporary, "project"))
         with contextlib.suppress(KeyboardInterrupt):
-            for killed, wrong in soak(Path(temporary, "project"), kills):
+            for stage, killed, wrong in soak(Path(temporary, "project"), kills):
                 all_kills.update(killed)
                 if not wrong:
                     survived.update(killed)
+                print(f"{stage}, killed in {killed}: {wrong or 'the same bytes'}")
+                print(f"survived {survived.total()} of {all_kills.total()}: {dict(survived)}", flush=True)
     print("\n| killed in stage | kills | survived |\n|---|---|---|")
-    for stage, count in sorted(all_kills.items()):
-        print(f"| {stage} | {count} | {survived[stage]} |")
+    for name, count in sorted(all_kills.items()):
+        print(f"| {name} | {count} | {survived[name]} |")
     print(f"| all | {all_kills.total()} | {survived.total()} |")
     print(f"\n{(time.monotonic() - started) / 60:.0f} minutes")
     sys.exit(all_kills.total() != survived.total())
