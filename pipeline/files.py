@@ -94,6 +94,11 @@ def explained(path: str | Path, stage: str, kind: str) -> Iterator[None]:
         raise PipelineError(f"{path}: there is no such file; the stage {stage!r} writes it") from None
     except KeyError as error:
         raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again") from None
+    except MemoryError as error:
+        raise PipelineError(
+            f"{path}: too little memory ({one_line(str(error), 120)}), or a damaged file: then run the stage "
+            f"{stage!r} again"
+        ) from error
     # Damaged bytes raise dozens of types, from zlib's own errors to those of NumPy's parser of headers.
     except Exception as error:
         raise PipelineError(

@@ -32,9 +32,11 @@ os.environ.update(_OWN_SETTINGS)
 
 
 def _end(kind, error, traceback):
-    """Ctrl-C while a stage imports what it needs, before `run_stage`, is no reason for a traceback either."""
+    """What happens while a stage imports what it needs, before `run_stage`, is one line, too."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted; run it again to go on", file=sys.stderr)
+    elif issubclass(kind, MemoryError):
+        print("there is too little memory to load the libraries", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 
@@ -63,9 +65,9 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()
         _record_time(name, time.monotonic() - started)
-    except (PipelineError, OSError) as error:
+    except (PipelineError, OSError, MemoryError) as error:
         # OSError: no right to a file, no space left: nothing that a traceback would explain better.
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{name}: {str(error) or 'out of memory'}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run it again to go on")
 
