@@ -118,7 +118,7 @@ def disagreement(each: np.ndarray) -> np.ndarray:
 
 
 def doubtful_labels(predictions: Predictions, temperature: float) -> np.ndarray:
-    """Which labels are probably wrong: the positions of the surest mistakes, the surest first."""
+    """Which labels may be wrong: the positions of the surest mistakes, the surest first."""
     wrong = predictions.mistakes
     calibrated = at_temperature(predictions.probabilities[wrong], temperature).max(axis=1)
     return wrong[calibrated >= DOUBTFUL]

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from types import ModuleType
 
 from pipeline.files import PipelineError, write_bytes, write_json
+from pipeline.git import commit
 from pipeline.machine import processor
 from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_TMP, TIMES
 
@@ -106,7 +107,7 @@ def _copy_lock():
 def _record_time(name, seconds):
     """Note for the report how long a stage took; no output of it, because it differs from run to run."""
     if TIMES.parent.is_dir():
-        record = {"seconds": round(seconds, 1), "machine": processor()}
+        record = {"seconds": round(seconds, 1), "machine": processor(), "commit": commit()}
         record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         with contextlib.suppress(OSError):
             write_json(TIMES / f"{name}.json", record)

@@ -112,8 +112,8 @@ def _open_study(params, data, folder, search, folds):
         storage=f"sqlite:///{folder}/study.db",
         study_name=hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
         load_if_exists=True,
-        # The rungs are a ninth and a third of the epochs; the best third of the trials there goes on.
-        pruner=optuna.pruners.SuccessiveHalvingPruner(max(1, params.train.epochs // 9), reduction_factor=3),
+        # Rungs at a ninth and a third of the epochs, rounded up; the best third of the trials there goes on.
+        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 9), reduction_factor=3),
     )
     # A sampler that began with the same numbers again would repeat its first trials.
     study.sampler = optuna.samplers.TPESampler(seed=params.seed + len(study.trials), constant_liar=True)

@@ -79,11 +79,16 @@ def test_a_misread_digit_has_the_votes_of_all_networks_beside_it(finished):
 )
 def test_a_small_trial_has_a_report(finished, trial, says):
     (finished.folder / "data/times").mkdir()
-    times = {"seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus, 2 cores"}
+    times = {
+        "commit": "abc1234",
+        "seconds": 150.0,
+        "finished": "2026-01-02 03:04 UTC",
+        "machine": "Abacus, 2 cores",
+    }
     (finished.folder / "data/times/train.json").write_text(json.dumps(times))
     (finished.folder / "data/times/check.json").write_text("damaged")
     page = finished.write(**{**SMALL, "rows": 1200, **trial}).report()
-    when_and_where = "2026-01-02 03:04 UTC", "Abacus, 2 cores", "2.5 minutes", "not recorded here"
+    when_and_where = "abc1234", "2026-01-02 03:04 UTC", "Abacus, 2 cores", "2.5 minutes", "not recorded here"
     assert all(words in page for words in (*says, *when_and_where))
     assert len(page) < 2_000_000 and not re.search(r"\bnan\b", page)
     short = (finished.folder / "metrics/report.md").read_text()
