@@ -20,8 +20,6 @@ def test_outputs_and_gradients(name):
     """The main tests of numbers, once for each instruction set, in a process of its own."""
     if name == isa.ISA:
         pytest.skip("it is what all other tests use")
-    if name == "avx512" and isa.uses("avx512_bf16"):
-        pytest.skip("it has the tiles of avx512_bf16, and multiplies bfloat16 as generic does")
     # Compiling takes a minute for each precision. In float32 the sets above avx2 have the same code; generic
     # has that of avx2 without the fused product, so it is enough to test one of the two in each precision.
     precision = "not bfloat16" if name == "avx2" else "bfloat16"
