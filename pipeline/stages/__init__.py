@@ -62,10 +62,10 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
     try:
         _wait_for_others(name)
         _check_temporary_folder()
-        started = time.monotonic()
+        started, began_at = time.monotonic(), commit()
         with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
             main()
-        _record_time(name, time.monotonic() - started)
+        _record_time(name, time.monotonic() - started, began_at)
     except (PipelineError, OSError, MemoryError) as error:
         # OSError: no right to a file, no space left: nothing that a traceback would explain better.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")
@@ -104,10 +104,10 @@ def _copy_lock():
             write_bytes(DVC_LOCK_COPY, content)
 
 
-def _record_time(name, seconds):
-    """Note for the report how long a stage took; no output of it, because it differs from run to run."""
+def _record_time(name, seconds, began_at):
+    """Note for the report a stage's time and commit; no output of it, because they differ from run to run."""
     if TIMES.parent.is_dir():
-        record = {"seconds": round(seconds, 1), "machine": processor(), "commit": commit()}
+        record = {"seconds": round(seconds, 1), "machine": processor(), "commit": began_at}
         record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         with contextlib.suppress(OSError):
             write_json(TIMES / f"{name}.json", record)
