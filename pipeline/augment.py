@@ -67,9 +67,8 @@ def _affine(draw, strengths):
     cos, sin = tf.cos(angle), tf.sin(angle)
     axis = tf.range(SIZE, dtype=tf.float32) - (SIZE - 1) / 2
     y, x = axis[None, :, None], axis[None, None, :]
-    source_y = scale_y * (cos + sin * shear_y) * y + scale_y * (sin + cos * shear_y) * x
-    source_x = scale_x * (cos * shear_x - sin) * y + scale_x * (cos - sin * shear_x) * x
-    return source_y, source_x
+    rotated_y, rotated_x = cos * y + sin * x, cos * x - sin * y
+    return scale_y * (rotated_y + shear_y * rotated_x), scale_x * (rotated_x + shear_x * rotated_y)
 
 
 def _displacements(batch, seed, largest):

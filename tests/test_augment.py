@@ -73,3 +73,13 @@ def test_a_shift_stays_within_its_limit():
     ink = shifted.reshape(500, 28, 28).max(axis=0) > 0
     rows, columns = np.nonzero(ink)
     assert rows.min() == columns.min() == 11 and rows.max() == columns.max() == 17
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_rotation_and_shear_together_keep_the_size_of_a_digit():
+    """The map's determinant is 1 minus the product of the two shears."""
+    squares = np.zeros((500, 28, 28), "float32")
+    squares[:, 9:19, 9:19] = 1
+    strengths = COMMITTED.model_copy(update={**NOTHING, "rotation": 12.0, "shear": 0.2})
+    areas = augment(squares, strengths, stream()).sum(axis=(1, 2))
+    assert 95 < areas.min() < areas.max() < 105

@@ -42,6 +42,11 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     batch, steps = batch_and_steps(params, data)
     model, optimizer, train = _shared(member.architecture, params, steps)
     _assign(model, optimizer, state.values or initial_values(params, data, member))
+    model.reset_metrics()
+    # Compiled at a process's first epoch. That takes up to a minute, which is not the epoch's.
+    train.get_concrete_function(
+        tf.TensorSpec((batch * steps, *data.images.shape[1:])), tf.TensorSpec((batch * steps, CLASSES))
+    )
 
     started = time.perf_counter()
     images, targets = _epoch_of_images(params, data, member, epoch, batch * steps)
@@ -70,8 +75,10 @@ def _epoch_of_images(params, data, member, epoch, count):
     rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
     images, targets = data.images[rows], one_hot(data.labels[rows])
     # The last epochs see the images as they are. Distorted images are blurred, and the averages that batch
-    # normalization predicts with must be of images that are not.
-    if params.augment.enabled and epoch < params.train.epochs - params.augment.undistorted_epochs:
+    # normalization predicts with must be of images that are not. A short trial keeps half of its epochs.
+    epochs = params.train.epochs
+    undistorted = min(params.augment.undistorted_epochs, epochs // 2)
+    if params.augment.enabled and epoch < epochs - undistorted:
         images = augment(images, params.augment, member.stream("augment", epoch))
     return images.astype("float32", copy=False), targets
 
@@ -151,23 +158,19 @@ def _build(architecture, params, steps):
 
 
 def _epoch_function(model, batch):
-    """A function of images and targets that trains on one batch after the other; returns the metrics.
+    """A function of images and targets that trains on one batch after the other and returns the metrics.
 
     All steps are one call of TensorFlow, because a call from Python for each took a tenth of the time.
     Keras's `fit` does not serve: its input pipeline waits for threads that a single-threaded process lacks.
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function
     def train_on_batches(images, targets):
         for start in tf.range(0, len(images), batch):
             model.train_step((images[start : start + batch], targets[start : start + batch]))
-
-    def train_epoch(images, targets):
-        model.reset_metrics()
-        train_on_batches(images, targets)
         return model.get_metrics_result()
 
-    return train_epoch
+    return train_on_batches
 
 
 # Building and compiling take seconds, so members of the same architecture take turns with the same model.
