@@ -204,6 +204,11 @@ def run(program, shape, processes, batches, intervals):
     return {Setting(batch, processes): sum(each) for batch, *each in zip(batches, *speeds, strict=True)}
 
 
+def is_compared(program):
+    """Whether the ratios, or the shares of them, can depend on it: Keras stock, and all in the best precision."""
+    return program.precision == best_precision() or program.family == "keras"
+
+
 def compare(selected, quick):
     """Each program's best setting and its images/s: search among all settings, then confirm."""
     rows = [(case, shape, program) for case, (_, shape, listed) in selected.items() for program in listed]
@@ -340,11 +345,19 @@ def main():
         "--quick", action="store_true", help="one batch size, one short round: to try it, not for figures"
     )
     parser.add_argument("--cases", default="abc", help="which cases, such as ab (default: all)")
+    parser.add_argument(
+        "--short", action="store_true", help="only the programs that the ratios compare; writes no file"
+    )
     arguments = parser.parse_args()
     selected = {case: listed for case, listed in cases().items() if case in (LIMIT, PEAK, *arguments.cases)}
+    if arguments.short:
+        selected = {
+            case: (title, shape, [program for program in listed if is_compared(program)])
+            for case, (title, shape, listed) in selected.items()
+        }
     text = "\n".join([*report(selected, compare(selected, arguments.quick)), *pipeline_report()]) + "\n"
     print(text)
-    if not arguments.quick:
+    if not (arguments.quick or arguments.short):
         from pipeline.bilstm.isa import ISA
 
         Path(__file__).with_name(f"results-{ISA}.md").write_text(text)

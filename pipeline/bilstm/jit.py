@@ -1,6 +1,7 @@
 """Numba's decorators as the layer's compiled code uses them; what they compile is cached on disk."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -98,6 +99,24 @@ def cached(decorator: Callable) -> Callable:
             numba.config.CACHE_DIR, caching.IndexDataCacheFile = others
 
     return decorate
+
+
+@contextlib.contextmanager
+def unless_another_process(name: str) -> Iterator[bool]:
+    """Hold a lock of the cache's folder, if no other process holds it; yields whether this one does.
+
+    Where files cannot be locked, every process seems to be alone.
+    """
+    alone = True
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(Path(_FOLDER, f"{name}.lock"), "w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            alone = False
+        except OSError:
+            pass
+        yield alone
 
 
 compiled = cached(numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}))

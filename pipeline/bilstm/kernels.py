@@ -5,6 +5,7 @@ and calls `recurrence.py` or `weights.py` with arrays that lie in TensorFlow's m
 Python, and no compiler needs to be installed.
 """
 
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.bilstm import tiles
 from pipeline.bilstm.backward import backward
 from pipeline.bilstm.forward import forward
 from pipeline.bilstm.isa import uses
-from pipeline.bilstm.jit import cached, compiled
+from pipeline.bilstm.jit import cached, compiled, unless_another_process
 from pipeline.bilstm.matmul import as_words, padded, words_in
 from pipeline.bilstm.recurrence import GATES, SEQUENCE, Kept, Plan
 from pipeline.bilstm.weights import deinterleave_gradients, pack_parameters
@@ -302,16 +303,17 @@ def _backward_bfloat16(_, op):
     _backward(op, np.uint16, _BFLOAT16, 2)
 
 
+# By the time that they take to compile.
 _BODIES = {
     tf.float32: {
-        "BilstmPack": _pack_float32,
-        "BilstmForward": _forward_float32,
         "BilstmBackward": _backward_float32,
+        "BilstmForward": _forward_float32,
+        "BilstmPack": _pack_float32,
     },
     tf.bfloat16: {
-        "BilstmPack": _pack_bfloat16,
-        "BilstmForward": _forward_bfloat16,
         "BilstmBackward": _backward_bfloat16,
+        "BilstmForward": _forward_bfloat16,
+        "BilstmPack": _pack_bfloat16,
     },
 }
 _cfunc = cached(numba.cfunc(types.void(_address, _address), cache=True))
@@ -319,5 +321,17 @@ _cfunc = cached(numba.cfunc(types.void(_address, _address), cache=True))
 
 @cache
 def compile_bodies(dtype: tf.DType) -> dict[str, Callable]:
-    """The operations' bodies for one type of operands; TensorFlow calls them as long as the process lives."""
-    return {name: _cfunc(body) for name, body in _BODIES[dtype].items()}
+    """The operations' bodies for one type of operands; TensorFlow calls them as long as the process lives.
+
+    Processes that start at the same time share the work: each compiles what no other one does, and finds the
+    rest in the cache.
+    """
+    missing, bodies = dict(_BODIES[dtype]), {}
+    while missing:
+        for name in list(missing):
+            with unless_another_process(f"{name}_{dtype.name}") as alone:
+                if alone:
+                    bodies[name] = _cfunc(missing.pop(name))
+        if missing:
+            time.sleep(0.1)
+    return bodies

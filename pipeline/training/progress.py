@@ -43,7 +43,7 @@ class TrainingProgress:
 
     def __enter__(self):
         print(self.heading, flush=True)
-        print("train: the first epochs wait for the layer's compilation, a minute if it is new", flush=True)
+        print("train: first the layer is compiled, for up to a minute if its code is new", flush=True)
         self.bars.start()
         self.tasks = {
             member: self.bars.add_task(str(member), total=self.epochs, figures="waiting")

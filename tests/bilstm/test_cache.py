@@ -1,11 +1,13 @@
 """The compiled code's cache: damaged, or where nothing can be written, it is as good as none."""
 
+import contextlib
 import stat
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
-from pipeline.bilstm import jit
+from pipeline.bilstm import jit, kernels
 
 
 def add(a, b):
@@ -47,3 +49,31 @@ def test_without_a_home_the_cache_is_in_a_folder_of_this_user_alone(tmp_path, mo
     assert folder.parent == tmp_path and stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)  # what another user could write there would be run
     assert Path(jit._folder()).parent != folder
+
+
+def test_what_another_process_compiles_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(jit, "_FOLDER", str(tmp_path))
+    other = contextlib.ExitStack()  # locks of one process, too, exclude each other if they are of two files
+    assert other.enter_context(jit.unless_another_process("BilstmBackward_float32"))
+    compiled = []
+
+    def compile_body(body):
+        compiled.append(body.__name__)
+        if len(compiled) == 2:
+            other.close()
+        return body
+
+    monkeypatch.setattr(kernels, "_cfunc", compile_body)
+    bodies = kernels.compile_bodies.__wrapped__(tf.float32)
+    assert compiled == ["_forward_float32", "_pack_float32", "_backward_float32"]
+    assert {name: body.__name__ for name, body in bodies.items()} == {
+        "BilstmBackward": "_backward_float32",
+        "BilstmForward": "_forward_float32",
+        "BilstmPack": "_pack_float32",
+    }
+
+
+def test_where_files_cannot_be_locked_every_process_compiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(jit, "_FOLDER", str(tmp_path / "none"))
+    with jit.unless_another_process("a") as one, jit.unless_another_process("a") as other:
+        assert one and other
