@@ -205,7 +205,7 @@ def run(program, shape, processes, batches, intervals):
 
 
 def is_compared(program):
-    """Whether the ratios or the shares can depend on it: Keras stock, and all programs in the best precision."""
+    """Whether the ratios or shares can depend on it: Keras stock, and all in the best precision."""
     return program.precision == best_precision() or program.family == "keras"
 
 
