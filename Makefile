@@ -61,6 +61,7 @@ soak: setup
 
 # Forced, it must be this stage alone: the pipeline before it would be run again, too.
 submit: setup
+	python -m pipeline.kaggle.credentials
 	dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
 
 submissions: setup

@@ -136,3 +136,16 @@ def _read(path: Path, kind: str) -> str | None:
         raise PipelineError(f"{path}: is there but cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise PipelineError(f"{path}: is there but is not {kind} ({error}); repair or delete it") from error
+
+
+def main():
+    """Exit with one line if there are none; `make submit` asks before it runs the pipeline."""
+    try:
+        if find_credentials() is None:
+            raise PipelineError(NO_CREDENTIALS)
+    except PipelineError as error:
+        sys.exit(f"submit: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, run_python
 from kaggle_server import KEY, TOKEN, USER, drip, status
 from project import NO_KEY
 
@@ -121,6 +124,19 @@ def test_without_credentials_all_ways_to_give_them_are_named(project, kaggle):
     for way in ("KAGGLE_API_TOKEN", "access_token", "KAGGLE_KEY", "kaggle.json", "kaggle auth login"):
         assert way in line
     assert kaggle.calls == []
+
+
+def test_make_submit_asks_for_credentials_before_it_runs_the_pipeline(tmp_path, monkeypatch):
+    for name in filter(lambda name: name.startswith("KAGGLE_"), list(os.environ)):
+        monkeypatch.delenv(name)
+    commands = subprocess.run(["make", "-n", "submit"], cwd=ROOT, text=True, capture_output=True).stdout
+    assert re.search("python -m pipeline.kaggle.credentials\n.*dvc repro", commands)
+    without, given = (
+        run_python("-m", "pipeline.kaggle.credentials", HOME=str(tmp_path), **variables)
+        for variables in ({}, {"KAGGLE_API_TOKEN": TOKEN})
+    )
+    assert without.returncode == 1 and without.stderr.startswith("submit: no Kaggle credentials; give one of")
+    assert given.returncode == 0 and given.stdout == given.stderr == ""
 
 
 def test_stale_token_that_beats_a_good_key(project, kaggle):
