@@ -36,7 +36,7 @@ setup: .venv/complete
 	touch $@
 
 repro: setup
-	python -m pipeline.stages.mend
+	python -m pipeline.stages.repair
 	dvc repro
 
 report: setup

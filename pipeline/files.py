@@ -91,7 +91,9 @@ def explained(path: str | Path, stage: str, kind: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; `dvc repro {stage}` makes it") from None
+        raise PipelineError(
+            f"{path}: there is no such file; the stage {stage!r} makes it: dvc repro {stage}"
+        ) from None
     except KeyError as error:
         raise PipelineError(f"{path}: {error.args[0]}; run the stage {stage!r} again") from None
     except MemoryError as error:

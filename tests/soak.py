@@ -76,8 +76,8 @@ def repro(folder, stage, seconds=None, aimed=False):
         The exit status, None if it was killed, and what was printed.
     """
     log, lock = folder.with_name("log"), folder / "dvc.lock"
-    mend = [sys.executable, "-m", "pipeline.stages.mend"]
-    subprocess.run(mend, cwd=folder, env=ENVIRONMENT, check=True)
+    repair = [sys.executable, "-m", "pipeline.stages.repair"]
+    subprocess.run(repair, cwd=folder, env=ENVIRONMENT, check=True)
     before, started = lock.stat().st_size if lock.exists() else 0, time.monotonic()
     with open(log, "w") as output:
         process = subprocess.Popen(

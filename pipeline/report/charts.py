@@ -85,7 +85,7 @@ def _draw(chart, arguments, size, **options):
     return target.getvalue()
 
 
-def standing(figure: Figure, names: list[str], values: list[float], ours: dict) -> None:
+def comparison(figure: Figure, names: list[str], values: list[float], ours: dict) -> None:
     """Published accuracies as points, ours, the last row, with its interval."""
     axes = figure.subplots()
     places = np.arange(len(names))[::-1]

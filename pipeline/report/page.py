@@ -51,13 +51,13 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def render(run: Run, params: dict, record: dict) -> tuple[str, str, dict[str, bytes]]:
+def render(run: Run, params: dict, provenance: dict) -> tuple[str, str, dict[str, bytes]]:
     """Make the page, the short form, and the pictures beside it.
 
     Args:
         run: the finished run.
         params: the content of `params.yaml`, by section.
-        record: see `make_record`.
+        provenance: see `read_provenance`.
 
     Returns:
         The page as HTML, the short form as Markdown, and the pictures as PNG files by name.
@@ -72,7 +72,7 @@ def render(run: Run, params: dict, record: dict) -> tuple[str, str, dict[str, by
         "score": run.metrics["ensemble"],
         "origin": origin_in_words(run.source),
         "accuracy_on_all": run.accuracy_on_all,
-        "record": record,
+        "provenance": provenance,
         "published": PUBLISHED,
         "trained_on": _trained_on(run),
         "folds": _folds(run),
@@ -112,7 +112,7 @@ def _charts(run, digits, context):
         "log_loss": (charts.averaged, context["averaging"], "log_loss", "Log loss"),
     }  # fmt: skip
     large = {
-        "standing": (charts.standing, [*SHORT_NAMES, "ours"], comparable, context["check"]),
+        "comparison": (charts.comparison, [*SHORT_NAMES, "ours"], comparable, context["check"]),
         "digits": (charts.by_digit, digits),
         "reliability": (charts.reliability_diagram, reliability),
         "article": (charts.article_curve, run.article),

@@ -97,7 +97,7 @@ def _check_temporary_folder():
 
 
 def _copy_lock():
-    """Keep `dvc.lock` as DVC has written it after the stage before; see `mend.py`."""
+    """Keep `dvc.lock` as DVC has written it after the stage before; see `repair.py`."""
     with contextlib.suppress(OSError, PipelineError):
         content = DVC_LOCK.read_bytes()
         if content.endswith(b"\n"):  # no other DVC is writing it just now

@@ -10,7 +10,7 @@ from pipeline.params import load_params
 from pipeline.paths import CHECK, DIGITS, METRICS, MNIST, OOF, SOURCE, SUBMISSION, TIMES
 from pipeline.report.analysis import confusion_table, digit_table
 from pipeline.report.page import render
-from pipeline.report.record import make_record
+from pipeline.report.provenance import read_provenance
 from pipeline.report.run import (
     ARTICLE_COLUMNS,
     HISTORY_COLUMNS,
@@ -42,7 +42,7 @@ def main():
         article=load_table(METRICS / "article.csv", "article", ARTICLE_COLUMNS),
         **load_predictions(DIGITS, OOF, load_mnist(MNIST), CHECK),
     )
-    page, short, pictures = render(run, params.model_dump(), make_record(TIMES))
+    page, short, pictures = render(run, params.model_dump(), read_provenance(TIMES))
     contents = {"report.html": page.encode(), "report.md": short.encode()}
     contents |= {f"{name}.png": content for name, content in pictures.items()}
     for name, content in contents.items():

@@ -1,12 +1,12 @@
-"""The rooms: imports run one way, so that each can be read, and the layer taken, without the others."""
+"""Imports run one way, so that each package can be read, and the LSTM layer taken, without the others."""
 
 import ast
 
 import pytest
 from helpers import ROOT
 
-# From the bottom up; a module may import from its own floor and from those below.
-FLOORS = [
+# From the bottom up; a module may import from its own level and from those below.
+LEVELS = [
     {"bilstm"},
     {"files", "paths", "machine", "git"},
     {"params", "competition"},
@@ -38,7 +38,7 @@ def imported(tree):
         yield from (name.removeprefix("pipeline.") for name in names if name.startswith("pipeline."))
 
 
-def room(name):
+def package(name):
     return name.partition(".")[0]
 
 
@@ -48,8 +48,8 @@ IMPORTS = [(name, target) for name, tree in MODULES.items() for target in import
 
 @pytest.mark.parametrize(("name", "target"), IMPORTS)
 def test_no_import_goes_up(name, target):
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    assert floor[room(target)] <= floor[room(name)]
+    level = {package: number for number, packages in enumerate(LEVELS) for package in packages}
+    assert level[package(target)] <= level[package(name)]
 
 
 def test_there_is_no_circle():
@@ -70,11 +70,11 @@ def test_there_is_no_circle():
 
 
 def test_the_layer_imports_nothing_else_of_the_pipeline():
-    assert {room(target) for name, target in IMPORTS if room(name) == "bilstm"} == {"bilstm"}
+    assert {package(target) for name, target in IMPORTS if package(name) == "bilstm"} == {"bilstm"}
 
 
 def test_only_stages_know_where_files_lie():
-    assert {room(name) for name, target in IMPORTS if target == "paths"} <= {"stages", "params"}
+    assert {package(name) for name, target in IMPORTS if target == "paths"} <= {"stages", "params"}
 
 
 def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
@@ -83,7 +83,7 @@ def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
         names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
         return {"keras", "tensorflow"} & {(name or "").partition(".")[0] for name in names}
 
-    assert {name for name, tree in MODULES.items() if room(name) != "bilstm" and loads(tree)} == {
+    assert {name for name, tree in MODULES.items() if package(name) != "bilstm" and loads(tree)} == {
         "article", "augment", "networks", "reading", "training.optimizer", "training.trainer"}  # fmt: skip
 
 

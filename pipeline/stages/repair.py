@@ -26,7 +26,7 @@ def main():
         if problem(path, check) and not time.sleep(1) and (text := problem(path, check)):
             copied = path == DVC_LOCK and DVC_LOCK_COPY.exists() and not problem(DVC_LOCK_COPY, check)
             write_bytes(path, DVC_LOCK_COPY.read_bytes()) if copied else path.unlink()
-            print(f"mend: {'put back the copy of' if copied else 'deleted'} {path} after a kill ({text})")
+            print(f"repair: {'put back the copy of' if copied else 'deleted'} {path} after a kill ({text})")
 
 
 def problem(path, check):

@@ -6,8 +6,8 @@ from pathlib import Path
 STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "article", "submission")
 
 
-def make_record(folder: Path) -> dict:
-    """The record of the stages' last runs on this machine.
+def read_provenance(folder: Path) -> dict:
+    """Read when, where and by which code the stages last ran on this machine.
 
     Args:
         folder: of the files that `run_stage` leaves, `<stage>.json`.
@@ -33,7 +33,7 @@ def make_record(folder: Path) -> dict:
 
 
 def _read(path):
-    """A stage's record, empty where there is none or it is damaged: it decides nothing."""
+    """A stage's file, empty where there is none or it is damaged: it decides nothing."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
