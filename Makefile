@@ -62,12 +62,14 @@ soak: setup
 # Forced, it must be this stage alone: the pipeline before it would be run again, too.
 submit: setup
 	python -m pipeline.kaggle.credentials
+	python -m pipeline.stages.repair
 	dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
 
 submissions: setup
 	python -m pipeline.stages.submissions
 
 sweep: setup
+	python -m pipeline.stages.repair
 	dvc repro prepare
 	python -m pipeline.stages.sweep
 

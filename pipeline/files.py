@@ -21,7 +21,7 @@ DENSEST = 50  # bytes of content for each of the archive
 
 
 class PipelineError(Exception):
-    """Something the user can mend; its text is one line that says what is wrong and where."""
+    """Something the user can fix; its text is one line that says what is wrong and where."""
 
     def __init__(self, text: str):
         # A part may come from a damaged file.

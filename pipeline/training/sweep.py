@@ -1,4 +1,4 @@
-"""A search for better hyperparameters with Optuna, run by `make sweep`; copy and edit `SEARCH`.
+"""A search for better hyperparameters with Optuna, run by `make sweep`; edit `SEARCH`.
 
 A trial trains members as the pipeline does, on fold 0 or on all folds. The search sees only the log loss out
 of fold: after each epoch to stop a trial early, after the last to compare trials. The study is a database and
