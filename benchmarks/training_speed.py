@@ -205,8 +205,8 @@ def run(program, shape, processes, batches, intervals):
 
 
 def is_compared(program):
-    """Whether the ratios or shares can depend on it: Keras stock, and all in the best precision."""
-    return program.precision == best_precision() or program.family == "keras"
+    """Whether a ratio can depend on it: Keras stock, and this layer and PyTorch in the best precision."""
+    return program.family == "keras" or (program.family != "" and program.precision == best_precision())
 
 
 def compare(selected, quick):
@@ -352,7 +352,7 @@ def main():
     selected = {case: listed for case, listed in cases().items() if case in (LIMIT, PEAK, *arguments.cases)}
     if arguments.short:
         selected = {
-            case: (title, shape, [program for program in listed if is_compared(program)])
+            case: (title, shape, [row for row in listed if case in (LIMIT, PEAK) or is_compared(row)])
             for case, (title, shape, listed) in selected.items()
         }
     text = "\n".join([*report(selected, compare(selected, arguments.quick)), *pipeline_report()]) + "\n"

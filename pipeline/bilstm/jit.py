@@ -70,8 +70,9 @@ class _CacheFile(caching.IndexDataCacheFile):
         return super()._load_data(name) if _is_whole(self._data_path(name)) else None
 
     def save(self, key, data):
-        # A disk that is full loses the time to compile again, nothing else.
-        with contextlib.suppress(OSError):
+        # Numba reads the index, adds to it and writes it. Without the lock, what another process adds
+        # meanwhile would be lost. A full disk loses the time to compile again, nothing else.
+        with lock("index", wait=True), contextlib.suppress(OSError):
             super().save(key, data)
 
 
@@ -102,21 +103,27 @@ def cached(decorator: Callable) -> Callable:
 
 
 @contextlib.contextmanager
-def unless_another_process(name: str) -> Iterator[bool]:
-    """Hold a lock of the cache's folder, if no other process holds it; yields whether this one does.
+def lock(name: str, wait: bool) -> Iterator[bool]:
+    """Hold a lock of the cache's folder, against other processes and threads.
 
-    Where files cannot be locked, every process seems to be alone.
+    Args:
+        name: of the lock.
+        wait: until it is free.
+
+    Yields:
+        False if another one holds it. True also where files cannot be locked.
     """
-    alone = True
+    held = True
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(Path(_FOLDER, f"{name}.lock"), "w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # a child may have the file open, too
         except BlockingIOError:
-            alone = False
+            held = False
         except OSError:
             pass
-        yield alone
+        yield held
 
 
 compiled = cached(numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}))

@@ -22,7 +22,7 @@ from pipeline.bilstm import tiles
 from pipeline.bilstm.backward import backward
 from pipeline.bilstm.forward import forward
 from pipeline.bilstm.isa import uses
-from pipeline.bilstm.jit import cached, compiled, unless_another_process
+from pipeline.bilstm.jit import cached, compiled, lock
 from pipeline.bilstm.matmul import as_words, padded, words_in
 from pipeline.bilstm.recurrence import GATES, SEQUENCE, Kept, Plan
 from pipeline.bilstm.weights import deinterleave_gradients, pack_parameters
@@ -303,7 +303,7 @@ def _backward_bfloat16(_, op):
     _backward(op, np.uint16, _BFLOAT16, 2)
 
 
-# By the time that they take to compile.
+# The slowest to compile first.
 _BODIES = {
     tf.float32: {
         "BilstmBackward": _backward_float32,
@@ -316,6 +316,8 @@ _BODIES = {
         "BilstmPack": _pack_bfloat16,
     },
 }
+# Seconds after which a process compiles what another one seems to compile: that one may be stopped.
+PATIENCE = 120
 _cfunc = cached(numba.cfunc(types.void(_address, _address), cache=True))
 
 
@@ -327,10 +329,11 @@ def compile_bodies(dtype: tf.DType) -> dict[str, Callable]:
     rest in the cache.
     """
     missing, bodies = dict(_BODIES[dtype]), {}
+    patience = time.monotonic() + PATIENCE
     while missing:
         for name in list(missing):
-            with unless_another_process(f"{name}_{dtype.name}") as alone:
-                if alone:
+            with lock(f"{name}_{dtype.name}", wait=False) as held:
+                if held or time.monotonic() > patience:
                     bodies[name] = _cfunc(missing.pop(name))
         if missing:
             time.sleep(0.1)

@@ -139,7 +139,7 @@ def _read(path: Path, kind: str) -> str | None:
 
 
 def main():
-    """Exit with one line if there are none; `make submit` asks before it runs the pipeline."""
+    """Exit with one line if there are no credentials; `make submit` asks before it runs the pipeline."""
     try:
         if find_credentials() is None:
             raise PipelineError(NO_CREDENTIALS)

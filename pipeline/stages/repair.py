@@ -1,4 +1,4 @@
-"""Put DVC's own files right that a kill has cut off. `make repro` begins with it.
+"""Put DVC's own files right that a kill has cut off. `make repro`, `submit` and `sweep` begin with it.
 
 DVC writes `dvc.lock`, and its list of who reads and writes which file, in place, and refuses to read half of
 one. Each stage keeps a copy of `dvc.lock`; without one, finished stages may have to run again.

@@ -43,7 +43,8 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     model, optimizer, train = _shared(member.architecture, params, steps)
     _assign(model, optimizer, state.values or initial_values(params, data, member))
     model.reset_metrics()
-    # Compiled at a process's first epoch. That takes up to a minute, which is not the epoch's.
+    # Each process traces an architecture once; its first one compiles the layer. This may take a minute,
+    # which is not the epoch's.
     train.get_concrete_function(
         tf.TensorSpec((batch * steps, *data.images.shape[1:])), tf.TensorSpec((batch * steps, CLASSES))
     )
@@ -75,7 +76,7 @@ def _epoch_of_images(params, data, member, epoch, count):
     rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
     images, targets = data.images[rows], one_hot(data.labels[rows])
     # The last epochs see the images as they are. Distorted images are blurred, and the averages that batch
-    # normalization predicts with must be of images that are not. A short trial keeps half of its epochs.
+    # normalization predicts with must be of images that are not. At least half of the epochs are distorted.
     epochs = params.train.epochs
     undistorted = min(params.augment.undistorted_epochs, epochs // 2)
     if params.augment.enabled and epoch < epochs - undistorted:

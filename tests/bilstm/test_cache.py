@@ -2,6 +2,7 @@
 
 import contextlib
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,8 @@ def test_without_a_home_the_cache_is_in_a_folder_of_this_user_alone(tmp_path, mo
 
 def test_what_another_process_compiles_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(jit, "_FOLDER", str(tmp_path))
-    other = contextlib.ExitStack()  # locks of one process, too, exclude each other if they are of two files
-    assert other.enter_context(jit.unless_another_process("BilstmBackward_float32"))
+    other = contextlib.ExitStack()  # within a process, too, one lock excludes another
+    assert other.enter_context(jit.lock("BilstmBackward_float32", wait=False))
     compiled = []
 
     def compile_body(body):
@@ -73,7 +74,24 @@ def test_what_another_process_compiles_is_waited_for(tmp_path, monkeypatch):
     }
 
 
-def test_where_files_cannot_be_locked_every_process_compiles(tmp_path, monkeypatch):
-    monkeypatch.setattr(jit, "_FOLDER", str(tmp_path / "none"))
-    with jit.unless_another_process("a") as one, jit.unless_another_process("a") as other:
-        assert one and other
+@pytest.mark.parametrize(("folder", "patience", "held"), [("none", 120, True), ("", 0, False)])
+def test_without_locks_or_patience_every_process_compiles(tmp_path, monkeypatch, folder, patience, held):
+    """Nothing can be locked in a folder that is not there."""
+    monkeypatch.setattr(jit, "_FOLDER", str(tmp_path / folder))
+    monkeypatch.setattr(kernels, "PATIENCE", patience)
+    monkeypatch.setattr(kernels, "_cfunc", lambda body: body)
+    with jit.lock("BilstmPack_float32", wait=False), jit.lock("BilstmPack_float32", wait=False) as again:
+        assert again == held
+        assert len(kernels.compile_bodies.__wrapped__(tf.float32)) == 3
+
+
+def test_entries_saved_at_the_same_time_are_all_kept(tmp_path, monkeypatch):
+    """Without a lock, one writer's index would replace another's, and point to the other's data."""
+    monkeypatch.setattr(jit, "_FOLDER", str(tmp_path))
+
+    def file():
+        return jit._CacheFile(str(tmp_path), "function", b"stamp of the source")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: file().save(number, f"code {number}"), range(64)))
+    assert [file().load(number) for number in range(64)] == [f"code {number}" for number in range(64)]

@@ -56,10 +56,11 @@ def seen(monkeypatch):
     class Train:
         def __call__(self, images, targets):
             epochs.append((images, targets))
+            assert [(each.shape, each.dtype) for each in (images, targets)] == self.compiled
             return {"loss": 0, "accuracy": 0}
 
         def get_concrete_function(self, *specs):
-            pass
+            self.compiled = [(spec.shape, spec.dtype.as_numpy_dtype) for spec in specs]
 
     build = trainer._shared
     monkeypatch.setattr(trainer, "_shared", lambda *arguments: (*build(*arguments)[:2], Train()))
