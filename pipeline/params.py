@@ -124,11 +124,14 @@ class Params(_Section):
     article: Article
 
     def with_values(self, values: dict) -> "Params":
-        """The same parameters with other values, by keys such as `train.epochs`; they are checked."""
+        """The same parameters with other values, by keys such as `seed` or `train.epochs`; they are checked."""
         content = self.model_dump()
         for key, value in values.items():
             section, _, name = key.partition(".")
-            content.setdefault(section, {})[name] = value
+            if name:
+                content.setdefault(section, {})[name] = value
+            else:
+                content[section] = value
         return _validate(content, PARAMS)
 
     def with_precision(self, precision: str) -> "Params":
