@@ -124,7 +124,7 @@ class Params(_Section):
     article: Article
 
     def with_values(self, values: dict) -> "Params":
-        """The same parameters with other values, by keys such as `seed` or `train.epochs`; they are checked."""
+        """The same parameters with other values, by keys such as `seed`, `train.epochs`; they are checked."""
         content = self.model_dump()
         for key, value in values.items():
             section, _, name = key.partition(".")
