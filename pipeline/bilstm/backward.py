@@ -7,12 +7,14 @@ import numpy as np
 from pipeline.bilstm.gate_gradients import Group, How, gate_gradients_of_step
 from pipeline.bilstm.jit import compiled, inline
 from pipeline.bilstm.matmul import (
-    VECTORS,
+    PANEL,
     Left,
     Panels,
+    Sums,
     as_words,
     block_left,
     block_rows,
+    in_panels,
     left_column,
     left_row,
     multiply,
@@ -32,7 +34,8 @@ class _Scratch(NamedTuple):
     """Memory of a block.
 
     Attributes:
-        d_operands: of the hidden states, and of the inputs if they are wanted, float32 `(block, columns)`.
+        d_operands: of the hidden states, and of the inputs if they are wanted, float32
+            `(panels, block, PANEL)`.
         d_c, d_past: float32 `(cells / LANES, block, LANES)`: of the cell states; of the last hidden states of
             samples that have ended.
         d_gates: one step's gradients of the gates' arguments, values `(block, 4 * cells)`, a left operand.
@@ -101,10 +104,10 @@ def _pack_part(block, part, step, h, x, x_row):
             block.x, block.number, left, whole_block(block.d_gates, cells) + k, row, word, block.spare
         )
     else:
-        column = (k - width) * VECTORS
+        column = (k - width) // LANES * PANEL
         d_gates = pointer(block.d_gates, left_column(block.d_gates, column))
-        right = pointer(block.right, column * block.depth + first_word * VECTORS * LANES)
-        pack_rows(d_gates, block.number, left_row(block.d_gates, block.columns), VECTORS * LANES, right)
+        right = pointer(block.right, column * block.depth + first_word * PANEL)
+        pack_rows(d_gates, block.number, left_row(block.d_gates, block.columns), PANEL, right)
 
 
 @inline
@@ -118,25 +121,26 @@ def _multiply_and_pack(block, step, weights, wanted, h, x, x_row):
     """
     left = block_left(block.d_words, block.words, 0)
     rows, panels = whole_rows(block.d_gates, block.number), Panels(weights, 0, block.words)
+    sums = Sums(block.d_operands, PANEL, PANEL * block_rows(block.d_gates))
     groups = (block.columns // GATES + padded(block.features)) // LANES
-    parts = groups + block.columns // (VECTORS * LANES)
+    parts = groups + block.columns // PANEL
     for part in range(parts):
-        multiply_part(part, parts, left, rows, block.words, panels, block.zeros, block.d_operands, wanted)
+        multiply_part(part, parts, left, rows, block.words, panels, block.zeros, sums, wanted)
         _pack_part(block, part, step, h, x, x_row)
 
 
 @inline
 def _add_input_gradients(block, d_x, d_x_row, is_first):
     """Write a step's gradients of the inputs to d_x, or add them where the other direction was before."""
-    features, cells = block.features, block.columns // GATES
+    features, cells, rows = block.features, block.columns // GATES, block_rows(block.d_gates)
     whole = features // LANES * LANES
     for n in range(block.number):
-        place, source = n * d_x_row, n * block.wanted + cells
+        place = n * d_x_row
         for k in range(0, whole, LANES):
-            value = read(block.d_operands, source + k)
+            value = read(block.d_operands, in_panels(cells + k, rows) + n * PANEL)
             write(d_x, place + k, value if is_first else value + read(d_x, place + k))
         if whole < features:
-            value = read(block.d_operands, source + whole)
+            value = read(block.d_operands, in_panels(cells + whole, rows) + n * PANEL)
             if not is_first:
                 value = value + read_some(d_x, place + whole, features - whole)
             write_some(d_x, place + whole, value, features - whole)
@@ -152,7 +156,7 @@ def backward(plan, x, weights, kept, mask, d_y, d_h0, d_c0, d_bias, d_weights, d
         d_y: of y.
         d_h0, d_c0: float32 `(2, batch, cells)`; `(0, ...)` if the states began at zero.
         d_bias: float32 `(2, 4 * cells)`.
-        d_weights: float32 `(2, cells + padded features, 4 * cells)`.
+        d_weights: float32 `(2, panels, cells + padded features, PANEL)`.
         d_x: float32 `(batch, time, features)`, or `(0, ...)` to leave it out.
     """
     _, _, batch, cells = kept.h.shape
@@ -177,7 +181,8 @@ def backward(plan, x, weights, kept, mask, d_y, d_h0, d_c0, d_bias, d_weights, d
                 for n in range(number):
                     for k in range(0, cells, LANES):
                         cell, place = k * rows + n * LANES, (d, start + n, k)
-                        d_h = read(block.d_operands, n * block.wanted + k) + read(block.d_past, cell)
+                        d_h = read(block.d_operands, in_panels(k, rows) + n * PANEL)
+                        d_h = d_h + read(block.d_past, cell)
                         write(d_h0, place, d_h)
                         write(d_c0, place, read(block.d_c, cell))
 
@@ -190,7 +195,7 @@ def _scratch(plan, features, kept, floats):
     values = depth * values_in_word(kept.gates)
     left_rows = whole_block(kept.gates, cells) + whole_block(kept.gates, width)
     return _Scratch(
-        aligned(block * (cells + width), floats),
+        aligned(block * -(-(cells + width) // PANEL) * PANEL, floats),
         aligned(block * cells, floats),
         aligned(block * cells, floats),
         aligned(block * columns, kept.gates).reshape((block, columns)),
@@ -206,7 +211,7 @@ def _scratch(plan, features, kept, floats):
 def _block(scratch, number, features, with_x):
     columns, d_gates, words = scratch.d_gates.shape[1], scratch.d_gates, as_words(scratch.d_gates)
     # Whole panels, as the weights are packed.
-    cells, width, panel = columns // GATES, padded(features), VECTORS * LANES
+    cells, width, panel = columns // GATES, padded(features), PANEL
     return _Block(
         pointer(scratch.d_operands, (0,)),
         pointer(scratch.d_c, (0,)),
@@ -242,7 +247,6 @@ def _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, 
             plan.returns != END or step + 1 == plan.steps[d],
             plan.returns == END,
             share,
-            block.wanted,
             d_y.shape[1] * d_y.shape[2],
             left_row(block.d_gates, columns),
             left_column(block.d_gates, 2 * LANES),
@@ -284,14 +288,14 @@ def _add_weight_gradients(skip, used, features, scratch, d_weights):
     columns = scratch.d_gates.shape[1]
     cells, depth = columns // GATES, scratch.right.size // columns
     row, word = left_strides(scratch.d_gates, cells + padded(features), depth)
-    right = pointer(scratch.right, (0,))
+    right, panel = pointer(scratch.right, (0,)), PANEL * d_weights.shape[1]
     multiply(
         Left(pointer(scratch.left, (skip * word,)), row, word),
         cells,
         used - skip,
         Panels(right, skip, depth),
         None,
-        pointer(d_weights, (0, 0)),
+        Sums(pointer(d_weights, (0, 0, 0)), PANEL, panel),
         columns,
     )
     multiply(
@@ -300,6 +304,6 @@ def _add_weight_gradients(skip, used, features, scratch, d_weights):
         used,
         Panels(right, 0, depth),
         None,
-        pointer(d_weights, (cells, 0)),
+        Sums(pointer(d_weights, (0, cells, 0)), PANEL, panel),
         columns,
     )

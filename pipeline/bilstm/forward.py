@@ -7,7 +7,9 @@ import numpy as np
 from pipeline.bilstm.activations import SIGMOID, TANH, sigmoids, tanhs
 from pipeline.bilstm.jit import compiled, inline
 from pipeline.bilstm.matmul import (
+    PANEL,
     Panels,
+    Sums,
     as_words,
     block_left,
     block_part,
@@ -299,7 +301,7 @@ def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
                         depth - skip,
                         panels,
                         pointer(bias, (d, j)),
-                        pointer(z, (1 - turn) * block * GROUP),
+                        Sums(pointer(z, (1 - turn) * block * GROUP), GROUP, PANEL),
                         GROUP,
                     )
                 if k >= 0:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from pipeline.bilstm.activations import tanhs
 from pipeline.bilstm.jit import inline
-from pipeline.bilstm.matmul import block_rows, left_column
+from pipeline.bilstm.matmul import PANEL, block_rows, in_panels, left_column
 from pipeline.bilstm.recurrence import GATES, GROUP, ONE, ZERO
 from pipeline.bilstm.simd import LANES, broadcast, pointer, prefetch, read, write, write_pair
 
@@ -16,7 +16,6 @@ class How(NamedTuple):
     has_y: bool
     end: bool
     share: float
-    d_h_row: int
     d_y_row: int
     d_gates_row: int
     d_gates_half: int
@@ -40,7 +39,7 @@ class Group(NamedTuple):
 
 @inline
 def _hidden_gradient(group, how, n):
-    d_h = read(group.d_h, n * how.d_h_row)
+    d_h = read(group.d_h, n * PANEL)
     return d_h + read(group.d_y, n * how.d_y_row) * how.share if how.has_y else d_h
 
 
@@ -100,7 +99,7 @@ def _gate_gradients(group, how, first, last):
 def _masked_gate_gradients(group, how):
     """`_gate_gradients` of samples that may have ended: their d_h reaches earlier steps in d_past alone."""
     for n in range(how.number):
-        past = read(group.d_past, n * LANES) + read(group.d_h, n * how.d_h_row)
+        past = read(group.d_past, n * LANES) + read(group.d_h, n * PANEL)
         if group.mask[n * how.mask_row] == 0:
             if how.has_y and how.end:
                 past = past + read(group.d_y, n * how.d_y_row)
@@ -108,7 +107,7 @@ def _masked_gate_gradients(group, how):
             for out in (n * how.d_gates_row, n * how.d_gates_row + how.d_gates_half):
                 write_pair(group.d_gates, out, broadcast(ZERO), broadcast(ZERO))
         else:
-            write(group.d_h, n * how.d_h_row, past)
+            write(group.d_h, n * PANEL, past)
             write(group.d_past, n * LANES, broadcast(ZERO))
             _gate_gradients(group, how, n, n + 1)
 
@@ -137,7 +136,7 @@ def gate_gradients_of_step(first, gates_before, c_before, d_y_before, how, cells
             pointer(first.gates, GATES * k * how.number),
             pointer(first.c_old, k * how.number),
             pointer(first.c_new, k * how.number),
-            pointer(first.d_h, k),
+            pointer(first.d_h, in_panels(k, block)),
             pointer(first.d_y, k),
             pointer(first.d_c, k * block),
             pointer(first.d_past, k * block),

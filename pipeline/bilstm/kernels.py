@@ -23,7 +23,7 @@ from pipeline.bilstm.backward import backward
 from pipeline.bilstm.forward import forward
 from pipeline.bilstm.isa import uses
 from pipeline.bilstm.jit import cached, compiled, lock
-from pipeline.bilstm.matmul import as_words, padded, words_in
+from pipeline.bilstm.matmul import PANEL, as_words, padded, words_in
 from pipeline.bilstm.recurrence import GATES, SEQUENCE, Kept, Plan
 from pipeline.bilstm.weights import deinterleave_gradients, pack_parameters
 
@@ -243,7 +243,8 @@ def _backward(op, element, enum, itemsize):
     if not _code(status):
         before = _begin_products(np.zeros(0, element))
         try:
-            d_weights = np.empty((2, cells + padded(features), GATES * cells), np.float32)
+            rows = cells + padded(features)
+            d_weights = np.empty((2, GATES * cells // PANEL, rows, PANEL), np.float32)
             d_bias = np.empty((2, GATES * cells), np.float32)
             backward(
                 plan,
@@ -265,7 +266,7 @@ def _backward(op, element, enum, itemsize):
             for d in range(2):
                 deinterleave_gradients(
                     d_weights[d],
-                    d_bias[d : d + 1],
+                    d_bias[d : d + 1].reshape((1, 1, GATES * cells)),
                     _matrix(outputs[d], np.float32),
                     _matrix(outputs[2 + d], np.float32),
                     _array(outputs[4 + d], (1, columns), np.float32),

@@ -25,6 +25,7 @@ from pipeline.bilstm.simd import LANES, pointer
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
 ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)
+PANEL = VECTORS * LANES  # columns
 # Rows that are left over are taken four at a time, and then singly.
 FEW = 4
 # Rows of two tiles of AMX, and of one for what is left over.
@@ -59,6 +60,19 @@ class Panels(NamedTuple):
     words: int
     first: int
     depth: int
+
+
+class Sums(NamedTuple):
+    """Where a product is written, float32, by panels of PANEL columns.
+
+    Attributes:
+        values: pointer to the first row of the first panel.
+        row, panel: from one row, and from one panel, to the next.
+    """
+
+    values: int
+    row: int
+    panel: int
 
 
 def on_tiles_of(dtype):
@@ -126,6 +140,12 @@ def block_left(words, depth, first):
     return Left(pointer(words, first * left_row(words, 1)), depth, 1)
 
 
+@inline
+def in_panels(column, rows):
+    """Where a column of `Sums` that lie panel by panel, of that many rows, begins."""
+    return column // PANEL * PANEL * rows + column % PANEL
+
+
 @intrinsic(prefer_literal=True)
 def multiply_tile(typing_context, a, a_row, a_word, depth, panel, start, out, out_row, rows, vectors):
     """Write the product of some rows and a panel to out.
@@ -158,15 +178,16 @@ def _from_any(start, column):
 @inline
 def _multiply_rows(left, row, words, panels, start, out, columns, rows):
     """`multiply` for some rows, a constant number, from a row on."""
-    a, out_at = pointer(left.words, row * left.row), pointer(out, row * columns)
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
+    a, to = pointer(left.words, row * left.row), pointer(out.values, row * out.row)
+    for column in range(0, columns, PANEL):
+        width = min(PANEL, columns - column)
         panel = pointer(panels.words, column * panels.depth + width * panels.first)
-        to, add = pointer(out_at, column), _from(start, column)
+        add = _from(start, column)
         if width == LANES:
-            multiply_tile(a, left.row, left.word, words, panel, add, to, columns, rows, 1)
+            multiply_tile(a, left.row, left.word, words, panel, add, to, out.row, rows, 1)
         else:
-            multiply_tile(a, left.row, left.word, words, panel, add, to, columns, rows, 2)
+            multiply_tile(a, left.row, left.word, words, panel, add, to, out.row, rows, 2)
+        to = pointer(to, out.panel)
 
 
 def multiply(left, rows, words, panels, start, out, columns):
@@ -176,7 +197,7 @@ def multiply(left, rows, words, panels, start, out, columns):
         left: see `Left`; rows, words: how many to multiply, on AMX multiples of 16.
         panels: see `Panels`.
         start: what to add to each row, pointer to float32 `(columns)`; None for what is in out.
-        out: pointer to float32 `(rows, columns)`, columns a multiple of `LANES`.
+        out: see `Sums`; columns: a multiple of `LANES`.
     """
 
 
@@ -241,11 +262,11 @@ def _multiply_part_on_tiles(part, parts, left, rows, words, panels, start, out, 
     while more > 0:
         last, width = min(in_panel, first + more), min(_TWO_TILES, columns - column)
         panel = pointer(panels.words, column * panels.depth + panels.first * width)
-        add, to = pointer(start, column), pointer(out, column)
+        add, to = pointer(start, column), pointer(out.values, column // _TWO_TILES * out.panel)
         if width == _ONE_TILE:
-            _multiply_tiles(left.words, panel, first, last, in_panel, add, to, columns, 1)
+            _multiply_tiles(left.words, panel, first, last, in_panel, add, to, out.row, 1)
         else:
-            _multiply_tiles(left.words, panel, first, last, in_panel, add, to, columns, 2)
+            _multiply_tiles(left.words, panel, first, last, in_panel, add, to, out.row, 2)
         more -= last - first
         first, column = 0, column + _TWO_TILES
 

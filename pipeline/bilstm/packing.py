@@ -6,7 +6,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from pipeline.bilstm.jit import compiled
-from pipeline.bilstm.matmul import VECTORS, as_words, on_tiles_of, padded, values_in_word, words_in
+from pipeline.bilstm.matmul import PANEL, as_words, on_tiles_of, padded, values_in_word, words_in
 from pipeline.bilstm.simd import INTS, LANES, item, pointer, prefetch, write_transposed
 
 # Rows of weights that are prefetched while packing.
@@ -62,7 +62,7 @@ def pack_rows(a, rows, row, width, out):
 
     Args:
         a: pointer to values `(rows, width)`: some of what is summed over; row: from one row to the next.
-        width: VECTORS * LANES, or LANES.
+        width: PANEL, or LANES.
         out: pointer to words `(rows in words, width)`. If the rows do not fill the last word, its second
             value is anything: on the left it must be 0.
     """
@@ -87,13 +87,13 @@ def pack(weights, panels):
     for first in range(0, rows, in_word):
         for ahead in range(first + _AHEAD * in_word, min(first + (_AHEAD + 1) * in_word, rows)):
             prefetch(weights, (ahead, 0), columns)
-        for column in range(0, columns, VECTORS * LANES):
-            width = min(VECTORS * LANES, columns - column)
+        for column in range(0, columns, PANEL):
+            width = min(PANEL, columns - column)
             place = pointer(panels, (column * depth + first // in_word * width,))
             pack_rows(pointer(weights, (first, column)), min(in_word, rows - first), columns, width, place)
     whole = (rows + in_word - 1) // in_word
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, columns - column)
+    for column in range(0, columns, PANEL):
+        width = min(PANEL, columns - column)
         panels[column * depth + whole * width : (column + width) * depth] = 0
 
 
@@ -102,8 +102,8 @@ def pack_transposed(weights, panels):
     """`pack` for the transpose of weights `(columns, depth)`, depth a multiple of LANES words."""
     words = as_words(weights)
     columns, depth = words.shape
-    for column in range(0, columns, VECTORS * LANES):
-        width = min(VECTORS * LANES, padded(columns) - column)
+    for column in range(0, columns, PANEL):
+        width = min(PANEL, padded(columns) - column)
         panel = panels[column * depth : (column + width) * depth].reshape((depth, width))
         whole = min(width, columns - column) // LANES * LANES
         for k in range(0, depth, LANES):

@@ -26,11 +26,13 @@ def _interleave_row(values, row, units, out, out_row):
 
 @inline
 def _deinterleave_row(values, row, units, out, out_row):
+    """Of values `(panels, rows, any width)`."""
+    width = values.shape[2]
     for gate in range(GATES):
         for k in range(0, units, LANES):
-            write_some(
-                out, (out_row, gate * units + k), read(values, (row, GATES * k + gate * LANES)), units - k
-            )
+            column = GATES * k + gate * LANES
+            value = read(values, (column // width, row, column % width))
+            write_some(out, (out_row, gate * units + k), value, units - k)
 
 
 @compiled
@@ -61,11 +63,11 @@ def deinterleave_gradients(d_weights, d_bias, kernel, recurrent, bias):
     """The gradients of one direction's parameters, in Keras's order.
 
     Args:
-        d_weights: float32 `(cells + features or more, 4 * cells)`; d_bias: `(1, 4 * cells)`.
+        d_weights: float32 `(panels, cells + features or more, PANEL)`; d_bias: `(1, 1, 4 * cells)`.
         kernel, recurrent, bias: as in `pack_parameters`, written.
     """
     units, features = len(recurrent), len(kernel)
-    cells = d_weights.shape[1] // GATES
+    cells = d_bias.shape[2] // GATES
     for row in range(units):
         _deinterleave_row(d_weights, row, units, recurrent, row)
     for row in range(features):
