@@ -7,10 +7,7 @@ from numba.extending import intrinsic, overload
 
 from pipeline.bilstm.jit import compiled
 from pipeline.bilstm.matmul import PANEL, as_words, on_tiles_of, padded, values_in_word, words_in
-from pipeline.bilstm.simd import INTS, LANES, item, pointer, prefetch, write_transposed
-
-# Rows of weights that are prefetched while packing.
-_AHEAD = 8
+from pipeline.bilstm.simd import INTS, LANES, item, pointer, write_transposed
 
 
 @intrinsic
@@ -79,22 +76,16 @@ def pack(weights, panels):
 
     Args:
         weights: values `(depth, columns)`, columns a multiple of LANES.
-        panels: words, flat, written: panels of VECTORS vectors, the last of what is left. Words beyond the
-            depth are 0.
+        panels: words, flat, written: panels of PANEL columns, the last of what is left. Words beyond
+            the depth are 0.
     """
     rows, columns = weights.shape
-    in_word, depth = values_in_word(weights), words_in(weights, rows)
-    for first in range(0, rows, in_word):
-        for ahead in range(first + _AHEAD * in_word, min(first + (_AHEAD + 1) * in_word, rows)):
-            prefetch(weights, (ahead, 0), columns)
-        for column in range(0, columns, PANEL):
-            width = min(PANEL, columns - column)
-            place = pointer(panels, (column * depth + first // in_word * width,))
-            pack_rows(pointer(weights, (first, column)), min(in_word, rows - first), columns, width, place)
-    whole = (rows + in_word - 1) // in_word
+    depth, whole = words_in(weights, rows), -(-rows // values_in_word(weights))
     for column in range(0, columns, PANEL):
         width = min(PANEL, columns - column)
-        panels[column * depth + whole * width : (column + width) * depth] = 0
+        panel = panels[column * depth : (column + width) * depth]
+        pack_rows(pointer(weights, (0, column)), rows, columns, width, pointer(panel, (0,)))
+        panel[whole * width :] = 0
 
 
 @compiled
