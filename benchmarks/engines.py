@@ -60,7 +60,7 @@ def main():
         for engine in ENGINES:
             values = {"compute.engine": engine, "compute.workers": workers, "train.epochs": EPOCHS}
             values |= {"prepare.folds": FOLDS, "model.architecture": "rows"}
-            params = load_params().with_values(values).with_precision(best_precision())
+            params = load_params().with_values({**values, "train.precision": best_precision()})
             with ENGINES[engine](params.compute, workers) as (executor, _):
                 for seeds in arguments.seeds:
                     of_seeds = params.with_values({"train.seeds": seeds})

@@ -20,7 +20,9 @@ TEST_IMAGES = 28000
 
 def _params() -> Params:
     params = load_params()
-    return params.with_precision(best_precision()) if params.train.precision == "auto" else params
+    if params.train.precision == "auto":
+        params = params.with_values({"train.precision": best_precision()})
+    return params
 
 
 def _random_images(rows):

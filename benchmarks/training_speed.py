@@ -32,7 +32,7 @@ FEED = 4
 # Speeds are those of the best of some such intervals: other users of the machine slow the others down.
 INTERVAL = 1.0  # seconds
 INTERVALS = 5
-# After the search, which takes one interval, a program's best setting is measured again, so often.
+# After the search, which takes an interval a setting, a program's best one is measured again, so often.
 ROUNDS = 2
 # No process may keep the others waiting for longer, in seconds.
 PATIENCE = 600
@@ -210,7 +210,7 @@ def is_compared(program):
 
 
 def compare(selected, quick):
-    """Each program's best setting and its images/s: search among all settings, then confirm."""
+    """Each program's best setting and its images/s: search among all settings, then more of the best one."""
     rows = [(case, shape, program) for case, (_, shape, listed) in selected.items() for program in listed]
     found = {}
     for case, shape, program in rows:
@@ -222,16 +222,14 @@ def compare(selected, quick):
         tell(case, program, settings)
     if not quick:
         chosen = {key: max(settings, key=settings.get) for key, settings in found.items() if settings}
-        found = {key: {} for key in found}
         # Round by round, so that a slow minute of the machine hits everybody.
         for _ in range(ROUNDS):
             for case, shape, program in rows:
                 if setting := chosen.get((case, program)):
                     again = run(program, shape, setting.processes, (setting.batch,), INTERVALS)
                     tell(case, program, again)
-                    best = found[case, program]
                     for setting, speed in again.items():
-                        best[setting] = max(speed, best.get(setting, 0))
+                        found[case, program][setting] = max(speed, found[case, program][setting])
     return {
         key: max(settings.items(), key=lambda item: item[1]) for key, settings in found.items() if settings
     }

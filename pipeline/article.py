@@ -3,7 +3,7 @@
 The stage `article` runs it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
@@ -118,9 +118,7 @@ def measure(network: keras.Model, mnist: dict[str, np.ndarray]) -> dict[str, flo
     }
 
 
-def run(
-    mnist: dict[str, np.ndarray], params: Article, precision: str, progress: Callable[[dict], None]
-) -> tuple[keras.Model, list[dict]]:
+def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[keras.Model, list[dict]]:
     """Train as the article does, measuring after every MEASURE_EVERY-th step and after the last.
 
     The measurements change nothing: they choose and stop nothing.
@@ -129,7 +127,6 @@ def run(
         mnist: the arrays of `load_mnist`.
         params: the section `article` of `params.yaml`.
         precision: see `BiLSTM`.
-        progress: is told each row as soon as it is known.
 
     Returns:
         The trained network, and the rows: what `measure` returns, with the step's number.
@@ -142,7 +139,7 @@ def run(
     for step, _cost in enumerate(train(network, batches, params.learning_rate)):
         if step % MEASURE_EVERY == 0 or step == params.steps - 1:
             rows.append({"step": step, **measure(network, mnist)})
-            progress(rows[-1])
+            tell(rows[-1])
     return network, rows
 
 

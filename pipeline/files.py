@@ -17,7 +17,7 @@ LONGEST_MESSAGE = 280  # characters; the stage's name comes before it
 LARGEST_JSON = 1 << 24  # bytes
 # An archive that unpacks to more is refused if it is also packed more densely than real data ever are.
 LARGEST_CONTENT = 1 << 30  # bytes
-DENSEST = 50  # bytes of content for each of the archive
+MAX_COMPRESSION = 50  # bytes of content for each of the archive; real data stay far below
 
 
 class PipelineError(Exception):
@@ -125,7 +125,7 @@ def check_archive(path: str | Path) -> None:
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
     packed = Path(path).stat().st_size
-    if size > max(LARGEST_CONTENT, DENSEST * packed):
+    if size > max(LARGEST_CONTENT, MAX_COMPRESSION * packed):
         raise ValueError(f"{packed} bytes that unpack to {size}")
 
 

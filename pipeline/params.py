@@ -134,10 +134,6 @@ class Params(_Section):
                 content[section] = value
         return _validate(content, PARAMS)
 
-    def with_precision(self, precision: str) -> "Params":
-        """The same parameters with another `train.precision`."""
-        return self.model_copy(update={"train": self.train.model_copy(update={"precision": precision})})
-
 
 def load_params(path: str | Path = PARAMS) -> Params:
     """Read and check the parameters.

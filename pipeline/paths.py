@@ -27,7 +27,7 @@ METRICS = Path("metrics")
 DVC_LOCK = Path("dvc.lock")
 DVC_TMP = Path(".dvc/tmp")
 DVC_LOCK_COPY = DVC_TMP / "dvc.lock"
-DVC_USERS = DVC_TMP / "rwlock"
+DVC_RWLOCK = DVC_TMP / "rwlock"
 
 
 def checkpoint(fold: int) -> Path:

@@ -39,10 +39,9 @@ def read_in_part(network: keras.Model, images: np.ndarray) -> np.ndarray:
     pixels = images[:, MARGIN:-MARGIN, MARGIN:-MARGIN].astype("float32") / 255
     layers = [layer for layer in network.layers if layer.name.startswith(("bilstm", "normalization"))]
     last = max(number for number, layer in enumerate(layers) if isinstance(layer, BiLSTM))
-    steps, features = pixels.shape[1], layers[last].get_weights()[0].shape[0]
     whole = [*layers, network.get_layer("digits")]
-    before, layer, after = layers[:last], layers[last], whole[last + 1 :]
-    by_step = _returning_every_step(layer, steps, features)
+    before, layer, after, steps = layers[:last], layers[last], whole[last + 1 :], pixels.shape[1]
+    by_step = BiLSTM.from_keras(layer.bidirectional, readout="sequence", precision=layer.precision)
 
     def apply(layers, values):
         for layer in layers:
@@ -58,11 +57,3 @@ def read_in_part(network: keras.Model, images: np.ndarray) -> np.ndarray:
         return tf.stack([tf.stack(top, axis=1), tf.stack(bottom, axis=1), together])
 
     return run(pixels).numpy()
-
-
-def _returning_every_step(layer, steps, features):
-    """The same layer with another readout."""
-    same = BiLSTM(layer.units, readout="sequence", precision=layer.precision)
-    same.build((None, steps, features))
-    same.set_weights(layer.get_weights())
-    return same

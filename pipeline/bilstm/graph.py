@@ -73,7 +73,8 @@ def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
     # end: for an even number of steps one step less.
     steps, backward_steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
     returns = SEQUENCE if mask is not None and readout == "mean" else _READOUTS.get(readout, END)
-    meta = _meta(steps, backward_steps, returns, keep, h0 is None, units)
+    # See `kernels.py`.
+    meta = tf.constant([steps, backward_steps, returns, keep, h0 is None, units, True], tf.int32)
     packed = operation("BilstmPack", dtype, meta, *parameters)
     if h0 is not None:
         h0, c0 = _whole_groups(h0), _whole_groups(c0)
@@ -98,11 +99,6 @@ def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
 
 # The operations are for graphs only.
 bilstm_in_a_graph = tf.function(bilstm)
-
-
-def _meta(steps, backward_steps, returns, keep, from_zero, units, with_input=True):
-    """The input `meta` of the operations, see `kernels.py`."""
-    return tf.constant([steps, backward_steps, returns, keep, from_zero, units, with_input], tf.int32)
 
 
 def _whole_groups(states):

@@ -37,20 +37,20 @@ def _write_words(typing_context, out, place, first, i, second, j):
     return types.void(out, place, first, i, second, j), generate
 
 
-def _drop_seconds(words, number):
-    """Clear the second value of each of the words, which a pointer leads to."""
+def _drop_seconds(words):
+    """Clear the second value of each of LANES words, which a pointer leads to."""
 
 
 @overload(_drop_seconds)
-def _drop_seconds_any(words, number):
+def _drop_seconds_any(words):
     if words.dtype == types.uint32:
 
-        def drop(words, number):
-            for k in range(number):
+        def drop(words):
+            for k in range(LANES):
                 words[k] &= np.uint32(0xFFFF)
 
         return drop
-    return lambda words, number: None
+    return lambda words: None
 
 
 @compiled
@@ -143,13 +143,13 @@ def _pack_columns_in_vectors(a, rows, left, column, row, word, spare):
         place = pointer(left, first // in_word * word + column * row)
         _write_words(place, 0, a, first * LANES, a, second * LANES)
         if first + in_word > rows:
-            _drop_seconds(place, LANES)
+            _drop_seconds(place)
 
 
 def _pack_columns_on_tiles(a, rows, left, column, row, word, spare):
     pack_rows(a, rows, LANES, LANES, spare)
     if rows % 2:
-        _drop_seconds(pointer(spare, rows // 2 * LANES), LANES)
+        _drop_seconds(pointer(spare, rows // 2 * LANES))
     for k in range((rows + 1) // 2 * LANES, LANES * LANES):
         spare[k] = np.uint32(0)
     place = pointer(left, column // (2 * LANES) * 2 * LANES * row + column % (2 * LANES) * LANES)

@@ -218,7 +218,6 @@ def _digit(part: Predictions, position):
         "label": label,
         "predicted": int(probabilities.argmax()),
         "probability": float(probabilities.max()),
-        "of_label": float(probabilities[label]),
         "png": base64.b64encode(target.getvalue()).decode(),
     }
 

@@ -10,10 +10,13 @@ from pipeline.competition import CLASSES
 from pipeline.files import PipelineError, explained, load_arrays, load_json
 from pipeline.metrics import worst_first
 
-HISTORY_COLUMNS = (
-    "member", "fold", "architecture", "epoch", "loss", "val_loss", "val_accuracy", "images", "seconds",
-)  # fmt: skip
-ARTICLE_COLUMNS = ("step", "accuracy_batch", "accuracy", "article_accuracy_batch")
+# Of the tables in `metrics/`.
+COLUMNS = {
+    "history": (
+        "member", "fold", "architecture", "epoch", "loss", "val_loss", "val_accuracy", "images", "seconds",
+    ),
+    "article": ("step", "accuracy_batch", "accuracy", "article_accuracy_batch"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,11 @@ def load_figures(path: Path, stage: str, names: tuple[str, ...]) -> dict:
     return figures
 
 
-def load_table(path: Path, stage: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV file of `metrics/`; raises PipelineError if it has no rows or lacks a column."""
+def load_table(path: Path, stage: str) -> pd.DataFrame:
+    """Read a CSV file of `metrics/`; raises PipelineError if it has no rows or lacks one of `COLUMNS`."""
     with explained(path, stage, "a table"):
         table = pd.read_csv(path)
-        missing = [name for name in columns if name not in table]
+        missing = [name for name in COLUMNS[path.stem] if name not in table]
         if missing or table.empty:
             raise KeyError(f"has no column {missing[0]!r}" if missing else "has no rows")
     return table

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from types import ModuleType
 
 from pipeline.files import PipelineError, write_bytes, write_json
 from pipeline.git import commit
@@ -45,14 +44,14 @@ def _end(kind, error, traceback):
 sys.excepthook = _end
 
 
-def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: bool = False) -> None:
-    """Run a stage's `main()`; an error meant for the user becomes one line and exit status 1.
+def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
+    """Run a stage; an error meant for the user becomes one line and exit status 1.
 
     Args:
-        module: the stage's module.
-        main: what it does.
-        draws_on_stderr: it must see the terminal there; such a stage cannot use TensorFlow.
+        main: the function `main` of the stage's module.
+        keep_stderr: leave stderr as it is, for a progress bar. Otherwise TensorFlow's log is filtered out.
     """
+    module = sys.modules[main.__module__]
     name = module.__spec__.name.rpartition(".")[2]
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
     # A message of a submission may have letters that the terminal cannot show.
@@ -63,7 +62,7 @@ def run_stage(module: ModuleType, main: Callable[[], None], draws_on_stderr: boo
         _wait_for_others(name)
         _check_temporary_folder()
         started, began_at = time.monotonic(), commit()
-        with contextlib.nullcontext() if draws_on_stderr else _without_tensorflow_log():
+        with contextlib.nullcontext() if keep_stderr else _without_tensorflow_log():
             main()
         _record_time(name, time.monotonic() - started, began_at)
     except (PipelineError, OSError, MemoryError) as error:

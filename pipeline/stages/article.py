@@ -1,6 +1,5 @@
 """Train the article's own system on MNIST and measure it as it goes: metrics/article.*."""
 
-import sys
 import time
 
 from pipeline.files import PipelineError, atomic_write, save_network, write_csv, write_json
@@ -16,7 +15,7 @@ def main():
     # Imports TensorFlow, which must not come before its log is out of the way (see run_stage).
     import keras
 
-    from pipeline.article import AT_ONCE, beside_printed, measure, run, tell
+    from pipeline.article import AT_ONCE, beside_printed, measure, run
     from pipeline.networks import load_network, use_one_thread_per_operation
 
     use_one_thread_per_operation(AT_ONCE)
@@ -24,7 +23,7 @@ def main():
     print(f"article: {params.steps} steps of {params.batch_size} images, {precision}", flush=True)
     keras.utils.set_random_seed(params.seed)
     started = time.perf_counter()
-    network, rows = run(mnist, params, precision, progress=tell)
+    network, rows = run(mnist, params, precision)
     seconds, last = time.perf_counter() - started, rows[-1]
 
     with atomic_write(ARTICLE) as tmp:
@@ -43,4 +42,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

@@ -1,7 +1,5 @@
 """Get the competition's CSV files, from Kaggle or made from MNIST: data/raw."""
 
-import sys
-
 from pipeline.competition import ROWS, check_files, check_replaceable, copy_files, write_digits, write_labels
 from pipeline.files import atomic_folder, sha256, write_json
 from pipeline.kaggle import client
@@ -54,4 +52,4 @@ def write_competition(folder, train, test):
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main, draws_on_stderr=True)
+    run_stage(main, keep_stderr=True)

@@ -1,7 +1,6 @@
 """Average the folds' models into one and predict test.csv: data/ensemble.keras, data/predictions.npz."""
 
 import shutil
-import sys
 import time
 
 import numpy as np
@@ -11,7 +10,6 @@ from pipeline.metrics import averaging_gains, expected_public_score
 from pipeline.params import load_params
 from pipeline.paths import DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, TRAINING_STATE, checkpoint
 from pipeline.stages import run_stage
-from pipeline.training.members import members
 
 
 def main():
@@ -44,8 +42,8 @@ def main():
     write_json(METRICS / "ensemble.json", {**expected, "images": rows, "seconds": round(seconds, 1)})
     # Not by the stage `train`: killed before DVC has recorded it, it would have to train again.
     shutil.rmtree(TRAINING_STATE, ignore_errors=True)
-    print(f"ensemble: {len(members(params))} networks, {rows} images in {seconds:.1f} s")
+    print(f"ensemble: {len(models)} folds, {rows:,} images in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

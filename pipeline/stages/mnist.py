@@ -1,7 +1,5 @@
 """Get the 70,000 digits of MNIST and check their SHA-256 sums: data/mnist.npz."""
 
-import sys
-
 from pipeline.files import save_arrays
 from pipeline.mnist import fetch_mnist
 from pipeline.paths import MNIST
@@ -15,4 +13,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

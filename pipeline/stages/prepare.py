@@ -1,6 +1,5 @@
 """Read and check the CSV files, find MNIST test images, make the folds: data/digits.npz, data/folds.csv."""
 
-import sys
 import time
 
 from pipeline.competition import read_digits
@@ -40,4 +39,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

@@ -7,7 +7,6 @@ one. Each stage keeps a copy of `dvc.lock`; without one, finished stages may hav
 import itertools
 import json
 import re
-import sys
 import time
 
 import psutil
@@ -16,12 +15,12 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
 from pipeline.files import write_bytes
-from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_USERS
+from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_RWLOCK
 from pipeline.stages import run_stage
 
 
 def main():
-    for path, check in ((DVC_LOCK, check_lock), (DVC_USERS, check_users)):
+    for path, check in ((DVC_LOCK, check_lock), (DVC_RWLOCK, check_rwlock)):
         # Another DVC may be writing it just now.
         if problem(path, check) and not time.sleep(1) and (text := problem(path, check)):
             copied = path == DVC_LOCK and DVC_LOCK_COPY.exists() and not problem(DVC_LOCK_COPY, check)
@@ -47,7 +46,7 @@ def check_lock(path):
             raise ValueError("its end is missing")
 
 
-def check_users(path):
+def check_rwlock(path):
     """Refuse also a list of processes that have ended, whose numbers others may have by now."""
     users = SCHEMA(json.loads(path.read_text()))
     listed = itertools.chain(*users["read"].values(), users["write"].values())
@@ -57,4 +56,4 @@ def check_users(path):
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

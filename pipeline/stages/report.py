@@ -1,7 +1,5 @@
 """Sum up the run: metrics/report.html, report.md with its pictures, and the lines that close `dvc repro`."""
 
-import sys
-
 from pipeline.competition import load_source
 from pipeline.files import write_bytes, write_csv
 from pipeline.metrics import FIGURES
@@ -11,14 +9,7 @@ from pipeline.paths import CHECK, DIGITS, METRICS, MNIST, OOF, SOURCE, SUBMISSIO
 from pipeline.report.analysis import confusion_table, digit_table
 from pipeline.report.page import render
 from pipeline.report.provenance import read_provenance
-from pipeline.report.run import (
-    ARTICLE_COLUMNS,
-    HISTORY_COLUMNS,
-    Run,
-    load_figures,
-    load_predictions,
-    load_table,
-)
+from pipeline.report.run import Run, load_figures, load_predictions, load_table
 from pipeline.report.summary import summary
 from pipeline.stages import run_stage
 
@@ -38,8 +29,8 @@ def main():
             name: load_figures(METRICS / f"{name}.json", stage, names)
             for name, (stage, names) in files.items()
         },
-        history=load_table(METRICS / "history.csv", "train", HISTORY_COLUMNS),
-        article=load_table(METRICS / "article.csv", "article", ARTICLE_COLUMNS),
+        history=load_table(METRICS / "history.csv", "train"),
+        article=load_table(METRICS / "article.csv", "article"),
         **load_predictions(DIGITS, OOF, load_mnist(MNIST), CHECK),
     )
     page, short, pictures = render(run, params.model_dump(), read_provenance(TIMES))
@@ -54,4 +45,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

@@ -1,7 +1,5 @@
 """Turn the ensemble's predictions into the file that Kaggle scores: submissions/submission.csv."""
 
-import sys
-
 import numpy as np
 
 from pipeline.competition import ROWS, SPLIT_ROWS, read_labels, write_labels
@@ -36,4 +34,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

@@ -1,7 +1,5 @@
 """Print the history of submissions beside what Kaggle lists (`make submissions`); changes nothing."""
 
-import sys
-
 from pipeline.files import PipelineError
 from pipeline.kaggle import client
 from pipeline.kaggle.submissions import read_history
@@ -37,4 +35,4 @@ def line(reference, row, one):
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main, draws_on_stderr=True)
+    run_stage(main, keep_stderr=True)

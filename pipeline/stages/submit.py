@@ -5,7 +5,6 @@ MESSAGE="..." in the environment replaces the message, RESUBMIT=1 sends the same
 
 import json
 import os
-import sys
 
 from pipeline.competition import read_labels
 from pipeline.files import sha256, write_json
@@ -50,4 +49,4 @@ def metric(name, key):
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main, draws_on_stderr=True)
+    run_stage(main, keep_stderr=True)

@@ -1,7 +1,5 @@
 """Search for better hyperparameters: a table of trials in data/sweep/trials.md; see `training/sweep.py`."""
 
-import sys
-
 from pipeline.files import load_arrays, write_bytes
 from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
@@ -17,7 +15,7 @@ def main():
 
     params = load_params()
     if params.train.precision == "auto":
-        params = params.with_precision(best_precision())
+        params = params.with_values({"train.precision": best_precision()})
     data = TrainingData(*load_arrays(DIGITS, "prepare", "images", "labels", "folds"))
     folds = range(params.prepare.folds if ALL_FOLDS else 1)
     with ENGINES[params.compute.engine](params.compute, 1024) as (executor, workers):
@@ -27,4 +25,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

@@ -1,12 +1,11 @@
 """Train the ensemble's members, several side by side: data/checkpoints, data/oof.*, metrics."""
 
 import shutil
-import sys
 
 import numpy as np
 
 from pipeline.competition import CLASSES
-from pipeline.files import atomic_write, load_arrays, save_arrays, write_csv, write_json
+from pipeline.files import load_arrays, save_arrays, write_bytes, write_csv, write_json
 from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
 from pipeline.metrics import fold_figures, history_table, oof_table
@@ -24,7 +23,7 @@ from pipeline.training.state import StateFiles
 def main():
     params = load_params()
     if params.train.precision == "auto":
-        params = params.with_precision(best_precision())
+        params = params.with_values({"train.precision": best_precision()})
     data = TrainingData(*load_arrays(DIGITS, "prepare", "images", "labels", "folds"))
     states = StateFiles(TRAINING_STATE, params, data)
     oof = np.full((len(data.labels), CLASSES), np.nan, np.float32)
@@ -36,8 +35,7 @@ def main():
         trained = train_members(executor, workers, params, data, states, progress)
         for fold, (model, probabilities) in enumerate(export_folds(executor, params, data, trained)):
             oof[data.split(fold)[1]] = probabilities
-            with atomic_write(checkpoint(fold)) as tmp:
-                tmp.write_bytes(model)
+            write_bytes(checkpoint(fold), model)
 
     history = history_table({member: state.history for member, state in trained.items()})
     write_csv(METRICS / "history.csv", history)
@@ -49,4 +47,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_stage(sys.modules[__name__], main)
+    run_stage(main)

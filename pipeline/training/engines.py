@@ -121,19 +121,19 @@ def _follow_parent():
     os._exit(1)
 
 
-def number_of_workers(workers: int | str, most: int) -> int:
+def number_of_workers(workers: int | str, max_workers: int) -> int:
     """How many workers to start.
 
     Args:
         workers: a number, or `"auto"` for one per core, or what a container allows.
-        most: how many could have work.
+        max_workers: how many could have work.
     """
-    return min(joblib.cpu_count() if workers == "auto" else workers, most)
+    return min(joblib.cpu_count() if workers == "auto" else workers, max_workers)
 
 
 @contextlib.contextmanager
-def _local(compute, most):
-    workers = number_of_workers(compute.workers, most)
+def _local(compute, max_workers):
+    workers = number_of_workers(compute.workers, max_workers)
     with local_pool(workers) as pool:
         yield pool, workers
 
@@ -142,5 +142,5 @@ def _local(compute, most):
 # and how many workers could have work; it yields the executor and the number of its workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
     "local": _local,
-    "ray": lambda compute, most: ray_pool(compute, most, WORKER_ENVIRONMENT),
+    "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),
 }

@@ -30,12 +30,14 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
-def ray_pool(compute: Compute, most: int, environment: dict[str, str]) -> Iterator[tuple[Executor, int]]:
+def ray_pool(
+    compute: Compute, max_workers: int, environment: dict[str, str]
+) -> Iterator[tuple[Executor, int]]:
     """Workers on a Ray cluster.
 
     Args:
         compute: the section of the parameters.
-        most: how many workers could have work.
+        max_workers: how many could have work.
         environment: variables of the worker processes.
 
     Yields:
@@ -54,7 +56,7 @@ def ray_pool(compute: Compute, most: int, environment: dict[str, str]) -> Iterat
             "memory": int(compute.worker_memory * GIB),
         }
         room = _room(ray.nodes(), needs)
-        workers = min(room if compute.workers == "auto" else compute.workers, most)
+        workers = min(room if compute.workers == "auto" else compute.workers, max_workers)
         pool = RayPool(ray, workers, needs)
         try:
             pool.wait_for_workers(min(workers, room))

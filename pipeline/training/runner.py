@@ -78,16 +78,16 @@ def train_members(
 def export_folds(
     executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
 ) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Make each fold's model; yields what `export_fold` returns, in the order of the folds.
+    """Make each trained fold's model; yields what `export_fold` returns, in the order of the folds.
 
     Args:
         executor: runs the exports.
         params: the parameters.
         data: the rows of all folds.
-        states: of all members after training.
+        states: of members after training, all of a fold.
     """
     jobs = []
-    for fold in range(params.prepare.folds):
+    for fold in sorted({member.fold for member in states}):
         of_fold = {member: state for member, state in states.items() if member.fold == fold}
         jobs.append(executor.submit(export_fold, params, data, fold, of_fold))
     return (job.result() for job in jobs)

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from pipeline.folds import TrainingData
 from pipeline.metrics import accuracy_and_loss
 from pipeline.params import Params
 from pipeline.training.members import members
+from pipeline.training.runner import export_folds
 from pipeline.training.state import StateFiles, fingerprint
-from pipeline.training.tasks import export_fold, train_epoch
+from pipeline.training.tasks import train_epoch
 
 try:
     import optuna
@@ -39,7 +41,7 @@ SEARCH: dict[str, BaseDistribution] = {
     "model.dropout": FloatDistribution(0, 0.4),
 }
 
-GOES_ON = "goes on"  # names a trial that was interrupted and asked for again
+RESUMES = "resumes trial"  # the number of the interrupted trial that this one continues
 
 
 def sweep(
@@ -81,7 +83,7 @@ def sweep(
     def run():
         with one_at_a_time:  # two threads might get the same waiting trial
             trial = study.ask(search)
-        number = trial.user_attrs.get(GOES_ON, trial.number)
+        number = trial.user_attrs.get(RESUMES, trial.number)
         chosen = params.with_values(rounded(trial.params))
         files = StateFiles(folder / f"{study.study_name}_{number}", chosen, data)
         try:
@@ -118,11 +120,11 @@ def _open_study(params, data, folder, search, folds):
     # A sampler that began with the same numbers again would repeat its first trials.
     study.sampler = optuna.samplers.TPESampler(seed=params.seed + len(study.trials), constant_liar=True)
     if not study.trials:
-        study.enqueue_trial({name: _value(params, name) for name in search})
+        study.enqueue_trial({name: attrgetter(name)(params) for name in search})
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)
-        number = trial.user_attrs.get(GOES_ON, trial.number)
-        study.enqueue_trial(trial.params, user_attrs={GOES_ON: number})
+        number = trial.user_attrs.get(RESUMES, trial.number)
+        study.enqueue_trial(trial.params, user_attrs={RESUMES: number})
     return study
 
 
@@ -142,24 +144,15 @@ def _train(trial, executor, params, data, files, folds):
         trial.report(loss, epoch + 1)
         if not np.isfinite(loss) or trial.should_prune():
             raise optuna.TrialPruned
-    exports = [
-        executor.submit(export_fold, params, data, fold, {m: s for m, s in states.items() if m.fold == fold})
-        for fold in folds
-    ]
-    probabilities = np.concatenate([export.result()[1] for export in exports])
-    return accuracy_and_loss(
-        probabilities, data.labels[np.concatenate([data.split(fold)[1] for fold in folds])]
-    )
+    exports = export_folds(executor, params, data, states)
+    probabilities = np.concatenate([of_fold for _, of_fold in exports])
+    rows = np.concatenate([data.split(fold)[1] for fold in sorted(folds)])
+    return accuracy_and_loss(probabilities, data.labels[rows])
 
 
 def rounded(values: dict) -> dict:
     """The values with three significant digits, so that a command line repeats the trial."""
     return {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in values.items()}
-
-
-def _value(params, name):
-    section, _, field = name.partition(".")
-    return getattr(getattr(params, section), field)
 
 
 def row(trial: optuna.trial.FrozenTrial) -> list[str]:

@@ -74,7 +74,7 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
 def _epoch_of_images(params, data, member, epoch, count):
     """The images and targets of an epoch, shuffled and distorted."""
     rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
-    images, targets = data.images[rows], one_hot(data.labels[rows])
+    images, targets = data.images[rows], np.eye(CLASSES, dtype="float32")[data.labels[rows]]
     # The last epochs see the images as they are. Distorted images are blurred, and the averages that batch
     # normalization predicts with must be of images that are not. At least half of the epochs are distorted.
     epochs = params.train.epochs
@@ -188,8 +188,3 @@ def _variables(model, optimizer):
 def _assign(model, optimizer, values):
     for variable, value in zip(_variables(model, optimizer), values, strict=True):
         variable.assign(value)
-
-
-def one_hot(labels: np.ndarray) -> np.ndarray:
-    """Targets `(n, 10)` float32 of labels `(n,)`."""
-    return np.eye(CLASSES, dtype="float32")[labels]

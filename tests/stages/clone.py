@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,31 +86,18 @@ class Project:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr if status == 0 else done.stderr
 
-    def run_shell(self, command):
-        return subprocess.run(
-            command,
-            shell=True,
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            capture_output=True,
-            check=True,
-        ).stdout
+    def stdout(self, command):
+        command, options = shlex.split(command), {"text": True, "capture_output": True, "check": True}
+        return subprocess.run(command, cwd=self.folder, env=self.environment, **options).stdout
 
     def clone(self, folder):
         """A clone of the project, without what is not in git."""
         self.run(f"git clone -q {self.folder} {folder}")
         return Project(folder)
 
-    def run_json(self, command):
-        done = subprocess.run(
-            command.split(), cwd=self.folder, env=self.environment, capture_output=True, check=True
-        )
-        return json.loads(done.stdout)
-
     def stale(self):
         """The stages that `dvc repro` would run; the one that sends to Kaggle is never among them."""
-        return {stage for stage in self.run_json("dvc status --json") if "submit" not in stage}
+        return {stage for stage in json.loads(self.stdout("dvc status --json")) if "submit" not in stage}
 
     def set(self, **sections):
         yaml, path = YAML(), self.folder / "params.yaml"

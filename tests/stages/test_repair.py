@@ -58,19 +58,19 @@ def test_a_list_of_processes(ended, mode):
         # The number of a process that has ended may be another's by now: here this one's.
         user = {"pid": os.getpid() if ended else process.pid, "cmd": "dvc repro"}
         users = {"read": {}, "write": {}, mode: {"data": [user] if mode == "read" else user}}
-        repair.DVC_USERS.write_text(json.dumps(users))
+        repair.DVC_RWLOCK.write_text(json.dumps(users))
         repair.main()
         process.stdin.close()
-    assert repair.DVC_USERS.exists() != ended
+    assert repair.DVC_RWLOCK.exists() != ended
 
 
 def test_no_file_of_dvc_is_no_problem(capsys):
     repair.DVC_LOCK.unlink()
     repair.main()
     for nobody in ('{"read": {}, "write": {}}', "{}"):
-        repair.DVC_USERS.write_text(nobody)
+        repair.DVC_RWLOCK.write_text(nobody)
         repair.main()
-    assert capsys.readouterr().out == "" and repair.DVC_USERS.exists()
-    repair.DVC_USERS.write_text('{"read": {')
+    assert capsys.readouterr().out == "" and repair.DVC_RWLOCK.exists()
+    repair.DVC_RWLOCK.write_text('{"read": {')
     repair.main()
-    assert not repair.DVC_USERS.exists()
+    assert not repair.DVC_RWLOCK.exists()

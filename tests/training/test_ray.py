@@ -20,8 +20,8 @@ from pipeline.training.ray_engine import GIB, RayPool
 NEEDS = {"CPU": 1, "GPU": 0, "memory": 2 * GIB}
 
 
-def start_ray(most=2, **compute):
-    return ENGINES["ray"](small_params(compute={"engine": "ray", **compute}).compute, most)
+def start_ray(max_workers=2, **compute):
+    return ENGINES["ray"](small_params(compute={"engine": "ray", **compute}).compute, max_workers)
 
 
 @pytest.mark.parametrize(

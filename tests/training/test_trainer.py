@@ -11,7 +11,7 @@ from pipeline.params import ARCHITECTURES
 from pipeline.training import trainer
 from pipeline.training.members import Member
 from pipeline.training.state import State
-from pipeline.training.trainer import initial_values, one_hot, train_epoch
+from pipeline.training.trainer import initial_values, train_epoch
 
 ROWS = Member(0, "rows", 1)
 
@@ -102,7 +102,7 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
 @pytest.mark.slow
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
-    data = digits.images[:100].astype("float32"), one_hot(digits.labels[:100])
+    data = digits.images[:100].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:100]]
     model, optimizer, train = trainer._build("rows", params, 4)
     network = trainer.network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
