@@ -33,6 +33,7 @@ setup: .venv/complete
 	echo "Making the environment .venv, which takes some minutes"
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e packages/fastlstm
 	touch $@
 
 repro: setup

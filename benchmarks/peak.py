@@ -3,10 +3,10 @@
 import numba
 import numpy as np
 
-from pipeline.bilstm import tiles
-from pipeline.bilstm.isa import ISA
-from pipeline.bilstm.matmul import ROWS, VECTORS, multiply_tile
-from pipeline.bilstm.simd import LANES, aligned, pointer
+from fastlstm import tiles
+from fastlstm.isa import ISA
+from fastlstm.matmul import ROWS, VECTORS, multiply_tile
+from fastlstm.simd import LANES, aligned, pointer
 
 # Words in a row of the vectors' operand.
 DEPTH = 128

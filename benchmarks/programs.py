@@ -61,7 +61,7 @@ def keras_stock(shape, unroll=False, jit_compile=False):
     """The same network with every BiLSTM replaced by Keras's own `Bidirectional(LSTM)`."""
     import keras
 
-    from pipeline.bilstm import BiLSTM
+    from fastlstm import BiLSTM
     from pipeline.networks import build_network
 
     readouts = {

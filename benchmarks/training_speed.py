@@ -356,7 +356,7 @@ def main():
     text = "\n".join([*report(selected, compare(selected, arguments.quick)), *pipeline_report()]) + "\n"
     print(text)
     if not (arguments.quick or arguments.short):
-        from pipeline.bilstm.isa import ISA
+        from fastlstm.isa import ISA
 
         Path(__file__).with_name(f"results-{ISA}.md").write_text(text)
 

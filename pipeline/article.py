@@ -11,7 +11,7 @@ import pandas as pd
 import tensorflow as tf
 from scipy.special import log_softmax
 
-from pipeline.bilstm import BiLSTM
+from fastlstm import BiLSTM
 from pipeline.competition import CLASSES, SIZE
 from pipeline.networks import predict
 from pipeline.params import Article

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from pipeline.bilstm import BiLSTM
-from pipeline.bilstm.graph import whole_batches
+from fastlstm import BiLSTM
+from fastlstm.graph import whole_batches
 from pipeline.competition import CLASSES, SIZE
 from pipeline.files import PipelineError, check_archive, one_line
 from pipeline.machine import available_cores

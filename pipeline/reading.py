@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.bilstm import BiLSTM
+from fastlstm import BiLSTM
 from pipeline.competition import CLASSES
 from pipeline.networks import MARGIN
 

@@ -17,9 +17,9 @@ from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
 # What takes longest begins first: it compiles the layer, or shares a run of the pipeline or trained networks.
 LONGEST = (
-    "bilstm/test_isa.py",
-    "bilstm/test_numbers.py",
-    "bilstm/test_use.py",
+    "packages/fastlstm/tests/test_isa.py",
+    "packages/fastlstm/tests/test_numbers.py",
+    "packages/fastlstm/tests/test_use.py",
     "stages/",
     "training/",
     "kaggle/",

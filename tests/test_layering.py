@@ -7,7 +7,6 @@ from helpers import ROOT
 
 # From the bottom up; a module may import from its own level and from those below.
 LEVELS = [
-    {"bilstm"},
     {"files", "paths", "machine", "git"},
     {"params", "competition"},
     {"mnist", "folds", "augment", "networks", "metrics", "article", "reading"},
@@ -69,10 +68,6 @@ def test_there_is_no_circle():
         visit(name)
 
 
-def test_the_layer_imports_nothing_else_of_the_pipeline():
-    assert {package(target) for name, target in IMPORTS if package(name) == "bilstm"} == {"bilstm"}
-
-
 def test_only_stages_know_where_files_lie():
     assert {package(name) for name, target in IMPORTS if target == "paths"} <= {"stages", "params"}
 
@@ -83,7 +78,7 @@ def test_tensorflow_is_imported_only_where_networks_are_built_or_run():
         names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
         return {"keras", "tensorflow"} & {(name or "").partition(".")[0] for name in names}
 
-    assert {name for name, tree in MODULES.items() if package(name) != "bilstm" and loads(tree)} == {
+    assert {name for name, tree in MODULES.items() if loads(tree)} == {
         "article", "augment", "networks", "reading", "training.optimizer", "training.trainer"}  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The state of a member between two epochs, and the files that a killed training goes on from."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -18,10 +19,10 @@ from pipeline.params import Params
 from pipeline.training.members import Member
 
 PIPELINE = Path(__file__).parents[1]
+FASTLSTM = Path(importlib.util.find_spec("fastlstm").origin).parent
 # The code, besides libraries, that decides what a member becomes: files and folders of `pipeline/`.
 CODE = (
     "augment.py",
-    "bilstm",
     "folds.py",
     "networks.py",
     "training/members.py",
@@ -92,10 +93,8 @@ def fingerprint(params: Params, data: TrainingData) -> str:
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (data.images, data.labels, data.folds):
         digest.update(np.ascontiguousarray(array))
-    for name in CODE:
-        path = PIPELINE / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
+    for file in (*(PIPELINE / name for name in CODE), *sorted(FASTLSTM.rglob("*.py"))):
+        digest.update(file.read_bytes())
     # Another instruction set rounds differently.
     machine = [*vector_extensions(), os.environ.get("BILSTM_ISA", "")]
     for text in (*map(version, LIBRARIES), *machine):

@@ -14,7 +14,7 @@ from helpers import ROOT
 from numba.core.caching import _CacheLocator
 from ruamel.yaml import YAML
 
-from pipeline.bilstm import jit
+from fastlstm import jit
 
 LIMIT, FOLDS = 600, 3
 SECRET = secrets.token_hex(16)
@@ -34,7 +34,7 @@ def share_compiled_layer(folder):
     Numba names the folder in its cache by the path of the source. Returns the cache's folder.
     """
     ours, theirs = (
-        Path(jit._FOLDER, _CacheLocator.get_suitable_cache_subpath(str(root / "pipeline/bilstm/jit.py")))
+        Path(jit._FOLDER, _CacheLocator.get_suitable_cache_subpath(str(root / "packages/fastlstm/src/fastlstm/jit.py")))
         for root in (ROOT, folder)
     )
     ours.mkdir(exist_ok=True)

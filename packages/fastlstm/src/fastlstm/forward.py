@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.bilstm.activations import SIGMOID, TANH, sigmoids, tanhs
-from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.matmul import (
+from fastlstm.activations import SIGMOID, TANH, sigmoids, tanhs
+from fastlstm.jit import compiled, inline
+from fastlstm.matmul import (
     PANEL,
     Panels,
     Sums,
@@ -22,8 +22,8 @@ from pipeline.bilstm.matmul import (
     whole_words,
     words_in,
 )
-from pipeline.bilstm.recurrence import END, GATES, GROUP, MEAN, ONE, SEQUENCE, TWO, ZERO, kept_at, time_of
-from pipeline.bilstm.simd import (
+from fastlstm.recurrence import END, GATES, GROUP, MEAN, ONE, SEQUENCE, TWO, ZERO, kept_at, time_of
+from fastlstm.simd import (
     LANES,
     aligned,
     broadcast,

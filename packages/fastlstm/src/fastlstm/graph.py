@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from pipeline.bilstm.kernels import FROM_ZERO, KEEP, RETURNS, WITH_INPUT
-from pipeline.bilstm.ops import operation
-from pipeline.bilstm.recurrence import END, MEAN, SEQUENCE
-from pipeline.bilstm.simd import LANES
+from fastlstm.kernels import FROM_ZERO, KEEP, RETURNS, WITH_INPUT
+from fastlstm.ops import operation
+from fastlstm.recurrence import END, MEAN, SEQUENCE
+from fastlstm.simd import LANES
 
 _READOUTS = {"sequence": SEQUENCE, "mean": MEAN}
 # Positions among the inputs of BilstmForward.

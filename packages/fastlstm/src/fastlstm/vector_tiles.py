@@ -6,8 +6,8 @@ from collections.abc import Callable
 from llvmlite import ir
 from numba.core import types
 
-from pipeline.bilstm.isa import uses
-from pipeline.bilstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir
+from fastlstm.isa import uses
+from fastlstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir
 
 _BYTE, _INT, _LONG = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 _PAIRS = ir.VectorType(BFloat16(), 2 * LANES)

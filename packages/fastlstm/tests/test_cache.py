@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from pipeline.bilstm import jit, kernels
+from fastlstm import jit, kernels
 
 
 def add(a, b):

@@ -18,14 +18,14 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from pipeline.bilstm import tiles
-from pipeline.bilstm.backward import backward
-from pipeline.bilstm.forward import forward
-from pipeline.bilstm.isa import uses
-from pipeline.bilstm.jit import cached, compiled, lock
-from pipeline.bilstm.matmul import PANEL, as_words, padded, words_in
-from pipeline.bilstm.recurrence import GATES, SEQUENCE, Kept, Plan
-from pipeline.bilstm.weights import deinterleave_gradients, pack_parameters
+from fastlstm import tiles
+from fastlstm.backward import backward
+from fastlstm.forward import forward
+from fastlstm.isa import uses
+from fastlstm.jit import cached, compiled, lock
+from fastlstm.matmul import PANEL, as_words, padded, words_in
+from fastlstm.recurrence import GATES, SEQUENCE, Kept, Plan
+from fastlstm.weights import deinterleave_gradients, pack_parameters
 
 # The numbers in the operations' input `meta`, int32.
 STEPS, BACKWARD_STEPS, RETURNS, KEEP, FROM_ZERO, UNITS, WITH_INPUT = range(7)

@@ -14,7 +14,7 @@ import numba
 from numba.core import caching
 
 # Before anything is compiled: it may tell Numba what to compile for.
-from pipeline.bilstm.isa import ISA
+from fastlstm.isa import ISA
 
 
 def _folder() -> str:

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.bilstm.gate_gradients import Group, How, gate_gradients_of_step
-from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.matmul import (
+from fastlstm.gate_gradients import Group, How, gate_gradients_of_step
+from fastlstm.jit import compiled, inline
+from fastlstm.matmul import (
     PANEL,
     Left,
     Panels,
@@ -25,9 +25,9 @@ from pipeline.bilstm.matmul import (
     whole_rows,
     words_in,
 )
-from pipeline.bilstm.packing import left_strides, pack_columns, pack_rows
-from pipeline.bilstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, kept_at, time_of
-from pipeline.bilstm.simd import LANES, aligned, pointer, read, read_some, write, write_some
+from fastlstm.packing import left_strides, pack_columns, pack_rows
+from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, kept_at, time_of
+from fastlstm.simd import LANES, aligned, pointer, read, read_some, write, write_some
 
 
 class _Scratch(NamedTuple):

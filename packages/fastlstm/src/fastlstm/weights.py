@@ -6,11 +6,11 @@ fills the last group up with cells whose weights are 0.
 
 import numpy as np
 
-from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.matmul import as_words, padded
-from pipeline.bilstm.packing import pack, pack_transposed
-from pipeline.bilstm.recurrence import GATES
-from pipeline.bilstm.simd import LANES, read, read_some, write, write_some
+from fastlstm.jit import compiled, inline
+from fastlstm.matmul import as_words, padded
+from fastlstm.packing import pack, pack_transposed
+from fastlstm.recurrence import GATES
+from fastlstm.simd import LANES, read, read_some, write, write_some
 
 
 @inline

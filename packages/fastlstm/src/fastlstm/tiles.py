@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from pipeline.bilstm.jit import compiled
+from fastlstm.jit import compiled
 
 SIDE = 16  # rows of a tile, and pairs or float32 in a row
 _CONFIGURATION = 64  # bytes

@@ -1,5 +1,5 @@
 """BiLSTM: a bidirectional LSTM layer for Keras that trains fast on a CPU. See README.md in this folder."""
 
-from pipeline.bilstm.layer import BiLSTM
+from fastlstm.layer import BiLSTM
 
 __all__ = ["BiLSTM"]

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from pipeline.bilstm.activations import tanhs
-from pipeline.bilstm.jit import inline
-from pipeline.bilstm.matmul import PANEL, block_rows, in_panels, left_column
-from pipeline.bilstm.recurrence import GATES, GROUP, ONE, ZERO
-from pipeline.bilstm.simd import LANES, broadcast, pointer, prefetch, read, write, write_pair
+from fastlstm.activations import tanhs
+from fastlstm.jit import inline
+from fastlstm.matmul import PANEL, block_rows, in_panels, left_column
+from fastlstm.recurrence import GATES, GROUP, ONE, ZERO
+from fastlstm.simd import LANES, broadcast, pointer, prefetch, read, write, write_pair
 
 
 class How(NamedTuple):

@@ -9,10 +9,10 @@ import tensorflow as tf
 from helpers import run_python
 from stock import BATCH, FEATURES, PAIRS, READOUTS, UNITS, assert_close, outcome, states, stock_layer, values
 
-from pipeline.bilstm import BiLSTM, graph
-from pipeline.bilstm.graph import whole_batches
-from pipeline.bilstm.kernels import KEEP, WITH_INPUT
-from pipeline.bilstm.ops import operation
+from fastlstm import BiLSTM, graph
+from fastlstm.graph import whole_batches
+from fastlstm.kernels import KEEP, WITH_INPUT
+from fastlstm.ops import operation
 
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow
@@ -309,7 +309,7 @@ def test_a_saved_network_loads_after_an_import_of_the_layer_alone(digits, tmp_pa
     done = run_python(
         "-c",
         """
-from pipeline.bilstm import BiLSTM
+from fastlstm import BiLSTM
 import keras
 import numpy as np
 network = keras.models.load_model("network.keras")
@@ -329,7 +329,7 @@ import resource
 from pathlib import Path
 import numpy as np
 import tensorflow as tf
-from pipeline.bilstm import BiLSTM
+from fastlstm import BiLSTM
 
 layer = BiLSTM(16, readout="last")
 short, long = tf.zeros((1, 4, 1)), tf.zeros((1, 500_000, 1))

@@ -5,9 +5,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from pipeline.bilstm.isa import uses
-from pipeline.bilstm.jit import inline
-from pipeline.bilstm.simd import FLOATS, INTS, LANES, broadcast_ir, vector
+from fastlstm.isa import uses
+from fastlstm.jit import inline
+from fastlstm.simd import FLOATS, INTS, LANES, broadcast_ir, vector
 
 
 @intrinsic

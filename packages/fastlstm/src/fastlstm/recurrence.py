@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.bilstm.jit import inline
-from pipeline.bilstm.simd import LANES
+from fastlstm.jit import inline
+from fastlstm.simd import LANES
 
 # Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
 # groups of LANES, and a group's four gates lie side by side, as a product of matrices yields them together.

@@ -5,9 +5,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from pipeline.bilstm.jit import compiled
-from pipeline.bilstm.matmul import PANEL, as_words, on_tiles_of, padded, values_in_word, words_in
-from pipeline.bilstm.simd import INTS, LANES, item, pointer, write_transposed
+from fastlstm.jit import compiled
+from fastlstm.matmul import PANEL, as_words, on_tiles_of, padded, values_in_word, words_in
+from fastlstm.simd import INTS, LANES, item, pointer, write_transposed
 
 
 @intrinsic

@@ -17,10 +17,10 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from pipeline.bilstm import tiles, vector_tiles
-from pipeline.bilstm.isa import uses
-from pipeline.bilstm.jit import compiled, inline
-from pipeline.bilstm.simd import LANES, pointer
+from fastlstm import tiles, vector_tiles
+from fastlstm.isa import uses
+from fastlstm.jit import compiled, inline
+from fastlstm.simd import LANES, pointer
 
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.

@@ -10,13 +10,13 @@ import sys
 import keras
 import tensorflow as tf
 
-from pipeline.bilstm.graph import bilstm, bilstm_in_a_graph, own_steps, parts_of_a_batch
+from fastlstm.graph import bilstm, bilstm_in_a_graph, own_steps, parts_of_a_batch
 
 READOUTS = ("sequence", "middle", "last", "mean")
 PRECISIONS = ("float32", "bfloat16")
 
 
-@keras.saving.register_keras_serializable("pipeline")
+@keras.saving.register_keras_serializable("fastlstm")
 class BiLSTM(keras.layers.Layer):
     """Bidirectional LSTM, with the readout as part of the layer.
 

@@ -10,7 +10,7 @@ from functools import cache
 import tensorflow as tf
 from tensorflow.python.eager import execute
 
-from pipeline.bilstm.kernels import LIBRARY, compile_bodies
+from fastlstm.kernels import LIBRARY, compile_bodies
 
 _PARAMETERS = [
     f"{name}_{direction}" for name in ("kernel", "recurrent", "bias") for direction in ("forward", "backward")

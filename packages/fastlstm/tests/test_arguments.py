@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline.bilstm import BiLSTM
+from fastlstm import BiLSTM
 
 UNITS, FEATURES = 5, 3
 

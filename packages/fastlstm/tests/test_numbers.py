@@ -21,9 +21,9 @@ from stock import (
     values,
 )
 
-from pipeline.bilstm import BiLSTM
-from pipeline.bilstm import layer as layer_module
-from pipeline.bilstm.graph import whole_batches
+from fastlstm import BiLSTM
+from fastlstm import layer as layer_module
+from fastlstm.graph import whole_batches
 
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import run_python
 
-from pipeline.bilstm import BiLSTM, isa
+from fastlstm import BiLSTM, isa
 
 TESTS = Path(__file__).with_name("test_numbers.py")
 needs_amx = pytest.mark.skipif(isa.ISA != "amx", reason="the processor has no AMX, or it is not used")
@@ -29,7 +29,7 @@ def test_outputs_and_gradients(name):
 
 
 def test_an_instruction_set_that_is_not_there_is_refused_by_name():
-    done = run_python("-c", "import pipeline.bilstm.isa", BILSTM_ISA="sse9")
+    done = run_python("-c", "import fastlstm.isa", BILSTM_ISA="sse9")
     assert "BILSTM_ISA must be one of" in done.stderr and "'sse9'" in done.stderr
 
 
@@ -44,7 +44,7 @@ def test_without_permission_for_tiles_the_next_best_is_used_and_said_once(monkey
 @pytest.mark.slow
 @needs_amx
 def test_permission_is_asked_for_in_every_process():
-    done = run_python("-c", "from pipeline.bilstm.isa import ISA; print(ISA)")
+    done = run_python("-c", "from fastlstm.isa import ISA; print(ISA)")
     assert done.stdout.strip() == "amx"
 
 

@@ -14,8 +14,8 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
-from pipeline.bilstm.isa import uses
-from pipeline.bilstm.jit import compiled
+from fastlstm.isa import uses
+from fastlstm.jit import compiled
 
 LANES = 16
 

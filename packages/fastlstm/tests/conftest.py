@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline.bilstm.isa import ISA, available
+from fastlstm.isa import ISA, available
 
 
 def pytest_report_header():
