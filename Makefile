@@ -42,7 +42,7 @@ environment:
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) --require-hashes -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e . -e packages/fastlstm
-	TF_CPP_MIN_LOG_LEVEL=3 python -P -c 'import $(IMPORTS)'
+	python -P -c "import $(IMPORTS)" 2> .venv/imports.log || { cat .venv/imports.log; exit 1; }
 	$(call MARK,requirements.lock) > .venv/requirements.lock
 
 # Adds what tests, the sweep and training on several machines need.
