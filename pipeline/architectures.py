@@ -215,7 +215,10 @@ def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[
 
 
 def build_grid_rows(images, shape: Shape):
-    """`read_grid` on wide patches; pooling makes the grid square: `(batch, 26, 26)` -> `(batch, 2 * units)`."""
+    """`read_grid` on wide patches; pooling makes the grid square.
+
+    `(batch, 26, 26)` -> `(batch, 2 * units)`
+    """
     pools = {1: (PATCH_WIDTH // PATCH_HEIGHT, 1)}
     return read_grid(Patches(name="patches")(images), shape, [shape.units] * shape.layers, pools)
 

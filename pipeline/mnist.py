@@ -63,7 +63,8 @@ def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
         except PipelineError as error:
             problems.append(str(error))
     raise PipelineError(
-        f"MNIST could not be fetched ({'; '.join(problems)}); without a network, put Keras's mnist.npz at {KERAS_FILE}"
+        f"MNIST could not be fetched ({'; '.join(problems)}); without a network, put Keras's mnist.npz at "
+        f"{KERAS_FILE}"
     )
 
 
