@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from multiprocessing import parent_process
 from pathlib import Path
 
 # Inherited settings that change numbers or end a stage are dropped; those of places, logs and GPUs stay.
@@ -28,7 +29,8 @@ sys.warnoptions.clear()
 warnings.simplefilter("ignore")
 
 _FOLDER = Path(__file__).resolve().parent
-if Path(sys.argv[0]).resolve().parent == _FOLDER:  # a script imports libraries before the settings above
+_is_script = Path(sys.argv[0]).resolve().parent == _FOLDER and not parent_process()
+if _is_script:  # it imports libraries before the settings above
     sys.exit(f"run it as: python -m pipeline.stages.{Path(sys.argv[0]).stem}")
 if Path("pipeline/stages").is_dir() and not _FOLDER.samefile("pipeline/stages"):
     sys.exit(f"this would run the code of {_FOLDER.parents[1]}; unset PYTHONSAFEPATH and PYTHONPATH")
