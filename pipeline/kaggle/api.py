@@ -28,7 +28,6 @@ SITE = "https://www.kaggle.com"
 NEW_TOKEN = f"make a new token at {SITE}/settings/api"
 PROXY = "the proxy (https_proxy, http_proxy or all_proxy)"
 PROXY_LOGIN = f"{PROXY} wants a name and password: http://NAME:PASSWORD@HOST:PORT"
-CERTIFICATE = ": if a proxy or firewall inspects TLS, name its CA certificate's file in REQUESTS_CA_BUNDLE"
 WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
 
 
@@ -36,16 +35,15 @@ class AnswerLost(PipelineError):
     """Kaggle may or may not have created the submission."""
 
 
+def sign_in() -> str | None:
+    """Sign in with the credentials that Kaggle's client finds; the account's name, or None without any."""
+    client = _client()
+    return client and (client.config_values.get("username") or "the user of the credentials")
+
+
 @functools.cache
-def sign_in():
-    """Sign in with the credentials that Kaggle's client finds.
-
-    Returns:
-        The client, a `KaggleApi`; None if there are no credentials.
-
-    Raises:
-        PipelineError: the credentials are damaged or refused, or Kaggle cannot be reached.
-    """
+def _client():
+    """Kaggle's client, signed in; None if there are no credentials."""
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         if os.environ.get(name) == "":  # such as a CI's missing secret; the client would use it
             del os.environ[name]
@@ -61,12 +59,10 @@ def sign_in():
         try:
             client.authenticate()
             return client
-        except (exceptions.InvalidHeader, SystemExit):
-            pass
-        except (requests.RequestException, json.JSONDecodeError):
-            raise
-        except Exception:  # a damaged file can raise anything, with its content as text
-            pass
+        except (Exception, SystemExit) as error:  # a damaged file can raise anything
+            request_failed = isinstance(error, (requests.RequestException, json.JSONDecodeError))
+            if request_failed and not isinstance(error, exceptions.InvalidHeader):
+                raise
     if not places:
         return None
     raise PipelineError(
@@ -76,12 +72,9 @@ def sign_in():
 
 
 def _import_client():
-    try:
-        import kaggle  # noqa: F401
-    except OSError:  # it could not create ~/.config/kaggle
-        os.environ["KAGGLE_CONFIG_DIR"] = os.devnull
-        for name in [name for name in sys.modules if name.startswith("kaggle.")]:
-            del sys.modules[name]
+    home = os.path.expanduser("~")
+    if not (os.access(home, os.W_OK) or os.path.exists(f"{home}/.kaggle")):
+        os.environ.setdefault("KAGGLE_CONFIG_DIR", os.devnull)  # the client would create ~/.config/kaggle
     from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadResult
 
     class Client(KaggleApi):
@@ -102,16 +95,15 @@ def _credentials() -> list[str]:
         token, source = get_access_token_from_env()
     except (OSError, ValueError):
         token, source = "unreadable", "KAGGLE_API_TOKEN or access_token"
+    key = {"KAGGLE_USERNAME", "KAGGLE_KEY"} & set(os.environ)
     places = [source.replace("access_token", "~/.kaggle/access_token")] if token else []
-    if {"KAGGLE_USERNAME", "KAGGLE_KEY"} & set(os.environ):
-        places.append("KAGGLE_USERNAME and KAGGLE_KEY")
+    places += ["KAGGLE_USERNAME and KAGGLE_KEY"] if key else []
     files = KaggleApi.config, os.path.expanduser("~/.kaggle/credentials.json")
     return places + [file for file in files if os.path.exists(file)]
 
 
-def signed_in():
-    """Sign in; raises PipelineError if there are no credentials."""
-    if client := sign_in():
+def _signed_in():
+    if client := _client():
         return client
     raise PipelineError(
         f"no Kaggle credentials: run `kaggle auth login`, or {NEW_TOKEN} and give it in KAGGLE_API_TOKEN or "
@@ -121,21 +113,17 @@ def signed_in():
 
 def download(competition: Competition, folder: Path) -> None:
     """Download the competition's files and unpack them into an existing folder."""
-    client = signed_in()
+    client, quiet = _signed_in(), not sys.stderr.isatty()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".kaggle-") as temporary:
         with _one_line_errors(competition.slug):
-            quiet = not sys.stderr.isatty()
             client.competition_download_files(competition.slug, temporary, force=True, quiet=quiet)
         archive = next(path for path in Path(temporary).rglob("*") if path.is_file())
-        with open(archive, "rb") as file:
-            if file.read(100).lstrip().startswith(b"<"):
-                raise PipelineError(f"Kaggle: {WEB_PAGE}")
-        unpack(archive, folder, competition.files)
+        unpack(archive, folder, competition)
 
 
 def submissions(slug: str) -> list[Submission]:
     """List the account's newest 100 submissions."""
-    client = signed_in()
+    client = _signed_in()
     with _one_line_errors(slug):
         return [_submission(item) for item in client.competition_submissions(slug, page_size=100) or ()]
 
@@ -150,13 +138,8 @@ def _submission(item) -> Submission:
 
 
 def send(slug: str, file: Path, message: str) -> int:
-    """Send a file to be scored; returns the submission's reference.
-
-    Raises:
-        AnswerLost: Kaggle may have the submission.
-        PipelineError: Kaggle does not have it.
-    """
-    client = signed_in()
+    """Send a file to be scored; returns the submission's reference, or raises AnswerLost."""
+    client = _signed_in()
     client.uploaded = False
     try:
         with _one_line_errors(slug):
@@ -173,7 +156,7 @@ def send(slug: str, file: Path, message: str) -> int:
 
 def rank(slug: str) -> int | None:
     """Ask for the account's rank on the public leaderboard; None if Kaggle does not tell."""
-    client = signed_in()
+    client = _signed_in()
     with contextlib.suppress(PipelineError), _one_line_errors(slug):
         entered = client.competitions_list(group="entered", search=slug).competitions or ()
         return next((item.user_rank or None for item in entered if item.ref.endswith(f"/{slug}")), None)
@@ -194,60 +177,61 @@ def _one_line_errors(slug: str = ""):
 def _explain_answer(response: requests.Response, slug: str) -> str:
     """Explain an answer with a status from 400 on, and say what to do about it."""
     status, reason = response.status_code, ""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        status = int(response.json().get("code", status))  # Kaggle may send an error with status 200
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
         reason = f" ({one_line(_without_secrets(response.json()['message'], response.request))[:200]})"
+        status = int(response.json()["code"])  # Kaggle may send an error with status 200
     text = f"{urlsplit(response.url).hostname} answered {status}{reason}"
-    if status >= 500:
-        return f"{text}: run it again later"
     if status == 407:
         return PROXY_LOGIN
+    if status >= 500:
+        return f"{text}: run it again later"
     if response.text.lstrip().startswith("<"):
         return f"{text}: {WEB_PAGE}"
     if response.request.method != "POST":  # the storage host, whose addresses expire
         return f"{text}: run it again"
     advice = {
-        401: f"the credentials in {(_credentials() or ['use'])[0]} are wrong or expired; {NEW_TOKEN}",
-        403: f"accept the rules at {SITE}/competitions/{slug}/rules, then run it again; or is "
+        401: f": the credentials in {', '.join(_credentials()[:1])} are wrong or expired; {NEW_TOKEN}",
+        403: f": accept the rules at {SITE}/competitions/{slug}/rules, then run it again; or is "
         "download.competition in params.yaml the wrong one?",
-        404: f"is {slug!r} the right competition? download.competition in params.yaml names it",
-        429: "too many requests; run it again later",
+        404: f": is {slug!r} the right competition? download.competition in params.yaml names it",
+        429: ": too many requests; run it again later",
     }
-    return f"{text}: {advice[status]}" if status in advice else text
+    return text + advice.get(status, "")
 
 
 def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
-    secrets = request.headers.get("Authorization", "").split()[1:]
+    sent = request.headers.get("Authorization", "").rpartition(" ")[2] or "-"
     with contextlib.suppress(ValueError):
-        secrets += [base64.b64decode(secret).decode().partition(":")[2] for secret in secrets]
-    return functools.reduce(lambda text, secret: text.replace(secret, "***"), filter(None, secrets), text)
+        text = text.replace(base64.b64decode(sent).decode().partition(":")[2] or sent, "***")
+    return text.replace(sent, "***")
 
 
 def _explain(error: Exception) -> str:
-    """Explain an error without an answer of Kaggle's; its own text may contain secrets."""
+    """Explain an error without an answer of Kaggle's; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
-    match error:
-        case exceptions.InvalidSchema():
-            return f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks"
-        case exceptions.InvalidURL():
-            return f"{PROXY} has an invalid address, expected http://HOST:PORT"
-        case exceptions.ProxyError():
-            return PROXY_LOGIN if " 407 " in str(error) else f"{PROXY} cannot be reached, or refuses {host}"
-        case exceptions.SSLError():
-            return f"the certificate of {host} is not trusted{CERTIFICATE}"
-        case exceptions.Timeout():
-            return f"no answer from {host} within {TIMEOUT} s; run it again"
-        case exceptions.ConnectionError() | exceptions.ChunkedEncodingError():
-            return f"the connection to {host} failed; run it again"
-        case json.JSONDecodeError() if error.doc.lstrip().startswith("<"):
-            return f"Kaggle: {WEB_PAGE}"
-        case OSError() if not isinstance(error, requests.RequestException):
-            return f"{error.filename or 'Kaggle'}: {error.strerror or error}"
-    return f"what Kaggle sent cannot be used ({type(error).__name__})"
+    if isinstance(error, exceptions.ProxyError):
+        if " 407 " in str(error):
+            return PROXY_LOGIN
+        if "Remote" not in str(error):  # otherwise, the proxy closed the connection
+            return f"{PROXY} cannot be reached, or refuses {host}"
+    unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
+    texts = {
+        exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
+        exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
+        exceptions.SSLError: f"the certificate of {host} is not trusted; if a proxy or firewall inspects TLS, "
+        "name the file with its CA certificate in REQUESTS_CA_BUNDLE",
+        exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
+        exceptions.ConnectionError: f"the connection to {host} failed; run it again",
+        exceptions.ChunkedEncodingError: f"the connection to {host} failed; run it again",
+        json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
+        requests.RequestException: unusable,
+        OSError: str(error),
+    }
+    return next((text for kind, text in texts.items() if isinstance(error, kind)), unusable)
 
 
 if __name__ == "__main__":
     try:
-        signed_in()  # `make submit` asks before it runs the pipeline
+        _signed_in()  # `make submit` asks before it runs the pipeline
     except PipelineError as problem:
         sys.exit(f"submit: {problem}")

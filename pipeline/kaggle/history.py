@@ -25,40 +25,34 @@ class Submission:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """Read the history, with all cells as text; an absent file has no rows.
+    """Read the history, with all cells as text; a missing file has no rows.
 
     Raises:
         PipelineError: it is damaged; without one of its rows, a file could be sent twice.
     """
     try:
-        history = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        history = pd.read_csv(path, dtype=str, keep_default_na=False)[COLUMNS]
+        whole = history["reference"].str.isdecimal() & history["sha256"].str.fullmatch("[0-9a-f]{64}")
+        if not (whole & history.notna().all(axis=1)).all():
+            raise ValueError(f"row {1 + whole.to_list().index(False)}")
     except FileNotFoundError:
         return pd.DataFrame(columns=COLUMNS)
-    except ValueError as error:
-        raise PipelineError(f"{path}: damaged ({one_line(str(error), 120)}); restore it") from error
-    if list(history) != COLUMNS:
-        raise PipelineError(f"{path}: the columns must be {', '.join(COLUMNS)}")
-    whole = history["reference"].str.fullmatch(r"\d+") & history["sha256"].str.fullmatch("[0-9a-f]{64}")
-    if not (whole & history.notna().all(axis=1)).all():
-        raise PipelineError(f"{path}: row {1 + whole.to_list().index(False)} is damaged; restore it")
+    except (ValueError, KeyError) as error:
+        raise PipelineError(f"{path}: is damaged: {one_line(str(error))[:120]}; restore it") from error
     return history
 
 
 def record(path: Path, submission: Submission, digest: str) -> None:
     """Write a submission and the SHA-256 of its file into the history, in place of an earlier row."""
     history = read_history(path)
-    row = pd.DataFrame([{"sha256": digest, **asdict(submission)}])[COLUMNS].astype(object)
+    row = pd.DataFrame([{"sha256": digest, **asdict(submission)}])[COLUMNS]
     others = history[history["reference"] != str(submission.reference)]
-    write_csv(path, pd.concat([others, row]))
+    write_csv(path, pd.concat([others, row.astype(object)]))
 
 
 def find(listed: list[Submission], digest: str, history: pd.DataFrame) -> Submission | None:
-    """Find the newest submission of a file, by its SHA-256 in the message or by the history.
-
-    The history identifies a submission whose message was edited on the site.
-    """
+    """Find a file's newest submission by the SHA-256 in its message; by the history if that was edited."""
     recorded = set(history.loc[history["sha256"] == digest, "reference"])
-    found = [
-        item for item in listed if digest[:HASH_DIGITS] in item.message or str(item.reference) in recorded
-    ]
+    mark = digest[:HASH_DIGITS]
+    found = [item for item in listed if mark in item.message or str(item.reference) in recorded]
     return max(found, key=lambda item: item.reference, default=None)

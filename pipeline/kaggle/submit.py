@@ -17,12 +17,8 @@ CONFIRMATIONS = 3  # requests for the list after a lost answer
 def submit(slug: str, file: Path, message: str, history_path: Path, resubmit: bool = False) -> Submission:
     """Send a file unless Kaggle has it, and wait for its score.
 
-    Args:
-        slug: the competition's.
-        file: the submission.
-        message: Kaggle shows it beside the score, after the file's SHA-256.
-        history_path: the submission is recorded there as soon as Kaggle has it, and again with its score.
-        resubmit: send the same bytes again.
+    The message is sent after the file's SHA-256. The history is written as soon as Kaggle has the file, and
+    again with its score.
     """
     digest, history = sha256(file), read_history(history_path)
     listed = api.submissions(slug)
@@ -88,13 +84,9 @@ def _wait_for_score(slug, submission):
 
 def check_origin(origin: dict, slug: str) -> None:
     """Refuse a submission whose `data/raw/source.json` names other data than the competition's own."""
-    if origin["source"] not in ("kaggle", "folder"):
+    if origin["source"] not in ("kaggle", "folder") or origin["competition"] != slug:
         raise PipelineError(
-            "this submission was made from the MNIST stand-in, whose test.csv is not Kaggle's: set "
-            "download.source to kaggle in params.yaml; then `make submit` makes another one and sends it"
-        )
-    if origin["competition"] != slug:
-        raise PipelineError(
-            f"this submission was made from the data of {origin['competition']!r}, but params.yaml names "
-            f"{slug!r}: run `dvc repro`"
+            f"this submission was made from other data than Kaggle's for {slug} ({origin['source']}, "
+            f"{origin['competition']}): set download.source to kaggle or folder in params.yaml; `make submit` "
+            "then makes another one and sends it"
         )

@@ -19,13 +19,12 @@ def main():
     competition = find_competition(load_params().download.competition)
     read_submission(SUBMISSION, competition)
     check_origin(load_json(SOURCE, "download"), competition.slug)
-    oof, check, expected = (
-        load_json(METRICS / f"{name}.json", name) for name in ("oof", "check", "ensemble")
-    )
-    accuracies = {"oof": oof["accuracy"], "clean test": check.get("accuracy")}
-    described = [f"{name} {value:.5f}" for name, value in accuracies.items() if value]
-    message = os.environ.get("MESSAGE") or ", ".join([commit(), *described])
-    submission = submit(competition.slug, SUBMISSION, message, HISTORY, os.environ.get("RESUBMIT") == "1")
+    oof, check, expected = (load_json(METRICS / f"{it}.json", it) for it in ("oof", "check", "ensemble"))
+    described = f"{commit()}, oof {oof['accuracy']:.5f}"
+    if "accuracy" in check:
+        described += f", clean test {check['accuracy']:.5f}"
+    message, again = os.environ.get("MESSAGE") or described, os.environ.get("RESUBMIT") == "1"
+    submission = submit(competition.slug, SUBMISSION, message, HISTORY, again)
     score = {
         "reference": submission.reference,
         "submitted": submission.submitted,

