@@ -8,8 +8,8 @@ import re
 import keras
 import numpy as np
 import tensorflow as tf
-
 from fastlstm import BiLSTM
+
 from pipeline.architectures import MARGIN
 
 
@@ -39,7 +39,7 @@ def read_in_part(network: keras.Model, images: np.ndarray) -> np.ndarray:
     pixels = images[:, MARGIN:-MARGIN, MARGIN:-MARGIN].astype("float32") / 255
     layers = [layer for layer in network.layers if layer.name.startswith(("bilstm", "normalization"))]
     last = max(number for number, layer in enumerate(layers) if isinstance(layer, BiLSTM))
-    whole = [*layers, network.get_layer("digits")]
+    whole = [*layers, network.get_layer("probabilities")]
     before, layer, after, steps = layers[:last], layers[last], whole[last + 1 :], pixels.shape[1]
     by_step = BiLSTM.from_keras(layer.bidirectional, readout="sequence", precision=layer.precision)
 

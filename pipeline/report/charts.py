@@ -60,28 +60,29 @@ def _draw(chart, arguments, size, **options):
     return target.getvalue()
 
 
-def curves(figure: Figure, history: pd.DataFrame, column: str, title: str) -> None:
-    """One line per member, by epoch, on a logarithmic scale."""
-    axes = figure.subplots()
-    for number, (member, epochs) in enumerate(history.groupby("member", sort=False)):
-        color, dashes = SERIES[number % len(SERIES)], ("-", "--", ":")[number // len(SERIES) % 3]
-        axes.plot(
-            epochs["epoch"], epochs[column], dashes, color=color, lw=1.3, marker="o", ms=2, label=member
-        )
-    axes.set(title=title, xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5), yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+def curves(figure: Figure, history: pd.DataFrame, titles: dict[str, str], legend: bool = False) -> None:
+    """One line per member, by epoch on a logarithmic scale, for each column of `history` in `titles`."""
+    grid = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, (column, title) in zip(grid, titles.items(), strict=True):
+        for number, (member, epochs) in enumerate(history.groupby("member", sort=False)):
+            style = ("o-", "o--", "o:")[number // len(SERIES) % 3]
+            axes.plot(epochs["epoch"], epochs[column], style, lw=1.3, ms=2, label=member)
+        axes.set(title=title, xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5), yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        if legend:
+            axes.legend()
 
 
-def reliability_diagram(figure: Figure, tables: dict[str, pd.DataFrame], part: str) -> None:
-    """Accuracy by confidence, one series per table of `reliability`."""
+def reliability_diagram(figure: Figure, rows: list[dict], part: str) -> None:
+    """Accuracy by confidence, one series per row of the table of calibration."""
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, label="perfect calibration")
-    for name, table in tables.items():
-        table = table[table["images"] >= FEWEST_IMAGES]
-        axes.plot(table["confidence"], table["accuracy"], "o-", markersize=4, linewidth=1.2, label=name)
+    for row in rows:
+        bins = row["bins"][row["bins"]["images"] >= FEWEST_IMAGES]
+        axes.plot(bins["confidence"], bins["accuracy"], "o-", ms=4, lw=1.2, label=row["state"])
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title(f"Reliability, {part}")
     axes.legend(loc="upper left")
@@ -96,7 +97,7 @@ def reading_of(figure: Figure, image: np.ndarray, parts: np.ndarray) -> None:
     places = {"left": 0.1, "right": 0.995, "bottom": 0.1, "top": 0.89, "wspace": 0.08}
     grid = figure.subplots(1, 4, width_ratios=[1.1, 1, 1, 1], gridspec_kw=places)
     grid[0].imshow(image[margin : len(image) - margin], cmap="gray_r", aspect="auto")
-    grid[0].set(xticks=[], yticks=[0, 10, 20])
+    grid[0].set(xticks=[], yticks=[0, 10, 20], ylabel="row")
     for axes, probabilities, title in zip(grid[1:], parts, titles, strict=True):
         axes.imshow(probabilities, cmap=PROBABILITY, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.set(xticks=range(parts.shape[2]), yticks=[])
@@ -104,7 +105,6 @@ def reading_of(figure: Figure, image: np.ndarray, parts: np.ndarray) -> None:
         axes.tick_params(length=0, labelsize=7)
     for axes in grid:
         axes.grid(visible=False)
-    grid[0].set_ylabel("row")
 
 
 def article_curve(figure: Figure, table: pd.DataFrame) -> None:

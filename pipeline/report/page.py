@@ -17,6 +17,7 @@ from pipeline.report.summary import origin_in_words
 
 FOLDER = Path(__file__).parent
 LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")
+LOSSES = {"loss": "Training loss", "val_loss": "Validation log loss"}
 # Most digits of a gallery, and of the picture beside the short form.
 MOST_DIGITS, MOST_PICTURED = 200, 60
 # Images of the MNIST test split whose labels human raters dispute (github.com/cleanlab/label-errors), from 0.
@@ -49,15 +50,12 @@ def _png(image):
 
 
 def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
-    """Make the page, the short form, and its pictures.
+    """Make the contents of the page, the short form and its pictures, by file name.
 
     Args:
         run: the finished run.
         params: the content of `params.yaml`, by section.
         times: see `load_times`.
-
-    Returns:
-        The contents of the files, by name.
     """
     temperature = analysis.best_temperature(run.oof.probabilities, run.oof.labels)
     minutes = sum(record["seconds"] for record in times.values()) / 60
@@ -92,12 +90,12 @@ def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
 
 def _published(run):
     """Rows of `published.csv`, accuracies on the MNIST test split, and this run among them."""
+    rows = pd.read_csv(FOLDER / "published.csv", dtype=str, keep_default_na=False).to_dict("records")
     check, folds = run.metrics["check"], np.bincount(run.folds[run.folds >= 0])
-    images, interval = folds.sum() - folds.max(), f"{check['low']:.4f} to {check['high']:.4f}"
-    rows = pd.read_csv(FOLDER / "published.csv").to_dict("records")
-    system = f"this run: {len(folds)} networks, {images:,} images each; 95 % interval {interval}"
-    rows.append({"system": system, "accuracy": check["accuracy"], "chosen": "nothing", "address": ""})
-    return sorted(rows, key=lambda row: row["accuracy"])
+    system = f"this run: {len(folds)} networks, {folds.sum() - folds.max():,} images each; 95 % interval "
+    system += f"{check['low']:.4f} to {check['high']:.4f}"
+    ours = {"system": system, "accuracy": f"{check['accuracy']:.4f}", "chosen": "nothing", "address": ""}
+    return sorted([*rows, ours], key=lambda row: row["accuracy"])
 
 
 def _folds(run):
@@ -106,8 +104,8 @@ def _folds(run):
     for fold, epochs in run.history.groupby("fold"):
         architectures = ", ".join(epochs["architecture"].unique())
         speed = epochs["images"].sum() / max(epochs["seconds"].sum(), 1e-9)
-        metrics = run.metrics[f"folds/fold_{fold}"]
-        rows.append({"fold": fold, "architecture": architectures, "images_per_second": speed, **metrics})
+        row = {"fold": fold, "architecture": architectures, "images_per_second": speed}
+        rows.append(row | run.metrics[f"folds/fold_{fold}"])
     return rows
 
 
@@ -146,14 +144,12 @@ def gallery(run: Run, part: Predictions) -> list[dict]:
 def _charts(run, calibration):
     """Draw all charts of the page as SVG, by name."""
     history = run.history.assign(error=lambda table: np.maximum(1 - table["val_accuracy"], 1e-4))
-    titles = {"loss": "Training loss", "val_loss": "Validation log loss", "error": "Validation error"}
     drawn = {
-        column: charts.svg(column, charts.curves, history, column, title, size=(3.9, 2.8))
-        for column, title in titles.items()
+        column: charts.svg(column, charts.curves, history, {column: title}, size=(3.9, 2.8))
+        for column, title in {**LOSSES, "error": "Validation error"}.items()
     }
     name, rows = list(calibration.items())[-1]
-    bins = {row["state"]: row["bins"] for row in rows}
-    drawn["reliability"] = charts.svg("reliability", charts.reliability_diagram, bins, name)
+    drawn["reliability"] = charts.svg("reliability", charts.reliability_diagram, rows, name)
     if run.article is not None:
         drawn["article"] = charts.svg("article", charts.article_curve, run.article)
     by_image = run.reading.swapaxes(0, 1) if run.reading.size else ()
@@ -166,22 +162,14 @@ def _charts(run, calibration):
 
 def _pictures(run, confusions):
     """Draw the PNG files of the short form, by name."""
-
-    def both(figure):
-        left, right = figure.subfigures(1, 2)
-        charts.curves(left, run.history, "loss", "Training loss")
-        charts.curves(right, run.history, "val_loss", "Validation log loss")
-        for axes in figure.axes:
-            axes.legend()
-
     name, part = list(run.parts.items())[-1]
     misread, total = gallery(run, part)[:MOST_PICTURED], len(part.mistakes)
-    title = f"{len(misread)} of {total:,} misread digits, {name}, the surest first"
+    title = f"The {len(misread)} surest of {total:,} misread digits, {name}"
     if part is run.test:
         title += "; framed: misread by every network" + "; *: disputed label" * run.on_mnist
     height = 0.9 * max(1, -(-len(misread) // charts.MISTAKE_COLUMNS)) + 0.4
     return {
-        "curves.png": charts.png(both, size=(9, 3.6)),
+        "curves.png": charts.png(charts.curves, run.history, LOSSES, True, size=(9, 3.6)),
         "confusion.png": charts.png(charts.confusion_matrices, confusions, size=(9.4, 4.8)),
         "mistakes.png": charts.png(charts.mistakes, misread, title, size=(9, height)),
     }

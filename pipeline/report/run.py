@@ -92,8 +92,7 @@ def load_predictions(digits: Path, oof: Path, clean: Path, check: Path) -> dict:
     names = ("probabilities", "each", "clean", "shown", "reading")
     ensemble, each, is_clean, shown, reading = load_arrays(check, "check", *names)
     used, tested = np.flatnonzero(folds >= 0), np.flatnonzero(is_clean)
-    predicted = ensemble.argmax(axis=1)
-    shown = shown.astype(int)
+    predicted, shown = ensemble.argmax(axis=1), shown.astype(int)
     return {
         "oof": Predictions(images[used], labels[used], probabilities[used], used),
         "test": Predictions(test_images[tested], test_labels[tested], ensemble[tested], tested),

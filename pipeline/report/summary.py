@@ -2,25 +2,21 @@
 
 from pathlib import Path
 
-from pipeline.competition import Competition
 from pipeline.report.run import Run
 
 
-def check_in_words(check: dict, competition: Competition, on_all: float | None = None) -> str:
+def check_in_words(check: dict, on_all: float | None) -> str:
     """Describe the content of `metrics/check.json`.
 
     Args:
-        check: its content.
-        competition: the competition.
-        on_all: accuracy on the whole clean test set, if networks were trained on a part of it.
+        check: its content; has images.
+        on_all: accuracy on the whole clean test set, of which networks may have been trained on a part.
     """
-    if not check["images"]:
-        return f"{competition.slug} has no clean test set"
     text = (
         f"accuracy {check['accuracy']:.4f} on {check['images']:,} images that no network was trained on "
-        f"({competition.test_name}; 95 % interval {check['low']:.4f} to {check['high']:.4f})"
+        f"(95 % interval {check['low']:.4f} to {check['high']:.4f})"
     )
-    if on_all is None:
+    if on_all in (None, check["accuracy"]):
         return text
     return f"{text}. On all images: {on_all:.4f}, contaminated (prepare.hold_out_mnist_test is false)"
 
@@ -45,13 +41,15 @@ def summary(run: Run, submission: Path) -> str:
     gain = score["accuracy"] - oof["accuracy"]
     gain = f"{gain:+.4f} for averaging" if abs(gain) > 1e-9 else "averaging should add to it"
     interval = f"{score['low']:.4f} to {score['high']:.4f}"
+    check = run.metrics["check"]
+    check = check_in_words(check, run.accuracy_on_all) if check["images"] else "none"
     lines = {
         "data": origin_in_words(run.source),
         "folds": ", ".join(f"{accuracy:.4f}" for accuracy in folds),
         "out of fold": f"{oof['accuracy']:.4f} on {oof['images']:,} images, each fold alone",
-        "clean test": check_in_words(run.metrics["check"], run.competition, run.accuracy_on_all),
+        run.competition.test_name or "clean test set": check,
         "public score": f"{score['accuracy']:.4f} expected, {interval}; {gain}",
         "submission": submission,
         "submit it": submit,
     }
-    return "\n".join(f"{name:15} {text}" for name, text in lines.items())
+    return "\n".join(f"{name:17} {text}" for name, text in lines.items())

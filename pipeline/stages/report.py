@@ -1,11 +1,9 @@
 """Summarize the run: metrics/report.html, report.md, and the closing lines of `dvc repro`."""
 
-import pandas as pd
-
-from pipeline.competition import COMPETITIONS
-from pipeline.files import load_json, write_bytes, write_csv
+from pipeline.competition import find_competition
+from pipeline.files import load_csv, load_json, write_bytes, write_csv
 from pipeline.params import load_params
-from pipeline.paths import CHECK, CLEAN, DIGITS, METRICS, OOF, SOURCE, SUBMISSION, TIMES
+from pipeline.paths import CHECK, CLEAN, DIGITS, EPOCHS_TABLE, METRICS, OOF, SOURCE, SUBMISSION, TIMES
 from pipeline.report.analysis import confusion_table, digit_table
 from pipeline.report.page import render
 from pipeline.report.run import Run, load_predictions, load_times
@@ -15,18 +13,17 @@ from pipeline.stages import run_stage
 
 def main():
     params = load_params()
-    source = load_json(SOURCE, "download")
-    competition = COMPETITIONS[source["competition"]]
+    competition = find_competition(params.download.competition)
     stages = {f"folds/fold_{fold}": "evaluate" for fold in range(params.prepare.folds)}
     stages |= {"oof": "evaluate", "ensemble": "ensemble", "check": "check"}
     if competition.test == "mnist":
         stages["article"] = "article"
     run = Run(
         competition=competition,
-        source=source,
+        source=load_json(SOURCE, "download"),
         metrics={name: load_json(METRICS / f"{name}.json", stage) for name, stage in stages.items()},
-        history=pd.read_csv(METRICS / "history.csv"),
-        article=pd.read_csv(METRICS / "article.csv") if "article" in stages else None,
+        history=load_csv(EPOCHS_TABLE, "train"),
+        article=load_csv(METRICS / "article.csv", "article") if "article" in stages else None,
         **load_predictions(DIGITS, OOF, CLEAN, CHECK),
     )
     for name, content in render(run, params.model_dump(), load_times(TIMES)).items():
@@ -34,7 +31,7 @@ def main():
     write_csv(METRICS / "digits.csv", digit_table(run.parts))
     write_csv(METRICS / "confusion.csv", confusion_table(run.parts))
     print(summary(run, SUBMISSION))
-    print(f"{'report':15} {(METRICS / 'report.html').resolve()}")
+    print(f"{'report':17} {(METRICS / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":

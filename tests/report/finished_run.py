@@ -19,7 +19,9 @@ def predict(labels, networks, classes, errors, random):
     shape = networks, len(labels)
     wrong = (random.random(len(labels)) < errors) & (random.random(shape) < 0.9)
     answers = np.where(wrong, random.integers(0, classes, len(labels)), labels)
-    return (0.3 * random.dirichlet(np.full(classes, 0.02), shape) + 0.7 * np.eye(classes)[answers]).astype("f")
+    return (0.3 * random.dirichlet(np.full(classes, 0.02), shape) + 0.7 * np.eye(classes)[answers]).astype(
+        "f"
+    )
 
 
 class Finished:
@@ -36,7 +38,9 @@ class Finished:
         random, competition = np.random.default_rng(0), COMPETITIONS[slug]
         size, classes, data = competition.size, competition.classes, self.folder / "data"
         architecture = "cycle" if reads else "grid_rows"
-        params = small_params(prepare={"folds": folds}, model={"architecture": architecture})
+        params = small_params(
+            prepare={"folds": folds}, model={"architecture": architecture}, download={"competition": slug}
+        )
         YAML(typ="safe").dump(params.model_dump(), self.folder / "params.yaml")
         source = {"source": "mnist", "competition": slug, "seed": 1}
         write_json(data / "raw/source.json", source)

@@ -59,10 +59,10 @@ def test_a_new_metric_is_in_the_tables(finished, monkeypatch):
 
 def test_another_clean_test_set_is_called_by_its_file(finished):
     page = finished.write(**SMALL, slug="Kannada-MNIST").report()
-    assert "Accuracy on Dig-MNIST.csv" in page and "Digits of Dig-MNIST.csv" in page
-    for words in ("MNIST test", "published", "article", "leak", "disputed", "contaminated"):
-        assert words not in page
-        assert words not in (finished.folder / "metrics/report.md").read_text()
+    short = (finished.folder / "metrics/report.md").read_text()
+    assert "Accuracy on Dig-MNIST.csv" in page and "Dig-MNIST.csv" in short
+    for words in ("MNIST test", "published", "article's", "leak in", "disputed", "contaminated"):
+        assert words not in page and words not in short
 
 
 def test_without_a_clean_test_set_its_parts_are_left_out(finished, monkeypatch, capsys):
@@ -72,7 +72,7 @@ def test_without_a_clean_test_set_its_parts_are_left_out(finished, monkeypatch, 
     sections = re.findall(r'<section id="(\w+)"', page)
     assert sections == ["folds", "errors", "calibration", "gallery", "provenance"]
     assert 'id="check"' not in page and "None" not in page and not re.search(r"\bnan\b", page)
-    assert "other has no clean test set" in capsys.readouterr().out
+    assert re.search("clean test set +none", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
