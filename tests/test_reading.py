@@ -1,10 +1,11 @@
-"""How a prediction forms: the parts that are read end in the network's own prediction."""
+"""Predictions from partial images end in the network's own prediction."""
 
 import numpy as np
 import pytest
 from helpers import small_network
 
-from pipeline.networks import average, build_ensemble, predict
+from pipeline.architectures import ARCHITECTURES, Architecture, average, build_rows
+from pipeline.prediction import predict
 from pipeline.reading import find_row_reader, read_in_part
 
 
@@ -18,7 +19,7 @@ def test_all_rows_from_either_end_are_the_whole_image(mnist):
     np.testing.assert_allclose(bottom[:, 0], whole, atol=1e-5)
     for part in (top, bottom, together):
         np.testing.assert_allclose(part.sum(axis=2), 1, atol=1e-5)
-    # What is below the rows read so far changes nothing; what is above changes all that follows.
+    # Rows below those read so far change nothing; rows above change all that follows.
     below = images.copy()
     below[:, 20:] = 255
     changed = read_in_part(network, below)
@@ -26,11 +27,12 @@ def test_all_rows_from_either_end_are_the_whole_image(mnist):
     assert (changed[2] != together).any(axis=2).all()
 
 
-def test_the_row_reader_is_found_wherever_it_is():
-    rows, grid = small_network("rows"), small_network("grid_rows")
-    assert find_row_reader(rows) is rows and find_row_reader(grid) is None
-    fold = average([small_network("grid_columns"), rows], ["grid_columns", "rows"], "fold_1")
-    assert find_row_reader(build_ensemble([grid, fold])) is rows
-    assert (
-        find_row_reader(build_ensemble([small_network("grid_rows"), small_network("grid_columns")])) is None
-    )
+def test_the_row_reader_is_found_by_the_name_of_its_architecture(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "columns", Architecture(build_rows))
+    rows, second = small_network("rows"), small_network("rows")
+    second.name = "rows_2027"  # a fold with several seeds
+    others = [average([small_network("columns"), small_network("grid_rows")], "fold_0")]
+    assert find_row_reader(average(others, "ensemble")) is None
+    for network in (rows, second):
+        fold = average([network], "fold_1")
+        assert find_row_reader(average([*others, fold], "ensemble")) is network
