@@ -80,12 +80,18 @@ def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle, send)
     assert send().message == message and len(kaggle.sent()) == 1
 
 
+def test_submission_of_a_limited_run_is_refused(project, kaggle):
+    (project.folder / "submissions/submission.csv").write_bytes(SUBMISSION[:-9])
+    code, output = project.stage("submit")
+    assert code == 1 and "submission.csv: lacks the id 28000" in output and kaggle.calls == []
+
+
 @pytest.mark.parametrize(
     "origin, problem",
     [
-        ({"source": "mnist", "competition": SLUG}, r"digit-recognizer \(mnist, digit-recognizer\): set"),
-        ({"source": "mnist-60k", "competition": SLUG}, r"digit-recognizer \(mnist-60k, "),
-        ({"source": "folder", "competition": "Kannada-MNIST"}, r"digit-recognizer \(folder, Kannada-MNIST\)"),
+        ({"source": "mnist", "competition": SLUG}, "from mnist data of digit-recognizer, not from"),
+        ({"source": "mnist-60k", "competition": SLUG}, "from mnist-60k data of digit-recognizer, not from"),
+        ({"source": "folder", "competition": "Kannada-MNIST"}, "from folder data of Kannada-MNIST, not from"),
     ],
 )
 def test_submission_from_other_data_is_refused(origin, problem):
