@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import requests
 from requests import exceptions
 
-from pipeline.competition import Competition, unpack
+from pipeline.competition import Competition, is_html, unpack
 from pipeline.files import PipelineError, one_line
 from pipeline.kaggle.history import PENDING, Submission
 
@@ -185,7 +185,7 @@ def _explain_answer(response: requests.Response, slug: str) -> str:
         return PROXY_LOGIN
     if status >= 500:
         return f"{text}: run it again later"
-    if response.text.lstrip().startswith("<"):
+    if is_html(response.content):
         return f"{text}: {WEB_PAGE}"
     if response.request.method != "POST":  # the storage host, whose addresses expire
         return f"{text}: run it again"
@@ -218,20 +218,13 @@ def _explain(error: Exception) -> str:
     texts = {
         exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
         exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
-        exceptions.SSLError: f"the certificate of {host} is not trusted; if a proxy or firewall inspects "
-        "TLS, name the file of its CA certificate in REQUESTS_CA_BUNDLE",
+        exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
+        "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
-        exceptions.ConnectionError: f"the connection to {host} failed; run it again",
-        exceptions.ChunkedEncodingError: f"the connection to {host} failed; run it again",
+        exceptions.ConnectionError: f"the connection to {host} failed; check the network, then run it again",
+        exceptions.ChunkedEncodingError: f"the connection to {host} broke off; run it again",
         json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
         requests.RequestException: unusable,
         OSError: str(error),
     }
     return next((text for kind, text in texts.items() if isinstance(error, kind)), unusable)
-
-
-if __name__ == "__main__":
-    try:
-        _signed_in()  # `make submit` asks before it runs the pipeline
-    except PipelineError as problem:
-        sys.exit(f"submit: {problem}")

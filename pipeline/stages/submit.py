@@ -21,14 +21,10 @@ def main():
     ids, test_ids = (read_submission(path, competition)[column] for path in (SUBMISSION, SAMPLE_SUBMISSION))
     check_ids(SUBMISSION, ids, test_ids.to_numpy())
     check_origin(load_json(SOURCE, "download"), competition.slug)
-    oof, check, expected = (
-        load_json(METRICS / f"{name}.json", name) for name in ("oof", "check", "ensemble")
-    )
-    accuracies = f"oof {oof['accuracy']:.5f}"
-    if "accuracy" in check:
-        accuracies += f", clean test {check['accuracy']:.5f}"
-    message, again = os.environ.get("MESSAGE"), os.environ.get("RESUBMIT") == "1"
-    submission = submit(competition.slug, SUBMISSION, message or f"{commit()}, {accuracies}", HISTORY, again)
+    expected, check = (load_json(METRICS / f"{name}.json", name) for name in ("ensemble", "check"))
+    clean = f", clean test {check['accuracy']:.5f}" if "accuracy" in check else ""
+    message = os.environ.get("MESSAGE") or f"{commit()}, expected {expected['accuracy']:.5f}{clean}"
+    submission = submit(competition.slug, SUBMISSION, message, HISTORY, os.environ.get("RESUBMIT") == "1")
     score = {
         "reference": submission.reference,
         "submitted": submission.submitted,

@@ -37,7 +37,7 @@ def test_stage(project, kaggle):
         "ListSubmissions", "StartSubmissionUpload", "upload", "CreateSubmission", "ListSubmissions",
         "ListCompetitions"]  # fmt: skip
     assert kaggle.uploads == [SUBMISSION]
-    assert kaggle.sent() == [f"{HASH} no commit, oof 0.99537, clean test 0.99610"]
+    assert kaggle.sent() == [f"{HASH} no commit, expected 0.99537, clean test 0.99610"]
     score = json.loads((project.folder / "submissions/score.json").read_text())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", score.pop("submitted"))
     assert score == {
@@ -89,9 +89,9 @@ def test_submission_of_a_limited_run_is_refused(project, kaggle):
 @pytest.mark.parametrize(
     "origin, problem",
     [
-        ({"source": "mnist", "competition": SLUG}, "from mnist data of digit-recognizer, not from"),
-        ({"source": "mnist-60k", "competition": SLUG}, "from mnist-60k data of digit-recognizer, not from"),
-        ({"source": "folder", "competition": "Kannada-MNIST"}, "from folder data of Kannada-MNIST, not from"),
+        ({"source": "mnist", "competition": SLUG}, r"but from mnist \(digit-recognizer\)"),
+        ({"source": "mnist-60k", "competition": SLUG}, r"but from mnist-60k \(digit-recognizer\)"),
+        ({"source": "folder", "competition": "Kannada-MNIST"}, r"but from folder \(Kannada-MNIST\)"),
     ],
 )
 def test_submission_from_other_data_is_refused(origin, problem):
