@@ -55,9 +55,8 @@ def test_stage(project, kaggle):
     assert "not sent again" in project.stage("submit", MESSAGE="again")[1]
     code, output = project.stage("submit", MESSAGE="my best\nyet \N{SNOWMAN}", RESUBMIT="1")
     assert code == 0 and kaggle.sent()[1:] == [f"{HASH} my best yet \N{SNOWMAN}"]
-    assert re.search(
-        "history:\n.*1000.*\n.*1001.*my best.*\nKaggle:\n.*1001", project.stage("submissions")[1]
-    )
+    output = project.stage("submissions")[1]
+    assert re.search("history.csv:\n.*\n.*1000.*\n.*1001.*my best.*\nKaggle:\n.*\n *1001 .*my best", output)
 
 
 def test_dvc_does_not_send_the_same_bytes_again(project, kaggle):
