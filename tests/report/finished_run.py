@@ -30,9 +30,7 @@ class Finished:
         self.folder, self.mnist = folder, mnist
         (folder / "data").mkdir()
 
-    def write(
-        self, folds=5, epochs=30, rows=1500, errors=0.03, held_out=True, reads=True, slug="digit-recognizer"
-    ):
+    def write(self, folds=5, epochs=30, rows=1500, errors=0.03, held_out=True, slug="digit-recognizer"):
         """Write all files; `held_out` says whether test images among the rows were held out."""
         random, competition = np.random.default_rng(0), COMPETITIONS[slug]
         size, classes, data = competition.size, competition.classes, self.folder / "data"
@@ -49,13 +47,10 @@ class Finished:
         save_arrays(data / "digits.npz", images=images, labels=labels, folds=split, test_index=index)
         oof = np.where(split[:, None] >= 0, predict(labels, 1, classes, errors, random)[0], np.nan)
         save_arrays(data / "oof.npz", probabilities=oof, labels=labels, folds=split)
-        epoch = {"loss": 0.4, "val_loss": 0.1, "val_accuracy": 1 - errors, "images": 1000, "seconds": 1.5}
-        history = pd.DataFrame([(n, e) for n in range(folds) for e in range(1, epochs + 1)]).set_axis(
-            ["fold", "epoch"], axis=1
-        )
-        history = history.assign(
-            member=history["fold"].map("fold {}, rows".format), architecture="rows", **epoch
-        )
+        fold, epoch = np.repeat(range(folds), epochs), np.tile(range(1, epochs + 1), folds)
+        history = {"fold": fold, "epoch": epoch, "member": [f"fold {n}, rows" for n in fold]}
+        history |= {"architecture": "rows", "loss": 0.4, "val_loss": 0.1, "val_accuracy": 1 - errors}
+        history = pd.DataFrame({**history, "images": 1000, "seconds": 1.5})
         write_csv(self.folder / "metrics/history.csv", history)
         parts = {f"folds/fold_{fold}": split == fold for fold in range(folds)} | {"oof": split >= 0}
         for name, part in parts.items():
@@ -67,10 +62,7 @@ class Finished:
         save_arrays(data / "clean.npz", images=images, labels=labels)
         each, clean = predict(labels, folds, classes, errors, random), np.ones(tests, bool)
         clean[index[(index >= 0) & (split >= 0)]] = False
-        shown = np.arange(min(tests, 6))
-        reading = random.dirichlet(np.ones(classes), (3, 6, 26)) if reads and tests else []
-        check = {"probabilities": each.mean(axis=0), "each": each, "clean": clean}
-        save_arrays(data / "check.npz", **check, shown=shown, reading=reading)
+        save_arrays(data / "check.npz", probabilities=each.mean(axis=0), each=each, clean=clean)
         metrics = evaluate(each.mean(axis=0)[clean], labels[clean]) if tests else {"images": 0}
         self.write_metrics("check", metrics)
         if competition.test == "mnist":

@@ -23,13 +23,13 @@ def test_a_missing_file_is_named_with_its_stage(finished, file, stage):
 
 def test_a_misread_digit_has_all_votes_beside_it_and_a_mark_if_its_label_is_disputed(finished):
     path = finished.write(**SMALL, errors=0).folder / "data/check.npz"
-    names = ("probabilities", "each", "clean", "shown", "reading")
+    names = ("probabilities", "each", "clean")
     check = dict(zip(names, load_arrays(path, "check", *names), strict=True))
     labels, wrong = finished.mnist["test_labels"], [2, *sorted(DISPUTED)[:3]]
     check["probabilities"][wrong] = check["each"][0, wrong] = np.eye(10)[(labels[wrong] + 1) % 10]
     save_arrays(path, **check)
     page = finished.report()
-    assert "3 of these errors are among the 15 test labels" in page
+    assert "3 of these errors are among the 15 test labels" in page and "None." in page
     for row in wrong:
         mark = "<br><b>label disputed</b>" if row in DISPUTED else ""
         assert f"<br>{(labels[row] + 1) % 10}, {labels[row]}<br>test image {row}{mark}</li>" in page
@@ -61,20 +61,19 @@ def test_without_a_clean_test_set_its_parts_are_left_out(finished, monkeypatch, 
     assert re.search("clean test set +none", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    ("trial", "says"),
-    [
-        ({"errors": 0, "reads": False}, ["None.", "No network of this run reads images row by row"]),
-        ({"errors": 1, "held_out": False}, ["contaminated", "more, of "]),
-    ],
-    ids=["no mistake", "nothing learned"],
-)
-def test_a_small_trial_has_a_report(finished, trial, says):
+def test_a_trial_that_learned_nothing_has_a_report(finished):
     record = {"commit": "abc1234", "seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus"}
     write_json(finished.folder / "data/times/train.json", record)
-    page = finished.write(**{**SMALL, "rows": 1200, **trial}).report()
-    when_and_where = "abc1234", "2026-01-02 03:04 UTC", "Abacus", "2.5 minutes, 1 of 9 stages"
-    assert all(words in page for words in (*says, *when_and_where))
+    page = finished.write(**{**SMALL, "rows": 1200}, errors=1, held_out=False).report()
+    for words in (
+        "abc1234",
+        "2026-01-02 03:04 UTC",
+        "Abacus",
+        "2.5 minutes, 1 of 9",
+        "contaminated",
+        "more, of ",
+    ):
+        assert words in page
     assert len(page) < 2_000_000 and not re.search(r"\bnan\b", page)
     short = (finished.folder / "metrics/report.md").read_text()
     for name in re.findall(r"!\[.+\]\((.+)\)", short):
