@@ -16,20 +16,7 @@ from pipeline.params import Params
 from pipeline.training.members import Member, members
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import State, StateFiles
-
-
-def train_epoch(*arguments) -> State:
-    """Call `trainer.train_epoch` in a worker; only workers import TensorFlow."""
-    from pipeline.training import trainer
-
-    return trainer.train_epoch(*arguments)
-
-
-def export_fold(*arguments) -> tuple[bytes, np.ndarray]:
-    """Call `trainer.export_fold` in a worker."""
-    from pipeline.training import trainer
-
-    return trainer.export_fold(*arguments)
+from pipeline.training.trainer import export_fold, train_epoch
 
 
 def train_members(
@@ -91,7 +78,7 @@ def train_members(
 def export_folds(
     executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
 ) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Make each trained fold's model; yields the results of `trainer.export_fold`, in the order of the folds.
+    """Make each trained fold's model; yields the results of `export_fold`, in the order of the folds.
 
     Args:
         executor: runs the exports.

@@ -1,5 +1,6 @@
 """The display of a running training and its logs."""
 
+import contextlib
 import os
 import pty
 
@@ -64,8 +65,10 @@ def test_a_terminal_without_a_cursor_gets_lines_too(tmp_path, monkeypatch, termi
         context.setattr("sys.stdout", stdout)
         with start(tmp_path / "history.csv") as progress:
             progress.finished(ROWS, epoch(1))
-    shown = os.read(reader, 1 << 16).decode()
-    os.close(reader)
+    shown = ""
+    with open(reader, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # the other end is closed
+        while part := screen.read(1 << 16):
+            shown += part.decode()
     assert ("fold 0, rows, epoch 1/3: loss 1.000" in shown) == line
     assert "loss 1.000, validation accuracy 0.8000" in shown
 
