@@ -35,7 +35,7 @@ def train_members(
         params: the parameters.
         data: the rows of all folds.
         states: stores each member's state after every epoch.
-        progress: is told of each epoch, and of those that an earlier run had finished.
+        progress: receives each epoch, and those that an earlier run had finished.
 
     Returns:
         The state of each member after its last epoch.
