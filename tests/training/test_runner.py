@@ -29,7 +29,6 @@ from pipeline.training.trainer import export_fold
 FOLDS = 2
 CYCLE = small_params()
 ALL = small_params(model={"architecture": "all"})
-ALL_TTA = small_params(model={"architecture": "all", "tta": True})
 SEEDS = small_params(train={"seeds": 2})
 
 
@@ -136,19 +135,12 @@ def test_the_members_of_a_fold_are_averaged(digits, trained, load):
 
 
 @pytest.mark.slow
-def test_any_executor_will_do_and_averaging_over_shifts_changes_no_weight(digits, trained, load):
-    """Here a thread in this process; what it exports are the states of another process."""
+def test_any_executor_will_do(digits, trained):
+    """Here a thread in this process, which exports states of another process."""
     states = {member: state for member, state in trained[ALL][0].items() if member.fold == 0}
     with ThreadPoolExecutor(1) as executor:
-        again, shifted = (
-            executor.submit(export_fold, params, digits, 0, states).result() for params in (ALL, ALL_TTA)
-        )
-    expected = trained[ALL][2][0]
-    assert again[0] == expected[0]
-    plain, model = load(expected[0]), load(shifted[0])
-    assert [w.tobytes() for w in plain.get_weights()] == [w.tobytes() for w in model.get_weights()]
-    np.testing.assert_allclose(predict(model, digits.images[digits.split(0)[1]]), shifted[1], atol=1e-5)
-    assert np.abs(shifted[1] - expected[1]).max() > 1e-4
+        again = executor.submit(export_fold, ALL, digits, 0, states).result()
+    assert again[0] == trained[ALL][2][0][0]
 
 
 @pytest.mark.slow
