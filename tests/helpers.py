@@ -34,7 +34,7 @@ def small_params(**changes):
 
 def small_network(architecture):
     """An untrained network of the small parameters."""
-    from pipeline.networks import network_of_params
+    from pipeline.architectures import network_of_params
 
     return network_of_params(architecture, small_params().model, "float32")
 
