@@ -54,7 +54,8 @@ class Prepare(_Section):
 
 
 class Model(_Section):
-    architecture: str  # checked by `training.members`, because only `architectures.py` lists the names
+    # The name is checked by `training.members`, because only `architectures.py` lists all.
+    architecture: Annotated[str, Field(description="a name, such as cycle")]
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)
