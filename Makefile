@@ -82,9 +82,10 @@ KILLS ?= 30
 soak: dev-setup
 	python tests/soak.py $(KILLS)
 
+# The list of submissions needs credentials, so that they are asked for before the pipeline runs.
 # With RESUBMIT=1 only this stage is forced, not the pipeline before it.
 submit: setup
-	python -m pipeline.kaggle.credentials
+	python -m pipeline.stages.submissions > /dev/null
 	python -m pipeline.stages.repair
 	python -m dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
 

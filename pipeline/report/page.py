@@ -152,11 +152,6 @@ def _charts(run, calibration):
     drawn["reliability"] = charts.svg("reliability", charts.reliability_diagram, rows, name)
     if run.article is not None:
         drawn["article"] = charts.svg("article", charts.article_curve, run.article)
-    by_image = run.reading.swapaxes(0, 1) if run.reading.size else ()
-    drawn["reading"] = [
-        (label, predicted, charts.svg(f"reading{number}", charts.reading_of, image, parts, size=(4.8, 2.1)))
-        for number, (image, label, predicted, parts) in enumerate(zip(*run.shown, by_image, strict=False))
-    ]
     return drawn
 
 
