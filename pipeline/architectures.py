@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import keras
+import numpy as np
 import tensorflow as tf
 from fastlstm import BiLSTM
 from keras import ops
@@ -109,23 +110,23 @@ class Deslant(keras.layers.Layer):
     """
 
     def call(self, images):
-        images = tf.cast(images, tf.float32)
+        images = ops.cast(images, "float32")
         _, height, width = images.shape
-        y = tf.range(height, dtype=tf.float32)[None, :, None]
-        x = tf.range(width, dtype=tf.float32)[None, None, :]
+        y = np.arange(height, dtype="float32")[None, :, None]
+        x = np.arange(width, dtype="float32")[None, None, :]
 
         def moment(values):
-            return tf.reduce_sum(images * values, axis=(1, 2), keepdims=True)
+            return ops.sum(images * values, axis=(1, 2), keepdims=True)
 
         mass = moment(1.0) + 1e-6
         dy, dx = y - moment(y) / mass, x - moment(x) / mass
         position = x + moment(dy * dx) / (moment(dy * dy) + 1e-6) * dy
-        left = tf.floor(position)
-        padded = tf.pad(images, ((0, 0), (0, 0), (1, 1)))
+        left = ops.floor(position)
+        padded = ops.pad(images, ((0, 0), (0, 0), (1, 1)))
 
         def pixels(column):
-            index = tf.clip_by_value(tf.cast(column, tf.int32) + 1, 0, width + 1)
-            return tf.gather(padded, index, batch_dims=2)
+            index = ops.clip(ops.cast(column, "int32") + 1, 0, width + 1)
+            return ops.take_along_axis(padded, index, axis=2)
 
         fraction = position - left
         return (1 - fraction) * pixels(left) + fraction * pixels(left + 1)
