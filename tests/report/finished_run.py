@@ -1,14 +1,12 @@
 """Files of a finished run without a training: the input of the stage `report`, in a folder."""
 
-import json
-
 import numpy as np
 import pandas as pd
 from helpers import small_params
 from ruamel.yaml import YAML
 
 from pipeline.competition import COMPETITIONS
-from pipeline.files import save_arrays, write_csv, write_json
+from pipeline.files import load_json, save_arrays, write_csv, write_json
 from pipeline.folds import make_folds
 from pipeline.metrics import evaluate
 from pipeline.stages import report
@@ -75,7 +73,7 @@ class Finished:
         write_json(self.folder / f"metrics/{name}.json", content)
 
     def metrics(self, name):
-        return json.loads((self.folder / f"metrics/{name}.json").read_text())
+        return load_json(self.folder / f"metrics/{name}.json", "report")
 
     def report(self):
         """Run the stage and return the page."""

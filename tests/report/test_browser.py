@@ -51,9 +51,7 @@ def browser():
     if path is None and not os.environ.get("REQUIRE_CHROMIUM"):
         pytest.skip("there is no Chromium")
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="module")
