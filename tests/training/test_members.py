@@ -3,7 +3,7 @@
 import pytest
 from helpers import small_params
 
-from pipeline import params
+from pipeline.architectures import DEFAULT_ARCHITECTURES
 from pipeline.training import members as module
 from pipeline.training.members import Member, architectures_of_fold, members
 
@@ -16,7 +16,7 @@ def test_what_the_folds_train():
     def architectures(architecture, folds):
         return [architectures_of_fold(architecture, fold) for fold in range(folds)]
 
-    for architecture in params.ARCHITECTURES:
+    for architecture in DEFAULT_ARCHITECTURES:
         assert architectures(architecture, 2) == [[architecture]] * 2
     assert architectures("cycle", 4) == [["rows"], ["grid_rows"], ["grid_columns"], ["rows"]]
     assert architectures("all", 2) == [["rows", "grid_rows", "grid_columns"]] * 2
@@ -37,7 +37,7 @@ def test_each_stream_is_its_own():
     keys = [
         (Member(fold, architecture, seed), use, epoch)
         for fold in (0, 1)
-        for architecture in params.ARCHITECTURES
+        for architecture in DEFAULT_ARCHITECTURES
         for seed in (1, 2, 11)
         for use in ("shuffle", "augment")
         for epoch in (0, 1, 10)
@@ -50,5 +50,5 @@ def test_each_stream_is_its_own():
 @pytest.mark.parametrize("names", [("new", "rows"), ("rows",)])
 def test_another_architecture_in_the_list_changes_no_stream(monkeypatch, names):
     before = numbers(Member(0, "rows", 1), "weights")
-    monkeypatch.setattr(module, "ARCHITECTURES", names)
+    monkeypatch.setattr(module, "DEFAULT_ARCHITECTURES", names)
     assert numbers(Member(0, "rows", 1), "weights") == before

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import small_params
 
-from pipeline.params import ARCHITECTURES
+from pipeline.architectures import DEFAULT_ARCHITECTURES as ARCHITECTURES
 from pipeline.training import trainer
 from pipeline.training.members import Member
 from pipeline.training.state import State
@@ -64,7 +64,7 @@ def seen(monkeypatch):
 
     build = trainer._shared
     monkeypatch.setattr(trainer, "_shared", lambda *arguments: (*build(*arguments)[:2], Train()))
-    monkeypatch.setattr(trainer, "predict", lambda model, images, threads: np.full((len(images), 10), 0.1))
+    monkeypatch.setattr(trainer, "_predict", lambda model, images: np.full((len(images), 10), 0.1))
     return epochs
 
 
@@ -103,7 +103,7 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
     data = digits.images[:100].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:100]]
-    model, optimizer, train = trainer._build("rows", params, 4)
+    model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 4)
     network = trainer.network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
     network.compile(keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy")
