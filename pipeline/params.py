@@ -1,6 +1,6 @@
-"""The parameters of `params.yaml`: names, types, allowed values. Every stage loads them here.
+"""The parameters of `params.yaml`: names, types and allowed values.
 
-The models are frozen and hashable; training takes them as they are.
+The models are frozen and hashable.
 """
 
 import difflib
@@ -11,12 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
-from pipeline.files import PipelineError, one_line, read_text
+from pipeline.files import PipelineError, one_line
 from pipeline.paths import PARAMS
-
-LARGEST = 1 << 16  # bytes
-# The architectures that `networks.py` builds, in the order in which the folds of a cycle take turns.
-ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
 
 
 def _whole(low, high):
@@ -38,7 +34,7 @@ LearningRate = Annotated[float, Field(gt=0, le=1, description="a number above 0,
 
 
 class _Section(BaseModel):
-    # Strict: "30" is not a number and 1 is not a bool, so that a typo does not pass as something else.
+    # Strict: "30" is not a number and 1 is not a bool.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -58,11 +54,13 @@ class Prepare(_Section):
 
 
 class Model(_Section):
-    architecture: _one_of(*ARCHITECTURES, "cycle", "all")
+    architecture: str  # checked by `training.members`, because only `architectures.py` lists the names
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)
     grid_units: _whole(1, 4096)
+    fine_layers: _whole(1, 16)
+    fine_units: _whole(1, 4096)
     readout: Readout
     normalize: YesNo
     dropout: _number(0, 0.9)
@@ -124,7 +122,7 @@ class Params(_Section):
     article: Article
 
     def with_values(self, values: dict) -> "Params":
-        """The same parameters with other values, by keys such as `seed`, `train.epochs`; they are checked."""
+        """The same parameters with other values, by keys such as `seed` or `train.epochs`; checked."""
         content = self.model_dump()
         for key, value in values.items():
             section, _, name = key.partition(".")
@@ -142,16 +140,16 @@ def load_params(path: str | Path = PARAMS) -> Params:
         PipelineError: names each key that is wrong, its value and what is allowed.
     """
     try:
-        content = YAML(typ="safe").load(read_text(path, LARGEST))
+        content = YAML(typ="safe").load(Path(path).read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file here; run from the project's folder") from None
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
-    # Besides its own errors, the library raises those of Python's dates, numbers and recursion.
+    # Besides its own errors, the library passes on those of Python's dates, numbers and recursion.
     except Exception as error:
         raise PipelineError(f"{path}: not valid YAML: {one_line(str(error), 160)}") from error
     if not isinstance(content, dict):
-        raise PipelineError(f"{path}: must hold sections such as 'train:', found {_shown(content)}")
+        raise PipelineError(f"{path}: must contain sections such as 'train:', found {_shown(content)}")
     return _validate(content, path)
 
 
@@ -161,10 +159,7 @@ def _validate(content, path):
     except ValidationError as error:
         found = {_describe(problem) for problem in error.errors()}
         found = sorted(found, key=lambda text: (text.endswith(" is missing"), text))
-        text = "; ".join(found)
-        if len(text) > 250:
-            text = f"{one_line(found[0], 200)}; {len(found) - 1} more"
-        raise PipelineError(f"{path}: {text}") from None
+        raise PipelineError(f"{path}: {'; '.join(found)}") from None
 
 
 def _shown(value):
@@ -192,5 +187,5 @@ def _describe(problem):
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     if section is not None:
-        return f"{key} is {_shown(problem['input'])}, it must hold: {', '.join(section.model_fields)}"
+        return f"{key} is {_shown(problem['input'])}, it must contain: {', '.join(section.model_fields)}"
     return f"{key} is {_shown(problem['input'])}, allowed: {field.description if field else 'names'}"

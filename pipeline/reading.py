@@ -6,8 +6,8 @@ The stage `check` keeps the probabilities for a few digits, and the report shows
 import keras
 import numpy as np
 import tensorflow as tf
-
 from fastlstm import BiLSTM
+
 from pipeline.competition import CLASSES
 from pipeline.networks import MARGIN
 

@@ -1,19 +1,20 @@
 """The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
 
-An engine needs nothing of the pipeline: it runs functions of picklable values (`tasks.py`) in processes that
-can import this package.
+An engine knows nothing of training: it runs functions of picklable values in processes that can import this
+package.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-
-import joblib
+from pathlib import Path
 
 from pipeline.files import PipelineError
 from pipeline.machine import available_cores
@@ -30,6 +31,7 @@ WORKER_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "PYTHONWARNINGS": "ignore",  # as errors, warnings of libraries would end a training
 }
 
 
@@ -50,8 +52,8 @@ def local_pool(workers: int) -> Iterator[Executor]:
             yield pool
         except BrokenProcessPool as error:
             raise PipelineError(
-                "a training process died (out of memory?); run again to go on from the last finished epochs; "
-                "fewer compute.workers need less memory"
+                "a training process died: out of memory, or a limit of threads or CPU time; run again to "
+                "resume from the last finished epochs; fewer compute.workers need less memory"
             ) from error
         except BaseException:
             # An epoch that nobody waits for would keep this process from ending.
@@ -64,32 +66,27 @@ def local_pool(workers: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def _worker_environment():
-    """Set `WORKER_ENVIRONMENT`, which processes started meanwhile inherit."""
-    before = dict(os.environ)
+    """Set `WORKER_ENVIRONMENT`, which processes inherit that start meanwhile."""
+    environment, warnings = dict(os.environ), list(sys.warnoptions)
     os.environ.update(WORKER_ENVIRONMENT)
+    sys.warnoptions.clear()  # a started process would get these as options, which beat PYTHONWARNINGS
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)
+        sys.warnoptions.extend(warnings)
 
 
 def _start_pool(workers):
     # Forking a process that has threads may hang, so workers start from scratch.
     context = multiprocessing.get_context("spawn")
-    # They inherit that they never see Ctrl-C, which reaches them too: it is the parent that ends them.
+    # Block SIGINT in the workers; the parent handles Ctrl-C.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
         pool.submit(int)  # starts the processes
         return pool
-    except OSError as error:  # the queues to several processes need semaphores
-        if workers == 1:
-            return ThreadPoolExecutor(1)
-        raise PipelineError(
-            f"{workers} training processes need shared memory, and /dev/shm cannot be used "
-            f"({error.strerror}); mount it, or set compute.workers: 1, which does without"
-        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -97,8 +94,8 @@ def _start_pool(workers):
 def _cores_to_pin(workers, context):
     """A queue with a core for each worker to stay on, or None if there are more or fewer workers than cores.
 
-    Left to itself, the scheduler of some virtual machines runs two workers on one core for minutes, with the
-    other one idle.
+    Otherwise the scheduler of some virtual machines runs two workers on one core for minutes, with the other
+    one idle.
     """
     cores = available_cores()
     if workers != len(cores):
@@ -122,13 +119,20 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """How many workers to start.
+    """The number of workers to start, at most `max_workers`; `"auto"` is one per core that they may use."""
+    if workers == "auto":
+        workers = min(len(available_cores()), _cpu_quota())
+    return min(workers, max_workers)
 
-    Args:
-        workers: a number, or `"auto"` for one per core, or what a container allows.
-        max_workers: how many could have work.
-    """
-    return min(joblib.cpu_count() if workers == "auto" else workers, max_workers)
+
+def _cpu_quota(cgroup=Path("/sys/fs/cgroup")):
+    """The CPUs that a container may use, rounded up; infinite without a limit."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # versions 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # there are no such files; the quota is "max"
+            quota, period = map(int, " ".join((cgroup / name).read_text() for name in names).split())
+            if quota > 0:
+                return math.ceil(quota / period)
+    return math.inf
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""The runner: which epoch comes next, and going on after a kill.
+"""The runner: chooses the next epoch, and resumes after a kill.
 
-The unit of work is an epoch of a member, state in, state out. So all members share the workers evenly, a
-killed training goes on from each member's last finished epoch, and neither the number of workers nor their
+The unit of work is one epoch of one member, state in, state out. So all members share the workers evenly, a
+killed training resumes from each member's last finished epoch, and neither the number of workers nor their
 order changes one byte of the result.
 """
 
@@ -16,7 +16,20 @@ from pipeline.params import Params
 from pipeline.training.members import Member, members
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import State, StateFiles
-from pipeline.training.tasks import export_fold, train_epoch
+
+
+def train_epoch(*arguments) -> State:
+    """Call `trainer.train_epoch` in a worker; only workers import TensorFlow."""
+    from pipeline.training import trainer
+
+    return trainer.train_epoch(*arguments)
+
+
+def export_fold(*arguments) -> tuple[bytes, np.ndarray]:
+    """Call `trainer.export_fold` in a worker."""
+    from pipeline.training import trainer
+
+    return trainer.export_fold(*arguments)
 
 
 def train_members(
@@ -27,15 +40,15 @@ def train_members(
     states: StateFiles,
     progress: TrainingProgress,
 ) -> dict[Member, State]:
-    """Train all members, going on where their state files leave off.
+    """Train all members; those with a state file resume from it.
 
     Args:
         executor: runs the epochs.
         workers: epochs that it runs at the same time.
         params: the parameters.
         data: the rows of all folds.
-        states: where each member's state is kept after every epoch.
-        progress: is told `resumed(member, epochs so far)` and `finished(member, figures)`.
+        states: stores each member's state after every epoch.
+        progress: is told of each epoch, and of those that an earlier run had finished.
 
     Returns:
         The state of each member after its last epoch.
@@ -78,7 +91,7 @@ def train_members(
 def export_folds(
     executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
 ) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Make each trained fold's model; yields what `export_fold` returns, in the order of the folds.
+    """Make each trained fold's model; yields the results of `trainer.export_fold`, in the order of the folds.
 
     Args:
         executor: runs the exports.

