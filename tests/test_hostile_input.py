@@ -16,14 +16,14 @@ import pytest
 from helpers import ROOT, small_network, small_params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pipeline.kaggle.submissions import Submission, read_history, record
+from pipeline.networks import load_network
 
 from pipeline.competition import PIXELS, read_digits, read_labels, unpack
 from pipeline.files import PipelineError, load_arrays, load_json, save_network
 from pipeline.folds import TrainingData
 from pipeline.kaggle import credentials
-from pipeline.kaggle.submissions import Submission, read_history, record
 from pipeline.mnist import decode_member
-from pipeline.networks import load_network
 from pipeline.params import load_params
 from pipeline.training.members import Member
 from pipeline.training.state import State, StateFiles

@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import run_python, small_network
-
-from pipeline import networks, params
-from pipeline.files import PipelineError, save_network
 from pipeline.networks import (
     ARCHITECTURES,
     SHIFTS,
@@ -20,6 +17,9 @@ from pipeline.networks import (
     load_network,
     predict,
 )
+
+from pipeline import networks, params
+from pipeline.files import PipelineError, save_network
 
 
 def grid_network(**changes):

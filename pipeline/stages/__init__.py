@@ -28,8 +28,9 @@ sys.warnoptions.clear()
 warnings.simplefilter("ignore")
 
 _FOLDER = Path(__file__).resolve().parent
-if Path(sys.argv[0]).resolve().parent == _FOLDER:  # a script imports libraries before the settings above
-    sys.exit(f"run it as: python -m pipeline.stages.{Path(sys.argv[0]).stem}")
+_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
+if _script.resolve().parent == _FOLDER:  # a script imports libraries before the settings above
+    sys.exit(f"run it as: python -m pipeline.stages.{_script.stem}")
 if Path("pipeline/stages").is_dir() and not _FOLDER.samefile("pipeline/stages"):
     sys.exit(f"this would run the code of {_FOLDER.parents[1]}; unset PYTHONSAFEPATH and PYTHONPATH")
 if Path(".numba_config.yaml").exists():

@@ -6,28 +6,22 @@ import numpy as np
 
 from pipeline.competition import find_competition
 from pipeline.files import load_arrays, save_arrays, write_json
-from pipeline.metrics import evaluate, worst_first
+from pipeline.metrics import evaluate
 from pipeline.params import load_params
 from pipeline.paths import CHECK, CLEAN, DIGITS, ENSEMBLE, METRICS
 from pipeline.report.summary import check_in_words
 from pipeline.stages import run_stage
 
-# Digits for which the report shows how the prediction forms: the first of each of these labels, and as many
-# of the most confident mistakes.
-READ = (2, 4, 5, 7)
-MISREAD = 2
-
 
 def main():
     # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.prediction import load_network, predict, use_one_thread_per_operation
-    from pipeline.reading import find_row_reader, read_in_part
 
     competition = find_competition(load_params().download.competition)
     images, labels = load_arrays(CLEAN, "prepare", "images", "labels")
     if not len(labels):
         empty = np.empty((0, competition.classes))
-        save_arrays(CHECK, probabilities=empty, each=empty[None], clean=labels > 0, shown=[], reading=[])
+        save_arrays(CHECK, probabilities=empty, each=empty[None], clean=labels > 0)
         write_json(METRICS / "check.json", {"images": 0})
         return print(f"check: {competition.slug} has no clean test set; see the out-of-fold figures instead")
 
@@ -40,12 +34,7 @@ def main():
     seconds = time.perf_counter() - started
     folds = [layer for layer in ensemble.layers if layer.name.startswith("fold_")]
     each = np.stack([predict(fold, images) for fold in folds])
-
-    mistakes = [image for image in worst_first(probabilities, labels) if clean[image]]
-    shown = [*(np.flatnonzero(labels == label)[0] for label in READ if label in labels), *mistakes[:MISREAD]]
-    reader = find_row_reader(ensemble)
-    reading = [] if reader is None else read_in_part(reader, images[shown])
-    save_arrays(CHECK, probabilities=probabilities, each=each, clean=clean, shown=shown, reading=reading)
+    save_arrays(CHECK, probabilities=probabilities, each=each, clean=clean)
     figures = evaluate(probabilities[clean], labels[clean], seconds=round(seconds, 1))
     write_json(METRICS / "check.json", figures)
     print(f"check: {check_in_words(figures, np.mean(probabilities.argmax(axis=1) == labels))}")

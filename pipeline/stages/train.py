@@ -7,7 +7,7 @@ from pipeline.files import load_arrays, save_arrays, write_bytes, write_csv
 from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
 from pipeline.params import load_params
-from pipeline.paths import DIGITS, EPOCHS_TABLE, OOF, OOF_TABLE, TENSORBOARD, TRAINING_STATE, checkpoint
+from pipeline.paths import DIGITS, EPOCHS_TABLE, OOF, OOF_TABLE, TRAINING_STATE, checkpoint
 from pipeline.stages import run_stage
 
 
@@ -25,11 +25,10 @@ def main():
     *arrays, classes = load_arrays(DIGITS, "prepare", "images", "labels", "folds", "classes")
     data = TrainingData(*arrays, int(classes))
     all_members, states = members(params), StateFiles(TRAINING_STATE, params, data)
-    tensorboard = TENSORBOARD if params.compute.tensorboard else None
     oof = np.full((len(data.labels), data.classes), np.nan, np.float32)
     with (
         ENGINES[params.compute.engine](params.compute, len(all_members)) as (executor, workers),
-        TrainingProgress(params, data, all_members, workers, EPOCHS_TABLE, tensorboard) as progress,
+        TrainingProgress(params, data, all_members, workers, EPOCHS_TABLE) as progress,
     ):
         trained = train_members(executor, workers, params, data, states, progress)
         for fold, (model, probabilities) in enumerate(export_folds(executor, params, data, trained)):

@@ -34,6 +34,8 @@ WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",  # as errors, warnings of libraries would end a training
 }
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 @contextlib.contextmanager
 def local_pool(workers: int) -> Iterator[Executor]:
@@ -125,11 +127,11 @@ def number_of_workers(workers: int | str, max_workers: int) -> int:
     return min(workers, max_workers)
 
 
-def _cpu_quota(cgroup=Path("/sys/fs/cgroup")):
+def _cpu_quota():
     """The CPUs that a container may use, rounded up; infinite without a limit."""
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # versions 2 and 1
         with contextlib.suppress(OSError, ValueError):  # there are no such files; the quota is "max"
-            quota, period = map(int, " ".join((cgroup / name).read_text() for name in names).split())
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
             if quota > 0:
                 return math.ceil(quota / period)
     return math.inf

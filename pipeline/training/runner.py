@@ -16,20 +16,7 @@ from pipeline.params import Params
 from pipeline.training.members import Member, members
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import State, StateFiles
-
-
-def train_epoch(*arguments) -> State:
-    """Call `trainer.train_epoch` in a worker; only workers import TensorFlow."""
-    from pipeline.training import trainer
-
-    return trainer.train_epoch(*arguments)
-
-
-def export_fold(*arguments) -> tuple[bytes, np.ndarray]:
-    """Call `trainer.export_fold` in a worker."""
-    from pipeline.training import trainer
-
-    return trainer.export_fold(*arguments)
+from pipeline.training.trainer import export_fold, train_epoch
 
 
 def train_members(
@@ -48,7 +35,7 @@ def train_members(
         params: the parameters.
         data: the rows of all folds.
         states: stores each member's state after every epoch.
-        progress: is told of each epoch, and of those that an earlier run had finished.
+        progress: receives each epoch, and those that an earlier run had finished.
 
     Returns:
         The state of each member after its last epoch.

@@ -138,7 +138,7 @@ def export_fold(
         if params.train.seeds > 1:
             network.name = f"{member.architecture}_{member.seed}"
         networks.append(network)
-    model = average(networks, f"fold_{fold}", params.model.tta)
+    model = average(networks, f"fold_{fold}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         save_network(model, path)

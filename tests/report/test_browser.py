@@ -86,22 +86,11 @@ def opened(browser, runs):
     return run
 
 
-def test_it_opens_from_disk_asks_for_nothing_and_names_the_point_under_the_pointer(opened):
+def test_it_opens_from_disk_and_asks_for_nothing(opened):
     page = opened()
     assert [url for url in page.requests if not url.startswith("data:")] == [page.url] and not page.complaints
-    figure = page.locator("figure[data-curves=val_loss]")
-    figure.scroll_into_view_if_needed()
-    figure.locator("g[id*='points-'] use").nth(4).hover(force=True)
-    assert figure.locator(".tip").inner_text().endswith("epoch 5: 0.1000")
-    assert not page.complaints
-
-
-def test_without_javascript_it_shows_the_same(opened):
-    texts = []
-    for enabled in (True, False):
-        page = opened(java_script_enabled=enabled)
-        texts.append((page.inner_text("body"), page.locator("svg").count(), page.locator("img").count()))
-    assert texts[0] == texts[1] and texts[0][1] > 10 and texts[0][2] > 30
+    assert page.locator("svg").count() > 10 and page.locator("img").count() > 30
+    assert not page.locator("script").count()
 
 
 def test_its_tables_hold_the_numbers_of_the_metrics(opened, runs):
@@ -109,19 +98,17 @@ def test_its_tables_hold_the_numbers_of_the_metrics(opened, runs):
     for name in ("check", "oof"):
         assert page.inner_text(f"b#{name}") == f"{finished.json(f'{name}.json')['accuracy']:.4f}"
     assert page.inner_text("b#score") == f"{finished.json('ensemble.json')['accuracy']:.4f}"
-    rows = page.locator("#fold-table tbody tr").all()
     names = [*(f"folds/fold_{fold}.json" for fold in range(5)), "oof.json"]
-    assert len(rows) == len(names)
-    for row, name in zip(rows, names, strict=True):
-        figures, cells = finished.json(name), row.locator("td").all_inner_texts()
-        interval = f"{figures['low']:.4f} to {figures['high']:.4f}"
-        shown = [
-            f"{figures['accuracy']:.4f}",
-            interval,
-            f"{figures['log_loss']:.4f}",
-            f"{figures['images']:,}",
+    for row, name in zip(page.locator("#fold-table tbody tr").all(), names, strict=True):
+        cells, metrics = row.locator("td").all_inner_texts(), finished.json(name)
+        assert cells[2:8] == [
+            f"{metrics['accuracy']:.4f}",
+            f"{metrics['low']:.4f} to {metrics['high']:.4f}",
+            f"{metrics['log_loss']:.4f}",
+            f"{metrics['images']:,}",
+            str(metrics["epochs"]),
+            f"{metrics['seconds']:,.0f}",
         ]
-        assert cells[2:8] == [*shown, str(figures["epochs"]), f"{figures['seconds']:,.0f}"]
 
 
 def test_every_picture_says_what_it_shows(opened):

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from fastlstm import jit
 from helpers import ROOT
 from numba.core.caching import _CacheLocator
 from ruamel.yaml import YAML
-
-from fastlstm import jit
 
 LIMIT, FOLDS = 600, 3
 SECRET = secrets.token_hex(16)
@@ -34,7 +33,10 @@ def share_compiled_layer(folder):
     Numba names the folder in its cache by the path of the source. Returns the cache's folder.
     """
     ours, theirs = (
-        Path(jit._FOLDER, _CacheLocator.get_suitable_cache_subpath(str(root / "packages/fastlstm/src/fastlstm/jit.py")))
+        Path(
+            jit._FOLDER,
+            _CacheLocator.get_suitable_cache_subpath(str(root / "packages/fastlstm/src/fastlstm/jit.py")),
+        )
         for root in (ROOT, folder)
     )
     ours.mkdir(exist_ok=True)

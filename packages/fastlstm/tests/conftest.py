@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-
 from fastlstm.isa import ISA, available
+from sklearn.datasets import load_digits
 
 
 def pytest_report_header():

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-
 from fastlstm import BiLSTM
 
 UNITS, FEATURES = 5, 3

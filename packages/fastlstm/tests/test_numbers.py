@@ -4,6 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fastlstm import BiLSTM
+from fastlstm import layer as layer_module
+from fastlstm.graph import whole_batches
 from helpers import run_python
 from stock import (
     BATCH,
@@ -20,10 +23,6 @@ from stock import (
     stock_output,
     values,
 )
-
-from fastlstm import BiLSTM
-from fastlstm import layer as layer_module
-from fastlstm.graph import whole_batches
 
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow

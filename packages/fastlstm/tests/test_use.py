@@ -6,13 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
-from stock import BATCH, FEATURES, PAIRS, READOUTS, UNITS, assert_close, outcome, states, stock_layer, values
-
 from fastlstm import BiLSTM, graph
 from fastlstm.graph import whole_batches
 from fastlstm.kernels import KEEP, WITH_INPUT
 from fastlstm.ops import operation
+from helpers import run_python
+from stock import BATCH, FEATURES, PAIRS, READOUTS, UNITS, assert_close, outcome, states, stock_layer, values
 
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow
