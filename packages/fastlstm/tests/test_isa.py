@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
+from stock import run_python
 
 from fastlstm import BiLSTM, isa
 

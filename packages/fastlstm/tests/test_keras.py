@@ -108,7 +108,7 @@ def build(package, lstm, bidirectional=None):
 
 
 def outcome(layer, call, training, as_function):
-    """Outputs, losses and gradients, with respect to inputs, states and weights; two calls, for `stateful`."""
+    """Outputs of two calls (for `stateful`), and gradients with respect to inputs, states and weights."""
     dtype = layer.compute_dtype
     units = [layer.units] * 2 if hasattr(layer, "units") else []
     units = units or [layer.forward_layer.units] * 2 + [layer.backward_layer.units] * 2

@@ -20,9 +20,9 @@ def _reason(layer) -> str | None:
 def accelerate(model: keras.Model, precision: str = "float32") -> keras.Model:
     """Replace every `LSTM` and `Bidirectional(LSTM)` that can be computed faster.
 
-    The model is changed in place, as by `compile`: weights, optimizer state, shared and nested layers stay as they
-    are, and so does every layer that cannot be replaced (see `explain`). XLA is switched off, because it cannot
-    compile the fast layers.
+    The model is changed in place: weights, optimizer state, shared and nested layers stay as they are, and
+    so does every layer that cannot be replaced (see `explain`). XLA is switched off, because it cannot compile
+    the fast layers.
 
     Args:
         model: a model or layer of any kind, compiled or not.
@@ -48,6 +48,15 @@ def _is_recurrent(layer):
     return isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional)
 
 
+def _fallback(layer):
+    """Reason why the last call of a fast layer was computed by Keras's own, or None."""
+    reason = getattr(layer, "fallback", None)
+    if reason and isinstance(layer, Bidirectional):
+        # One direction at a time is fast, too.
+        return _fallback(layer.forward_layer) or _fallback(layer.backward_layer)
+    return reason
+
+
 def explain(model: keras.Model) -> list[tuple[str, str]]:
     """List each recurrent layer, and whether it is fast or why not.
 
@@ -61,7 +70,7 @@ def explain(model: keras.Model) -> list[tuple[str, str]]:
         if not isinstance(layer, LSTM | Bidirectional):
             reason = _reason(layer)
             text = f"stays Keras's own: {reason}" if reason else "can be replaced by accelerate"
-        elif reason := getattr(layer, "fallback", None):
+        elif reason := _fallback(layer):
             text = f"fast, but the last call was computed by Keras's layer: {reason}"
         else:
             text = "fast"

@@ -1,4 +1,4 @@
-"""The one entry to the compiled operations, for `layers.py`. Whatever they cannot do, Keras's own layer does."""
+"""The one entry to the compiled operations, for `layers.py`: it raises for what they cannot do."""
 
 import sys
 
@@ -11,7 +11,7 @@ from fastlstm.graph import bilstm, bilstm_in_a_graph, parts_of_a_batch
 PRECISIONS = ("float32", "bfloat16")
 _TANH = (keras.activations.tanh, keras.ops.tanh, tf.tanh)
 _SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.sigmoid)
-# Modules that trace a graph for a program without our operations, or that rewrite a graph operation by operation.
+# Modules that trace a graph for programs without our operations, or that rewrite a graph's operations.
 _FOREIGN_TRACERS = (
     "keras.src.export.",
     "tensorflow.lite.",
@@ -74,16 +74,16 @@ def run(lstms, inputs, mask, readout, precision, training):
         raise NotImplementedError(reason)
     inputs = tf.convert_to_tensor(inputs)
     steps, features = inputs.shape[1], lstms[0].cell.kernel.shape[0]
-    if inputs.dtype != tf.float32 or not steps or not features:
-        raise NotImplementedError(f"the input is {inputs.dtype.name} of the shape {inputs.shape}")
+    if not steps or not features:
+        raise NotImplementedError(f"the number of steps or features is unknown or 0: {inputs.shape}")
+    if inputs.dtype != tf.float32:
+        raise NotImplementedError(f"the input's dtype is {inputs.dtype.name}, not float32")
     # The compiled code relies on it, also where only the run knows the number of features.
     inputs = tf.ensure_shape(inputs, (None, steps, features))
     if mask is not None:
-        mask = tf.cast(mask, tf.float32)
-        if mask.shape.rank != 2 or mask.shape[1] not in (None, steps):
-            raise NotImplementedError(f"the mask has the shape {mask.shape}")
-        mask = tf.broadcast_to(mask, tf.shape(inputs)[:2])
-        mask.set_shape(inputs.shape[:2])
+        if mask.shape.rank != 2:
+            raise NotImplementedError(f"the mask has the shape {mask.shape}, not (batch, steps)")
+        mask = tf.ensure_shape(tf.cast(mask, tf.float32), inputs.shape[:2])
     parameters = [
         tf.zeros(4 * lstm.units)
         if getattr(lstm.cell, name) is None

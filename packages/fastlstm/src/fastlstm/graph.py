@@ -66,7 +66,8 @@ def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
             forward pass again.
 
     Returns:
-        `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32; units for one direction.
+        `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32; half as wide for one
+        direction.
     """
     one_direction = len(parameters) == 3
     if one_direction:

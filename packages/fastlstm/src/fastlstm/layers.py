@@ -22,11 +22,15 @@ def make_fast(layer, precision):
 
 
 def _without_padding(inputs, mask):
-    """Zero the masked steps: a NaN there would reach the weights' gradients as 0 * NaN."""
+    """Zero the masked steps, because a NaN there would reach the weights' gradients as 0 * NaN.
+
+    Returns:
+        The inputs, and the mask as booleans `(batch, steps)`; other kinds of masks are left to Keras.
+    """
     mask = mask[0] if isinstance(mask, list | tuple) else mask
     if mask is None or len(mask.shape) != 2:
         return inputs, mask
-    mask = keras.ops.cast(mask, "bool")
+    mask = keras.ops.broadcast_to(keras.ops.cast(mask, "bool"), keras.ops.shape(inputs)[:2])
     return keras.ops.where(mask[:, :, None], inputs, keras.ops.zeros_like(inputs)), mask
 
 
@@ -43,13 +47,14 @@ def _repeat_last_output(sequence, mask):
 class LSTM(keras.layers.LSTM):
     """Keras's LSTM, but faster on a CPU.
 
-    The arguments, weights, outputs and gradients are those of `keras.layers.LSTM`. Whatever the compiled operations
-    cannot do is computed by Keras's layer: initial states, `return_state`, `stateful`, other activations,
-    `recurrent_dropout` in training, dtypes other than float32, an unknown number of steps, a GPU, XLA, functions
-    that run eagerly, and graphs for an export.
+    Arguments, weights, outputs and gradients are those of `keras.layers.LSTM`. Whatever the compiled
+    operations cannot do is computed by Keras's layer: initial states, `return_state`, `stateful`, other
+    activations, `recurrent_dropout` in training, dtypes other than float32, an unknown number of steps, a GPU,
+    XLA, functions that run eagerly, and graphs for an export.
 
-    In a masked step, the state does not change. With `return_sequences`, the output there is the last one before
-    it (as in Keras; 0 with `zero_output_for_mask`). The inputs of masked steps are ignored, NaN included.
+    Masks of any form give Keras's numbers: a masked step changes no state, and its output is that of the step
+    before it (0 at the beginning, or with `zero_output_for_mask`). With `go_backwards`, the whole sequence is
+    reversed, so padding comes first. Unlike in Keras, a NaN in a masked step reaches no gradient.
 
     Not differentiable twice; what `to_keras` returns is.
 
@@ -109,8 +114,10 @@ class LSTM(keras.layers.LSTM):
 class Bidirectional(keras.layers.Bidirectional):
     """Keras's Bidirectional around two LSTMs, but faster on a CPU: one operation for both directions.
 
-    Arguments, weights, outputs and gradients are those of `keras.layers.Bidirectional`. What the operation cannot
-    do (see `LSTM`) is done by the two layers inside.
+    Arguments, weights, outputs and gradients are those of `keras.layers.Bidirectional`. What the operation
+    cannot do (see `LSTM`) is computed by the two layers inside.
+
+    As in Keras, the output of a masked step is 0 where sequences are returned.
 
     Args:
         layer: an `LSTM`, of Keras or of this package.
@@ -185,11 +192,11 @@ def unsupported_pair(forward, backward) -> str | None:
 class BiLSTM(Bidirectional):
     """Bidirectional LSTM with the readout as part of the layer.
 
-    Same results and gradients as `keras.layers.Bidirectional(keras.layers.LSTM(units))`, but faster on a CPU. It
-    runs only the steps that the readout depends on (`middle`: 29 of 56 for 28 steps). Limits: see `LSTM`.
+    Same results and gradients as `keras.layers.Bidirectional(keras.layers.LSTM(units))`, but faster on a CPU.
+    It runs only the steps that the readout depends on (`middle`: 29 of 56 for 28 steps). Limits: see `LSTM`.
 
-    Masked steps change no state and have an output of 0, as in Keras. `"last"` is the output of each direction
-    after its last step that is not masked, and `"mean"` averages over the steps that are not masked (0 if all are).
+    Masked steps change no state and have an output of 0, as in Keras. `"last"` is each direction's output
+    after its last step that is not masked. `"mean"` averages over the steps that are not masked (0 if all are).
 
     Args:
         units: size of each direction's state.
