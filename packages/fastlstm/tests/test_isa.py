@@ -6,6 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+<<<<<<< HEAD
+=======
+from stock import run_python
+
+>>>>>>> refs/heads/product
 from fastlstm import BiLSTM, isa
 from helpers import run_python
 
