@@ -5,11 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fastlstm
 import keras
 import numpy as np
 import tensorflow as tf
-
-import fastlstm
 
 UNITS, FEATURES, BATCH = 5, 3, 4
 READOUTS = ("sequence", "middle", "last", "mean")

@@ -3,13 +3,12 @@
 The rows follow the tests of `LSTM` and `Bidirectional` in Keras. Each says whether the fast path is used.
 """
 
+import fastlstm
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from stock import assert_close, values
-
-import fastlstm
 
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow

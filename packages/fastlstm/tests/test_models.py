@@ -3,14 +3,13 @@
 import copy
 import pickle
 
+import fastlstm
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 from stock import assert_close, run_python, values
-
-import fastlstm
 
 pytestmark = pytest.mark.slow
 BATCH, STEPS, FEATURES, WORDS = 5, 6, 3, 9

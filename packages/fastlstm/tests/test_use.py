@@ -6,6 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fastlstm import BiLSTM, graph, to_keras
+from fastlstm.graph import whole_batches
+from fastlstm.kernels import KEEP, WITH_INPUT
+from fastlstm.ops import operation
 from stock import (
     BATCH,
     FEATURES,
@@ -18,11 +22,6 @@ from stock import (
     stock_layer,
     values,
 )
-
-from fastlstm import BiLSTM, graph, to_keras
-from fastlstm.graph import whole_batches
-from fastlstm.kernels import KEEP, WITH_INPUT
-from fastlstm.ops import operation
 
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow
