@@ -7,12 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
-=======
-
->>>>>>> refs/heads/product
 from fastlstm.isa import ISA, available
-from sklearn.datasets import load_digits
 
 
 def pytest_configure(config):

@@ -1,12 +1,8 @@
 """Arguments that are refused, by name; nothing here needs the compiled code."""
 
+import fastlstm
 import keras
 import pytest
-<<<<<<< HEAD
-=======
-
-import fastlstm
->>>>>>> refs/heads/product
 from fastlstm import BiLSTM
 
 UNITS, FEATURES = 5, 3

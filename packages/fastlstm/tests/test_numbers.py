@@ -4,13 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-<<<<<<< HEAD
-from fastlstm import BiLSTM
-from fastlstm import layer as layer_module
+from fastlstm import BiLSTM, dispatch
 from fastlstm.graph import whole_batches
-from helpers import run_python
-=======
->>>>>>> refs/heads/product
 from stock import (
     BATCH,
     BFLOAT16_GRADIENT,
@@ -27,12 +22,6 @@ from stock import (
     values,
 )
 
-<<<<<<< HEAD
-=======
-from fastlstm import BiLSTM, dispatch
-from fastlstm.graph import whole_batches
-
->>>>>>> refs/heads/product
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow
 
