@@ -117,10 +117,11 @@ def confusion_matrices(figure: Figure, matrices: dict[str, np.ndarray]) -> None:
 def mistakes(figure: Figure, digits: list[dict], title: str) -> None:
     """Misread digits, framed if every network misreads them; `digits` is a gallery of `page.py`."""
     rows = max(1, -(-len(digits) // MISTAKE_COLUMNS))
-    # Fixed places, in inches: a search for the best ones takes longer than the drawing.
+    # Fixed places: a search for the best ones takes longer than the drawing.
     figure.set_layout_engine("none")
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.5 / figure.get_figheight(), hspace=0.35)
-    grid = figure.subplots(rows, MISTAKE_COLUMNS, squeeze=False)
+    top = 1 - 0.5 / figure.get_figheight()  # half an inch for the titles
+    places = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "hspace": 0.35}
+    grid = figure.subplots(rows, MISTAKE_COLUMNS, squeeze=False, gridspec_kw=places)
     figure.suptitle(title, fontsize=10)
     for axes in grid.flat:
         axes.axis("off")

@@ -47,7 +47,7 @@ class Run:
         source: content of `data/raw/source.json`.
         metrics: content of the JSON files in `metrics/`, by name, the folds first.
         history: the table `metrics/history.csv`.
-        article: the table `metrics/article.csv`; None where the article is about another competition.
+        article: the table `metrics/article.csv`, which the page shows only for the article's competition.
         oof: the validated rows of `train.csv`, each predicted by its fold.
         test: the clean test images that no network was trained on, predicted by the ensemble; may be empty.
         each: predictions of each fold's network for `test`, `(folds, n, classes)`.
@@ -60,7 +60,7 @@ class Run:
     source: dict
     metrics: dict[str, dict]
     history: pd.DataFrame
-    article: pd.DataFrame | None
+    article: pd.DataFrame
     oof: Predictions
     test: Predictions
     each: np.ndarray

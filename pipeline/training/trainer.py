@@ -21,8 +21,8 @@ from pipeline.training.state import State
 # Validation rows that are predicted after every epoch; after the last, all are.
 VALIDATION_SUBSET = 2000
 PREDICTION_BATCH = 256
-# Images per call of a view.
-VIEW_BATCH = 4096
+# Images per call of a compiled view.
+VIEW_BATCH = 512
 # Share of all epochs in which images are pruned; the last epochs train on all.
 PRUNED_EPOCHS = 7 / 8
 
@@ -120,11 +120,17 @@ def _images_of(params, data, member, epoch, rows):
 
 def _view(architecture, images):
     """The images as the architecture's network sees them."""
-    view = ARCHITECTURES[architecture].view
-    if view is None:
+    if ARCHITECTURES[architecture].view is None:
         return images
-    starts = range(0, len(images), VIEW_BATCH)
-    return np.concatenate([view()(images[start : start + VIEW_BATCH]).numpy() for start in starts])
+    view = _compiled_view(architecture)
+    padded = np.pad(images, ((0, -len(images) % VIEW_BATCH), (0, 0), (0, 0)))
+    batches = np.split(padded, len(padded) // VIEW_BATCH)
+    return np.concatenate([view(batch).numpy() for batch in batches])[: len(images)]
+
+
+@lru_cache
+def _compiled_view(architecture):
+    return tf.function(ARCHITECTURES[architecture].view(), jit_compile=True, autograph=False)
 
 
 def _predict(model, images):

@@ -65,15 +65,8 @@ def test_a_trial_that_learned_nothing_has_a_report(finished):
     record = {"commit": "abc1234", "seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus"}
     write_json(finished.folder / "data/times/train.json", record)
     page = finished.write(**{**SMALL, "rows": 1200}, errors=1, held_out=False).report()
-    for words in (
-        "abc1234",
-        "2026-01-02 03:04 UTC",
-        "Abacus",
-        "2.5 minutes, 1 of 9",
-        "contaminated",
-        "more, of ",
-    ):
-        assert words in page
+    for words in (*map(str, record.values()), "contaminated", "more, of "):
+        assert words.replace("150.0", "2.5 minutes, 1 of 9 stages") in page
     assert len(page) < 2_000_000 and not re.search(r"\bnan\b", page)
     short = (finished.folder / "metrics/report.md").read_text()
     for name in re.findall(r"!\[.+\]\((.+)\)", short):
