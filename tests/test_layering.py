@@ -36,17 +36,6 @@ def test_no_import_goes_up():
     assert [(module, name) for module, name, user, used in IMPORTS if LEVEL[used] > LEVEL[user]] == []
 
 
-def test_flat_modules_do_not_import_each_other_in_a_circle():
-    used_by = {}
-    for _, _, user, used in IMPORTS:
-        if user != used:
-            used_by.setdefault(user, set()).add(used)
-    while free := [module for module, used in used_by.items() if not used & set(used_by)]:
-        for module in free:
-            del used_by[module]
-    assert not used_by
-
-
 def test_only_stages_know_the_paths_of_files():
     assert {user for _, _, user, used in IMPORTS if used == "paths"} <= {"stages", "params"}
 
