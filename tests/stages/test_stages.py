@@ -6,12 +6,10 @@ import shutil
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
-from clone import FOLDS, LIMIT
+from clone import LIMIT
 from helpers import files, run_python
 
-from pipeline.competition import COMPETITIONS, write_digits, write_submission
 from pipeline.files import PipelineError
 
 pytestmark = pytest.mark.slow
@@ -181,36 +179,3 @@ def test_prepare_changes_no_byte_and_does_not_load_tensorflow(finished, prepared
     assert done.returncode == 0 and "numpy" in loaded and not {"tensorflow", "keras"} & loaded
     again, before = (folder / "data/digits.npz" for folder in (prepared, finished.folder))
     assert again.read_bytes() == before.read_bytes()
-
-
-# Another competition
-
-
-def write_kannada(folder, images, labels):
-    """Files like Kannada-MNIST's, of these images; ids are neither sorted nor counted from 1."""
-    competition = COMPETITIONS["Kannada-MNIST"]
-    (train, test), ids = competition.rows[0], np.random.default_rng(0).permutation(90_000)[:5000]
-    folder.mkdir()
-    write_digits(folder / "train.csv", competition, images[:train], labels[:train])
-    write_digits(folder / "Dig-MNIST.csv", competition, images[-500:], labels[-500:])
-    pixels = dict(zip(competition.columns("test.csv")[1:], images[:test].reshape(test, -1).T, strict=True))
-    pd.DataFrame({"id": ids, **pixels}).to_csv(folder / "test.csv", index=False)
-    write_submission(folder / "sample_submission.csv", competition, np.sort(ids), 0)
-
-
-def test_another_competition_needs_a_change_of_parameters_alone(project, tmp_path, mnist):
-    images = np.concatenate([mnist["train_images"], mnist["test_images"]])
-    write_kannada(tmp_path / "kannada", images, np.concatenate([mnist["train_labels"], mnist["test_labels"]]))
-    source = {"source": "folder", "folder": str(tmp_path / "kannada"), "competition": "Kannada-MNIST"}
-    project.set(download=source, train={"epochs": 1})
-    project.run("dvc repro report")
-    assert project.json("metrics/check.json")["images"] == 500
-    assert len(list((project.folder / "metrics/folds").iterdir())) == FOLDS
-    table = pd.read_csv(project.folder / "submissions/submission.csv")
-    ids = pd.read_csv(tmp_path / "kannada/test.csv", usecols=["id"], nrows=LIMIT)["id"]
-    assert table.columns.tolist() == ["id", "label"] and table["id"].tolist() == sorted(ids)
-    digits, probabilities = project.arrays("data/digits.npz"), project.arrays("data/predictions.npz")
-    predicted = dict(zip(digits["test_ids"], probabilities["probabilities"].argmax(axis=1), strict=True))
-    assert table["label"].tolist() == [predicted[id] for id in table["id"]]
-    report = (project.folder / "metrics/report.md").read_text()
-    assert "Dig-MNIST" in report and "MNIST test" not in report
