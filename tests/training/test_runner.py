@@ -23,7 +23,6 @@ from pipeline.training.members import members
 from pipeline.training.progress import history_table
 from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
-from pipeline.training.trainer import export_fold
 
 FOLDS = 2
 CYCLE = small_params()
@@ -70,11 +69,11 @@ def test_data_of_other_folds_are_refused(digits):
 
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
-    """One network per fold, trained by one worker: states, progress, and the export of each fold."""
+    """One network per fold, trained by one worker: states, and the export of each fold."""
     with local_pool(1) as executor:
-        files, progress = StateFiles(tmp_path_factory.mktemp("state"), CYCLE, digits), Mock()
-        states = train_members(executor, 1, CYCLE, digits, files, progress)
-        return states, progress, list(export_folds(executor, CYCLE, digits, states))
+        files = StateFiles(tmp_path_factory.mktemp("state"), CYCLE, digits)
+        states = train_members(executor, 1, CYCLE, digits, files, Mock())
+        return states, list(export_folds(executor, CYCLE, digits, states))
 
 
 @pytest.fixture
@@ -105,27 +104,10 @@ def test_training_learns(trained):
 
 @pytest.mark.slow
 def test_a_checkpoint_is_the_model_that_made_the_probabilities(digits, trained, load):
-    for fold, (content, probabilities) in enumerate(trained[2]):
+    for fold, (content, probabilities) in enumerate(trained[1]):
         images = digits.images[digits.split(fold)[1]]
         np.testing.assert_allclose(predict(load(content), images), probabilities, atol=1e-5)
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_any_executor_will_do(digits, trained):
-    """Here a thread in this process, which exports states of another process."""
-    states = {member: state for member, state in trained[0].items() if member.fold == 0}
-    with ThreadPoolExecutor(1) as executor:
-        again = executor.submit(export_fold, CYCLE, digits, 0, states).result()
-    assert again[0] == trained[2][0][0]
-
-
-@pytest.mark.slow
-def test_progress_receives_every_epoch(trained):
-    states, progress, _ = trained
-    progress.resumed.assert_not_called()
-    received = sorted((*call.args[0], call.args[1]["epoch"]) for call in progress.finished.call_args_list)
-    assert received == sorted((*member, epoch) for member in states for epoch in (1, 2, 3))
 
 
 # On a Ray cluster
@@ -199,7 +181,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(folder, digits, tr
     with np.load(folder / "data/oof.npz") as file:
         oof, labels = file["probabilities"], file["labels"]
     assert labels.tolist() == digits.labels.tolist()
-    states, _, exported = trained
+    states, exported = trained
     for fold, (content, probabilities) in enumerate(exported):
         assert oof[digits.split(fold)[1]].tobytes() == probabilities.tobytes()
         assert (folder / f"data/checkpoints/fold_{fold}.keras").read_bytes() == content
