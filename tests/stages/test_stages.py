@@ -13,7 +13,6 @@ from helpers import files, run_python
 
 from pipeline.competition import COMPETITIONS, write_digits, write_submission
 from pipeline.files import PipelineError
-from pipeline.stages.check import clean_images_trained_on
 
 pytestmark = pytest.mark.slow
 
@@ -111,14 +110,6 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, st
 
 
 # What a stage refuses
-
-
-@pytest.mark.parametrize(("folds", "seen"), [([0, 1, -1], {7}), ([-1, 1, -1], set()), ([0, 1, 1], {7, 9})])
-def test_the_clean_images_that_a_network_trained_on(tmp_path, monkeypatch, folds, seen):
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data/digits.npz", test_index=[7, -1, 9], folds=folds)
-    monkeypatch.chdir(tmp_path)
-    assert set(clean_images_trained_on()) == seen
 
 
 @pytest.fixture
