@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers import small_params
 
-from pipeline.params import ARCHITECTURES
+from pipeline.architectures import network_of_params
+from pipeline.folds import TrainingData
 from pipeline.training import trainer
 from pipeline.training.members import Member
 from pipeline.training.state import State
@@ -16,20 +17,15 @@ from pipeline.training.trainer import initial_values, train_epoch
 ROWS = Member(0, "rows", 1)
 
 
-def start(digits, fold=0, seed=1, architectures=ARCHITECTURES[:1]):
-    params = small_params()
-    return [
-        [value.tobytes() for value in initial_values(params, digits, Member(fold, architecture, seed))]
-        for architecture in architectures
-    ]
-
-
 def test_initial_weights_are_a_function_of_the_member(digits):
-    rows, along, down = first = start(digits, architectures=ARCHITECTURES)
-    assert first == start(digits, architectures=ARCHITECTURES)
-    for (other,) in (start(digits, fold=1), start(digits, seed=2)):
-        assert rows != other
-    assert [len(value) for value in along] == [len(value) for value in down] and along[0] != down[0]
+    def start(*member):
+        values = initial_values(small_params(), digits, Member(*member))
+        return [value.tobytes() for value in values]
+
+    first = start(0, "grid_rows", 1)
+    assert first == start(0, "grid_rows", 1)
+    for other in ((1, "grid_rows", 1), (0, "grid_rows", 2), (0, "grid_columns", 1)):
+        assert start(*other)[0] != first[0]
 
 
 @pytest.mark.slow
@@ -56,7 +52,7 @@ def seen(monkeypatch):
     class Train:
         def __call__(self, images, targets):
             epochs.append((images, targets))
-            assert [(each.shape, each.dtype) for each in (images, targets)] == self.compiled
+            assert [(part.shape, part.dtype) for part in (images, targets)] == self.compiled
             return {"loss": 0, "accuracy": 0}
 
         def get_concrete_function(self, *specs):
@@ -64,7 +60,7 @@ def seen(monkeypatch):
 
     build = trainer._shared
     monkeypatch.setattr(trainer, "_shared", lambda *arguments: (*build(*arguments)[:2], Train()))
-    monkeypatch.setattr(trainer, "predict", lambda model, images, threads: np.full((len(images), 10), 0.1))
+    monkeypatch.setattr(trainer, "_predict", lambda model, images: np.full((len(images), 10), 0.1))
     return epochs
 
 
@@ -86,9 +82,9 @@ def test_all_epochs_but_the_last_ones_are_augmented(digits, seen, augment, disto
 
 
 def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, seen):
-    """Every image is made a number, to know it again."""
+    """The pixels of each image are its row's number."""
     images = np.broadcast_to(np.arange(400)[:, None, None], (400, 28, 28)).astype("float32")
-    numbered = type(digits)(images, digits.labels, digits.folds)
+    numbered = TrainingData(images, digits.labels, digits.folds)
     params = small_params(augment={"enabled": False})
     train_epoch(params, numbered, ROWS, State())
     ((images, targets),) = seen
@@ -102,15 +98,15 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
 @pytest.mark.slow
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
-    data = digits.images[:100].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:100]]
-    model, optimizer, train = trainer._build("rows", params, 4)
-    network = trainer.network_of_params("rows", params.model, "float32")
+    data = digits.images[:128].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:128]]
+    model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 4)
+    network = network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
     network.compile(keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy")
     losses = [
-        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 100, 32)
+        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 128, 32)
     ]
     metrics = train(*data)
-    np.testing.assert_allclose(metrics["loss"], np.average(losses, weights=[32, 32, 32, 4]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
     for ours, theirs in zip(model.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
