@@ -1,4 +1,4 @@
-"""The article's system: trained as in TensorFlow 1, measured on the way, the same bytes on any number of cores."""
+"""The article's system: trained as in TensorFlow 1, the same bytes on any number of cores."""
 
 import json
 from pathlib import Path

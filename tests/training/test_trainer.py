@@ -12,7 +12,7 @@ from pipeline.folds import TrainingData
 from pipeline.training import trainer
 from pipeline.training.members import Member
 from pipeline.training.state import State
-from pipeline.training.trainer import initial_values, train_epoch
+from pipeline.training.trainer import export_fold, initial_values, train_epoch
 
 ROWS = Member(0, "rows", 1)
 
@@ -98,15 +98,26 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
 @pytest.mark.slow
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
-    data = digits.images[:128].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:128]]
+    data = digits.images[:100].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:100]]
     model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 4)
     network = network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
     network.compile(keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy")
     losses = [
-        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 128, 32)
+        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 100, 32)
     ]
     metrics = train(*data)
-    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.average(losses, weights=[32, 32, 32, 4]), rtol=1e-5)
     for ours, theirs in zip(model.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_exported_network_normalizes_images_as_training_did(digits):
+    params, member = small_params(train={"epochs": 1}), Member(0, "deslanted_grid", 1)
+    state = train_epoch(params, digits, member, State())
+    content, probabilities = export_fold(params, digits, 0, {member: state})
+    rows = digits.split(0)[1]
+    assert content.startswith(b"PK") and probabilities.shape == (len(rows), 10)
+    of_label = probabilities[np.arange(len(rows)), digits.labels[rows]]
+    assert -np.log(of_label).mean() == pytest.approx(state.history[-1]["val_loss"], rel=1e-5)
