@@ -22,8 +22,9 @@ from pipeline.params import load_params
 from pipeline.training.engines import ENGINES
 from pipeline.training.members import members
 from pipeline.training.progress import TrainingProgress
-from pipeline.training.runner import train_epoch, train_members
+from pipeline.training.runner import train_members
 from pipeline.training.state import State, StateFiles
+from pipeline.training.trainer import train_epoch
 
 ROWS, FOLDS, EPOCHS = 36_000, 2, 2
 

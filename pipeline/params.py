@@ -83,6 +83,7 @@ class Train(_Section):
     learning_rate: LearningRate
     warmup: _number(0, 0.9)
     weight_decay: _number(0, 1)
+    prune: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
     seeds: _whole(1, 100)
 

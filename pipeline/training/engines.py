@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -69,15 +68,13 @@ def local_pool(workers: int) -> Iterator[Executor]:
 @contextlib.contextmanager
 def _worker_environment():
     """Set `WORKER_ENVIRONMENT`, which processes inherit that start meanwhile."""
-    environment, warnings = dict(os.environ), list(sys.warnoptions)
+    before = dict(os.environ)
     os.environ.update(WORKER_ENVIRONMENT)
-    sys.warnoptions.clear()  # a started process would get these as options, which beat PYTHONWARNINGS
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(environment)
-        sys.warnoptions.extend(warnings)
+        os.environ.update(before)
 
 
 def _start_pool(workers):

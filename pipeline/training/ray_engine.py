@@ -9,6 +9,8 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -75,6 +77,8 @@ def _connect(ray, compute, environment):
         cpus = max(len(available_cores()), workers * compute.worker_cpus)
         start = {"num_cpus": cpus, "include_dashboard": False}
     try:
+        if address and re.fullmatch(r"[\w.-]+:\d+", address):  # Ray would try for minutes
+            socket.create_connection(address.rsplit(":", 1), timeout=10).close()
         ray.init(
             address or "local",
             runtime_env={"env_vars": environment, **code},

@@ -78,7 +78,7 @@ def train_members(
 def export_folds(
     executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
 ) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Make each trained fold's model; yields the results of `trainer.export_fold`, in the order of the folds.
+    """Make each trained fold's model; yields the results of `export_fold`, in the order of the folds.
 
     Args:
         executor: runs the exports.

@@ -21,7 +21,7 @@ from pipeline.training.members import Member
 PROJECT = Path(__file__).parents[2]
 LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
 # Environment variables that choose instruction sets, and so the rounding.
-SETTINGS = ("DNNL_", "FASTLSTM_ISA", "ONEDNN_")
+SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_")
 
 
 class State(NamedTuple):
@@ -70,7 +70,7 @@ def fingerprint(params: Params, data: TrainingData) -> str:
     # Which members are trained and how they are averaged changes none of them.
     model = params.model.model_dump(exclude={"architecture"})
     train = params.train.model_dump(exclude={"seeds"})
-    values = [params.seed, model, params.augment.model_dump(), train, machine_kind()]
+    values = [params.seed, model, params.augment.model_dump(), train, data.classes, machine_kind()]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (data.images, data.labels, data.folds):
         digest.update(np.ascontiguousarray(array))

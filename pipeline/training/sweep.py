@@ -19,8 +19,9 @@ from pipeline.folds import TrainingData
 from pipeline.metrics import METRICS
 from pipeline.params import Params
 from pipeline.training.members import members
-from pipeline.training.runner import export_folds, train_epoch
+from pipeline.training.runner import export_folds
 from pipeline.training.state import State, fingerprint
+from pipeline.training.trainer import train_epoch
 
 TRIALS = 20
 FOLDS = (0,)  # the folds to train, and to measure the log loss on

@@ -2,13 +2,12 @@
 
 import multiprocessing
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import pytest
-from helpers import run_python, small_params
+from helpers import small_params
 
 from pipeline.files import PipelineError
 from pipeline.training import engines
@@ -31,11 +30,6 @@ def test_auto_is_a_worker_per_core_within_the_containers_quota(tmp_path, monkeyp
         assert number_of_workers("auto", 100) == workers
 
 
-def test_a_setting_of_loky_is_not_read():
-    code = "from pipeline.training.engines import number_of_workers; print(number_of_workers('auto', 1))"
-    assert run_python("-c", code, LOKY_MAX_CPU_COUNT="abc").stdout == "1\n"
-
-
 def test_the_parameters_allow_the_engines_that_there_are():
     for engine in ENGINES:
         assert small_params(compute={"engine": engine}).compute.engine == engine
@@ -45,12 +39,11 @@ def test_the_parameters_allow_the_engines_that_there_are():
 
 def test_warnings_of_libraries_are_no_errors_in_workers(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    monkeypatch.setattr(sys, "warnoptions", ["error"])
     with local_pool(1) as executor:
         variables = executor.submit(Path.read_text, Path("/proc/self/environ")).result().split("\0")
         executor.submit(warnings.warn, "deprecated").result()
     assert {f"{name}={value}" for name, value in WORKER_ENVIRONMENT.items()} <= set(variables)
-    assert os.environ["PYTHONWARNINGS"] == "error" and sys.warnoptions == ["error"]
+    assert os.environ["PYTHONWARNINGS"] == "error"
 
 
 def test_a_worker_that_dies_is_an_error_for_the_user():

@@ -1,13 +1,8 @@
-"""The display of a running training and its logs."""
-
-import os
-import pty
+"""The log of a running training: lines, and a table that grows."""
 
 import numpy as np
 import pandas as pd
-import pytest
 from helpers import small_params
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.folds import TrainingData
 from pipeline.training import progress as module
@@ -23,8 +18,8 @@ def epoch(number):
     return {"epoch": number, **figures, "images": 100, "seconds": 2.0, "input_seconds": 0.1}
 
 
-def start(*logs):
-    return TrainingProgress(small_params(), DATA, [ROWS, GRID], 2, *logs)
+def start(table):
+    return TrainingProgress(small_params(), DATA, [ROWS, GRID], 2, table)
 
 
 def test_a_line_and_rows_of_the_table_for_each_epoch(tmp_path, monkeypatch, capsys):
@@ -54,31 +49,3 @@ def test_many_epochs_in_a_second_are_written_at_the_end(tmp_path, monkeypatch):
         progress.finished(ROWS, epoch(2))
         assert len(pd.read_csv(tmp_path / "history.csv")) == 1
     assert len(pd.read_csv(tmp_path / "history.csv")) == 2
-
-
-@pytest.mark.parametrize(("terminal", "line"), [("dumb", True), ("xterm", False)])
-def test_a_terminal_without_a_cursor_gets_lines_too(tmp_path, monkeypatch, terminal, line):
-    monkeypatch.setenv("TERM", terminal)
-    reader, writer = pty.openpty()
-    with os.fdopen(writer, "w") as stdout, monkeypatch.context() as context:
-        context.setattr("sys.stdout", stdout)
-        with start(tmp_path / "history.csv") as progress:
-            progress.finished(ROWS, epoch(1))
-    shown = os.read(reader, 1 << 16).decode()
-    os.close(reader)
-    assert ("fold 0, rows, epoch 1/3: loss 1.000" in shown) == line
-    assert "loss 1.000, validation accuracy 0.8000" in shown
-
-
-def test_tensorboard_has_a_run_for_each_network(tmp_path):
-    (tmp_path / "runs/of_another_training").mkdir(parents=True)
-    with start(tmp_path / "history.csv", tmp_path / "runs") as progress:
-        progress.resumed(ROWS, [epoch(1)])
-        progress.finished(GRID, epoch(1))
-        progress.finished(ROWS, epoch(2))
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"fold_0_rows", "fold_1_grid_rows"}
-    run = EventAccumulator(str(tmp_path / "runs/fold_0_rows")).Reload()
-    assert set(run.Tags()["tensors"]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
-    assert [event.step for event in run.Tensors("val_loss")] == [1, 2]
-    values = [event.tensor_proto.float_val[0] for event in run.Tensors("val_loss")]
-    assert values == pytest.approx([0.5, 0.25])

@@ -9,8 +9,9 @@ from helpers import small_params
 
 from pipeline.metrics import METRICS
 from pipeline.training.engines import ENGINES
-from pipeline.training.runner import export_folds, train_epoch, train_members
+from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
+from pipeline.training.trainer import train_epoch
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `sweep`")
 from optuna.distributions import FloatDistribution  # noqa: E402
@@ -85,7 +86,7 @@ def test_an_interrupted_sweep_continues_with_the_next_trial(digits, tmp_path, mo
         run(learner)
     assert learner.trained == [(rate, fold, epoch) for epoch in (1, 2, 3, 4) for fold in (0, 1)]
     # The interrupted trial, of the parameters as they are, was the first.
-    learner = Learner(stop_after=30)
+    learner = Learner(stop_after=19)
     with pytest.raises(KeyboardInterrupt):
         run(learner)
     assert learner.trained[:18] == [(rate, fold, epoch) for epoch in range(1, 10) for fold in (0, 1)]

@@ -5,6 +5,7 @@ import pickle
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import small_params
 
 from pipeline.architectures import network_of_params
@@ -12,7 +13,7 @@ from pipeline.folds import TrainingData
 from pipeline.training import trainer
 from pipeline.training.members import Member
 from pipeline.training.state import State
-from pipeline.training.trainer import export_fold, initial_values, train_epoch
+from pipeline.training.trainer import choose_images, export_fold, initial_values, train_epoch
 
 ROWS = Member(0, "rows", 1)
 
@@ -46,17 +47,17 @@ def test_an_epoch_is_a_function_of_what_it_is_given(digits):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Epochs that train nothing; returns the images and targets of each that they would train on."""
+    """Epochs that train nothing, with losses 0 and 1 in turn; returns the images and targets of each."""
     epochs = []
 
     class Train:
-        def __call__(self, images, targets):
+        def __call__(self, images, targets, weights):
+            assert len(images) == len(targets) == len(weights)
             epochs.append((images, targets))
-            assert [(part.shape, part.dtype) for part in (images, targets)] == self.compiled
-            return {"loss": 0, "accuracy": 0}
+            return tf.range(len(images), dtype="float32") % 2, tf.ones(len(images))
 
-        def get_concrete_function(self, *specs):
-            self.compiled = [(spec.shape, spec.dtype.as_numpy_dtype) for spec in specs]
+        def get_concrete_function(self):
+            pass
 
     build = trainer._shared
     monkeypatch.setattr(trainer, "_shared", lambda *arguments: (*build(*arguments)[:2], Train()))
@@ -95,19 +96,31 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
     assert targets.dtype == np.float32 and (np.sort(targets) == [0.0] * 9 + [1.0]).all()
 
 
+def test_pruned_epochs_leave_out_easy_images_and_weight_the_others(digits, seen):
+    params, state = small_params(train={"prune": 0.5, "epochs": 8}), State()
+    for _ in range(8):
+        state = train_epoch(params, digits, ROWS, state)
+    first, *pruned, last = (len(images) for images, _ in seen)
+    assert first == last == 160 and max(pruned) < 150
+    losses, random = np.arange(1000) % 4, np.random.default_rng(0)  # a half is below the mean
+    drawn = [choose_images(losses, params.train, 1, random) for _ in range(100)]
+    assert np.mean([weights[order].sum() for order, weights in drawn]) == pytest.approx(1000, abs=10)
+    assert all(np.isin(np.flatnonzero(losses >= 2), order).all() for order, _ in drawn)
+
+
 @pytest.mark.slow
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
-    data = digits.images[:100].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:100]]
+    data = digits.images[:128].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:128]]
     model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 4)
     network = network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
     network.compile(keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy")
     losses = [
-        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 100, 32)
+        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 128, 32)
     ]
-    metrics = train(*data)
-    np.testing.assert_allclose(metrics["loss"], np.average(losses, weights=[32, 32, 32, 4]), rtol=1e-5)
+    ours, _ = train(*data, np.ones(128, "float32"))
+    np.testing.assert_allclose(ours.numpy().reshape(4, 32).mean(axis=1), losses, rtol=1e-4)
     for ours, theirs in zip(model.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
