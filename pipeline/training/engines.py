@@ -1,7 +1,6 @@
 """The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
 
-An engine knows nothing of training: it runs functions of picklable values in processes that can import this
-package.
+It runs functions of picklable values, in processes that can import this package.
 """
 
 import contextlib
@@ -44,7 +43,7 @@ def local_pool(workers: int) -> Iterator[Executor]:
         workers: number of processes.
 
     Raises:
-        PipelineError: a worker process died, or the machine does not allow several.
+        PipelineError: a worker process died.
     """
     others = multiprocessing.active_children()
     with _worker_environment():
@@ -118,7 +117,7 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """The number of workers to start, at most `max_workers`; `"auto"` is one per core that they may use."""
+    """The number of workers to start, at most `max_workers`; `"auto"` is one per usable core."""
     if workers == "auto":
         workers = min(len(available_cores()), _cpu_quota())
     return min(workers, max_workers)

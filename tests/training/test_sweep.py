@@ -28,7 +28,7 @@ PARAMS = small_params(train={"epochs": EPOCHS})
 def search(monkeypatch):
     """Search for a learning rate alone."""
     monkeypatch.setattr(module, "SEARCH", {"train.learning_rate": FloatDistribution(0.001, 0.1, log=True)})
-    monkeypatch.setattr(module, "TRIALS", 12)
+    monkeypatch.setattr(module, "TRIALS", 8)
 
 
 class Learner(ThreadPoolExecutor):
@@ -63,14 +63,13 @@ def test_the_best_trial_has_the_lowest_log_loss_and_bad_ones_end_early(digits, t
     learner = Learner()
     study = sweep(learner, 1, PARAMS, digits, tmp_path)
     assert {fold for _, fold, _ in learner.trained} == {0}
-    # The first trial has the parameters as they are.
-    assert (PARAMS.train.learning_rate, 0, EPOCHS) in learner.trained
+    assert (PARAMS.train.learning_rate, 0, 1) in learner.trained  # the parameters as they are
     best = rounded(study.best_params)["train.learning_rate"]
     assert study.best_value == pytest.approx(0.01 + abs(np.log(best / 0.02)))
     complete = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
-    assert 0 < len(complete) < 12 and study.best_value == min(complete)
+    assert 0 < len(complete) < 8 and study.best_value == min(complete)
     rows = table(study).splitlines()[2:]
-    assert len(rows) == 12 and sum("stopped" in row for row in rows) == 12 - len(complete)
+    assert len(rows) == 8 and sum("| 9 |" in row for row in rows) == len(complete)
     assert rows[0] == f"| {study.best_value:.4f} | 9 | `dvc exp run -S train.learning_rate={best}` |"
 
 
