@@ -1,9 +1,9 @@
 """Kill a small pipeline at random moments, run it again, and compare bytes: `make soak KILLS=100`.
 
-A round makes DVC forget a stage, each in turn. What `make repro` runs is killed with all its processes
-(SIGKILL), after a random time or while DVC writes `dvc.lock`, again and again until it ends by itself. A kill
-is survived if nothing had to be cleaned by hand, and the round ends in the bytes of an undisturbed run.
-`docs/soak.md` has the table of the last long run.
+Each round makes DVC forget one stage; stages take turns. The commands of `make repro` are killed with all
+their processes (SIGKILL), after a random time or while DVC writes `dvc.lock`, until they end by themselves.
+A kill is survived if nothing had to be cleaned up by hand, and the round ends in the bytes of an undisturbed
+run. `docs/log/soak.md` has the table of the last long run.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CHANGES = CHANGES | {
     "model": CHANGES["model"] | {"architecture": "cycle", "layers": 1, "grid_layers": 1},
     "article": CHANGES["article"] | {"steps": 2},
 }
-# One kill in this number is aimed at DVC's own file, which it writes in place.
+# One of AIMED kills is aimed at dvc.lock, which DVC writes in place.
 AIMED = 5
 WRITING = "(DVC writes dvc.lock)"
 RESULTS = ("data/**/*.npz", "data/**/*.keras", "data/raw/*", "submissions/*.csv", "metrics/*.[cjp]*")
@@ -53,7 +53,7 @@ def make_project(folder):
 
 
 def forget(folder, stage):
-    """Delete a stage's outputs, and what DVC knows of them."""
+    """Delete a stage's outputs, and DVC's records of them."""
     yaml = YAML()
     lock = yaml.load(folder / "dvc.lock")
     for output in lock["stages"].pop(stage)["outs"]:
@@ -64,7 +64,7 @@ def forget(folder, stage):
 
 
 def repro(folder, stage, seconds=None, aimed=False):
-    """What `make repro` runs, as far as a stage.
+    """Run the commands of `make repro` up to a stage.
 
     Args:
         folder: the project.
@@ -113,7 +113,7 @@ def results(folder):
 
 
 def run_undisturbed(folder):
-    """Run all stages; returns how many seconds each took."""
+    """Run all stages; returns the seconds of each."""
     seconds = {}
     for stage in YAML().load(folder / "dvc.yaml")["stages"]:
         started = time.monotonic()
@@ -124,18 +124,18 @@ def run_undisturbed(folder):
 
 
 def soak(folder, kills):
-    """Yield, for each round, its stage, where it was killed, and what was wrong at its end."""
+    """Yield the stage of each round, the places of its kills, and the problems at its end."""
     seconds, done, stages = run_undisturbed(folder), 0, []
     expected = results(folder)
     print(f"{len(expected)} files of results; {sum(seconds.values()):.0f} seconds undisturbed", flush=True)
     while done < kills:
-        # Each stage in turn, in another order each time.
+        # All stages in turn, in a new order each time.
         stages = stages or random.sample(list(seconds), len(seconds))
         stage, killed, status = stages.pop(), [], None
         forget(folder, stage)
         while status is None:
             aimed = done < kills and random.randrange(AIMED) == 0
-            # Some rounds end by themselves; after the last kill, the round does.
+            # Some rounds end by themselves, and the last one does.
             limit = random.uniform(0, 1.2 * seconds[stage]) if done < kills else None
             started = time.monotonic()
             status, output = repro(folder, stage, limit, aimed)

@@ -1,4 +1,4 @@
-"""Promises about the article's system: it is the article's, and the stage measures it as it says."""
+"""The article's system: it computes the same as TensorFlow 1, and the stage measures it correctly."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,10 @@ os.execv(sys.executable, [sys.executable, "-m", "pipeline.stages.article"])
 
 
 def as_basic_lstm_cells(weights):
-    """Our network's weights as TensorFlow 1 held them.
+    """Our network's weights in TensorFlow 1's layout.
 
-    Its gates stand in the order i, j (the candidate), f, o, Keras's in i, f, candidate, o; it has
-    one matrix for input and state, and adds the forget bias of 1.0 itself.
+    TensorFlow 1 orders the gates i, j (the candidate), f, o; Keras orders them i, f, candidate, o.
+    TensorFlow 1 has one matrix for input and state, and adds the forget bias of 1.0 itself.
     """
     cells = []
     for kernel, recurrent, bias in (weights[:3], weights[3:6]):
@@ -114,5 +114,5 @@ def test_the_stage_measures_as_it_goes_and_its_checkpoint_again(mnist, tmp_path)
     again = article.measure(network, mnist)
     assert again == pytest.approx({name: last[name] for name in again}, rel=1e-5)
 
-    # Nor does the number of cores change a byte.
+    # The number of cores changes no byte.
     assert run("-c", ON_ONE_CORE) == first

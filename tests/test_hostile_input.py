@@ -1,6 +1,6 @@
-"""Any bytes in place of a file give correct data or one clear line: no traceback, no heap of memory.
+"""Any bytes in place of a file give correct data or an error of one line, without much memory.
 
-Hypothesis damages whole files of each kind; `make fuzz EXAMPLES=10000` tries that many.
+Hypothesis corrupts files of each kind; `make fuzz EXAMPLES=10000` tries that many.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from pipeline.training.members import Member
 from pipeline.training.state import State, StateFiles
 
 EXAMPLES = int(os.environ.get("EXAMPLES", 50))
-# What readers elsewhere have stumbled over.
+# Inputs that broke other readers.
 TOKENS = [
     *(b"\0", b"\r", b'"', b"'", b",", b";", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80"),
     *(b"-1", b"nan", b"1e999", b"!!python/object/apply:os.system [id]"),
@@ -41,7 +41,7 @@ MEMBER = Member(0, "rows", 1)
 
 @cache
 def whole(kind, folder):
-    """The bytes of a file of this kind as it should be."""
+    """The bytes of a valid file of this kind."""
     path = folder / f"whole_{kind}"
     if kind == "params.yaml":
         return (ROOT / "params.yaml").read_bytes()
@@ -113,7 +113,7 @@ def folder(tmp_path_factory):
 
 @st.composite
 def damaged(draw, content):
-    """The content with one to four parts of it cut out, doubled or replaced."""
+    """The content with one to four parts deleted, repeated or replaced."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         end = start + draw(st.sampled_from([0, 1, 2, 8, 100, len(content)]))
@@ -152,7 +152,7 @@ def test_any_bytes_give_data_or_one_line(kind, folder):
 
 @pytest.mark.slow
 def test_memory_stays_in_proportion(folder):
-    """A file whose end is 3 GB of zeros, a row of millions of columns, a zip bomb: each takes no gigabyte."""
+    """3 GB of zeros, a row of millions of columns, a zip bomb: each takes less than a gigabyte."""
     bomb = folder / "bomb.zip"
     with (
         zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -174,7 +174,7 @@ def test_memory_stays_in_proportion(folder):
 
 
 def test_nothing_in_a_file_is_run(folder):
-    """A pickle, a tag of YAML and a lambda of Keras would make a folder."""
+    """A pickle, a YAML tag and a Keras lambda would create a folder."""
     command = "__import__('os').mkdir('made')"
 
     class Pickled:

@@ -1,11 +1,11 @@
-"""Imports run one way, so that each package can be read, and the LSTM layer taken, without the others."""
+"""Imports run one way."""
 
 import ast
 
 import pytest
 from helpers import ROOT
 
-# From the bottom up; a module may import from its own level and from those below.
+# From the bottom up. A module may import from its own level and from lower ones.
 LEVELS = [
     {"files", "paths", "machine", "git"},
     {"params", "competition"},
@@ -24,7 +24,7 @@ def modules():
 
 
 def imported(tree):
-    """The dotted names within `pipeline` that a module imports, wherever in it."""
+    """The dotted names within `pipeline` that a module imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -1,4 +1,4 @@
-"""The networks: what they see of an image, in which order, and how they are averaged and saved."""
+"""The networks: the pixels that they read, their order, averages, and saving."""
 
 import time
 
@@ -114,7 +114,7 @@ def test_all_but_the_outermost_pixels_are_read(images, architecture):
 
 @pytest.mark.slow
 def test_every_line_of_the_grid_is_read_by_the_same_layer(digits):
-    """So one layer, which reads along the lines alone, cannot tell where a digit stands in height."""
+    """So one layer, which reads only along the lines, is invariant to vertical shifts."""
     low_enough = ~(digits.images[:, :3].any(axis=(1, 2)) | digits.images[:, -5:].any(axis=(1, 2)))
     images = digits.images[low_enough][:8].astype("float32")
     assert len(images) == 8
@@ -135,7 +135,7 @@ def test_a_grid_of_any_shape_gives_probabilities(images, change):
     probabilities = network.predict_on_batch(images)
     assert probabilities.shape == (8, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    # Each image by itself, although its lines share a batch with those of the others.
+    # Images are independent, although their lines share a batch.
     np.testing.assert_allclose(network.predict_on_batch(images[2:3]), probabilities[2:3], atol=1e-6)
 
 

@@ -38,13 +38,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @contextlib.contextmanager
 def local_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes on this machine, each pinned to a core if there is one for each core.
+    """Worker processes on this machine, each pinned to a core if there are as many workers as cores.
 
     Args:
         workers: number of processes.
 
     Raises:
-        PipelineError: a worker process died, or the machine does not allow several.
+        PipelineError: a worker process died.
     """
     others = multiprocessing.active_children()
     with _worker_environment():
@@ -57,7 +57,7 @@ def local_pool(workers: int) -> Iterator[Executor]:
                 "resume from the last finished epochs; fewer compute.workers need less memory"
             ) from error
         except BaseException:
-            # An epoch that nobody waits for would keep this process from ending.
+            # A running epoch would keep this process from ending.
             for worker in set(multiprocessing.active_children()) - set(others):
                 worker.kill()
             raise
@@ -67,7 +67,7 @@ def local_pool(workers: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def _worker_environment():
-    """Set `WORKER_ENVIRONMENT`, which processes inherit that start meanwhile."""
+    """Set `WORKER_ENVIRONMENT` for processes that start inside the block."""
     before = dict(os.environ)
     os.environ.update(WORKER_ENVIRONMENT)
     try:
@@ -91,10 +91,9 @@ def _start_pool(workers):
 
 
 def _cores_to_pin(workers, context):
-    """A queue with a core for each worker to stay on, or None if there are more or fewer workers than cores.
+    """A queue with one core for each worker, or None if there are more or fewer workers than cores.
 
-    Otherwise the scheduler of some virtual machines runs two workers on one core for minutes, with the other
-    one idle.
+    Without pinning, some virtual machines run two workers on one core for minutes while another is idle.
     """
     cores = available_cores()
     if workers != len(cores):
@@ -108,7 +107,7 @@ def _cores_to_pin(workers, context):
 def _start_worker(cores):
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores.get()})
-    # Without this a worker would outlive a killed parent and wait for work for ever.
+    # Otherwise a worker would outlive a killed parent and wait forever.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -118,7 +117,7 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """The number of workers to start, at most `max_workers`; `"auto"` is one per core that they may use."""
+    """The number of workers to start, at most `max_workers`; `"auto"` means one per available core."""
     if workers == "auto":
         workers = min(len(available_cores()), _cpu_quota())
     return min(workers, max_workers)
@@ -141,8 +140,8 @@ def _local(compute, max_workers):
         yield pool, workers
 
 
-# The values of `compute.engine`; `params.py` lists the names. An engine gets that section of the parameters
-# and how many workers could have work; it yields the executor and the number of its workers.
+# The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`
+# and the largest useful number of workers; it yields an executor and its number of workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
     "local": _local,
     "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),

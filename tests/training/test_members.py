@@ -1,4 +1,4 @@
-"""The members: which ones there are, and that each has random streams of its own, found by name."""
+"""The members of each setting, and their independent random streams."""
 
 import pytest
 from helpers import small_params

@@ -32,7 +32,7 @@ def search(monkeypatch):
 
 
 class Learner(ThreadPoolExecutor):
-    """Trains nothing: the loss is the learning rate's distance from 0.02, and falls with the epochs."""
+    """Mock of the training: the loss is the learning rate's distance from 0.02, and falls with the epochs."""
 
     def __init__(self, stop_after=None):
         super().__init__(1)
@@ -63,7 +63,7 @@ def test_the_best_trial_has_the_lowest_log_loss_and_bad_ones_end_early(digits, t
     learner = Learner()
     study = sweep(learner, 1, PARAMS, digits, tmp_path)
     assert {fold for _, fold, _ in learner.trained} == {0}
-    # The first trial has the parameters as they are.
+    # The first trial uses the parameters unchanged.
     assert (PARAMS.train.learning_rate, 0, EPOCHS) in learner.trained
     best = rounded(study.best_params)["train.learning_rate"]
     assert study.best_value == pytest.approx(0.01 + abs(np.log(best / 0.02)))
@@ -85,7 +85,7 @@ def test_an_interrupted_sweep_continues_with_the_next_trial(digits, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         run(learner)
     assert learner.trained == [(rate, fold, epoch) for epoch in (1, 2, 3, 4) for fold in (0, 1)]
-    # The interrupted trial, of the parameters as they are, was the first.
+    # The first trial, with unchanged parameters, was interrupted.
     learner = Learner(stop_after=19)
     with pytest.raises(KeyboardInterrupt):
         run(learner)

@@ -40,7 +40,7 @@ def test_an_epoch_is_a_function_of_what_it_is_given(digits):
     train_epoch(params, digits, Member(1, "rows", 1), State())
     built = trainer._shared.cache_info().misses
     again = train_epoch(*pickle.loads(pickle.dumps((params, digits, ROWS, first))))
-    # Another worker's arguments are other objects, but no reason to build the network again.
+    # Equal arguments of another worker reuse the network.
     assert trainer._shared.cache_info().misses == built
     assert [value.tobytes() for value in again.values] == [value.tobytes() for value in second.values]
     assert [epoch["epoch"] for epoch in again.history] == [1, 2]
@@ -50,7 +50,7 @@ def test_an_epoch_is_a_function_of_what_it_is_given(digits):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Epochs that train nothing; returns the images and targets of each that they would train on."""
+    """Mock of the training; returns the images and targets of each epoch."""
     epochs = []
 
     class Train:
@@ -86,7 +86,7 @@ def test_all_epochs_but_the_last_ones_are_augmented(digits, seen, augment, disto
 
 
 def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, seen):
-    """Every image is made a number, to know it again."""
+    """Each image is replaced by a number that identifies it."""
     images = np.broadcast_to(np.arange(400)[:, None, None], (400, 28, 28)).astype("float32")
     numbered = type(digits)(images, digits.labels, digits.folds)
     params = small_params(augment={"enabled": False})
