@@ -32,7 +32,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without an error.
 
     Raises:
-        PipelineError: it cannot be written, such as to a full disk.
+        PipelineError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ ARRAYS = {
 }
 
 
-# Keras's own download, where other projects may have put it.
+# Keras's copy, which other projects may have downloaded.
 KERAS_FILE = Path("~/.keras/datasets/mnist.npz")
 
 

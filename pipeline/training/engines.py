@@ -37,7 +37,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @contextlib.contextmanager
 def local_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes on this machine, each pinned to a core if there is one for each core.
+    """Worker processes on this machine, each pinned to a core if there are as many workers as cores.
 
     Args:
         workers: number of processes.
@@ -56,7 +56,7 @@ def local_pool(workers: int) -> Iterator[Executor]:
                 "resume from the last finished epochs; fewer compute.workers need less memory"
             ) from error
         except BaseException:
-            # An epoch that nobody waits for would keep this process from ending.
+            # A running epoch would keep this process from ending.
             for worker in set(multiprocessing.active_children()) - set(others):
                 worker.kill()
             raise
@@ -66,7 +66,7 @@ def local_pool(workers: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def _worker_environment():
-    """Set `WORKER_ENVIRONMENT`, which processes inherit that start meanwhile."""
+    """Set `WORKER_ENVIRONMENT` for processes that start inside the block."""
     before = dict(os.environ)
     os.environ.update(WORKER_ENVIRONMENT)
     try:
@@ -90,10 +90,9 @@ def _start_pool(workers):
 
 
 def _cores_to_pin(workers, context):
-    """A queue with a core for each worker to stay on, or None if there are more or fewer workers than cores.
+    """A queue with one core for each worker, or None if there are more or fewer workers than cores.
 
-    Otherwise the scheduler of some virtual machines runs two workers on one core for minutes, with the other
-    one idle.
+    Without pinning, some virtual machines run two workers on one core for minutes while another is idle.
     """
     cores = available_cores()
     if workers != len(cores):
@@ -107,7 +106,7 @@ def _cores_to_pin(workers, context):
 def _start_worker(cores):
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores.get()})
-    # Without this a worker would outlive a killed parent and wait for work for ever.
+    # Otherwise a worker would outlive a killed parent and wait forever.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -140,8 +139,8 @@ def _local(compute, max_workers):
         yield pool, workers
 
 
-# The values of `compute.engine`; `params.py` lists the names. An engine gets that section of the parameters
-# and how many workers could have work; it yields the executor and the number of its workers.
+# The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`
+# and the largest useful number of workers; it yields an executor and its number of workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
     "local": _local,
     "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),

@@ -59,13 +59,13 @@ class TrainingProgress:
         self._write_table()
 
     def resumed(self, member: Member, history: Sequence[dict]) -> None:
-        """An earlier run had finished these epochs of the member, see `train_epoch`."""
+        """Log epochs of the member that an earlier run finished, see `train_epoch`."""
         self.histories[member].extend(history)
         self.resumed_epochs += len(history)
         print(f"{member}: resumes after epoch {len(history)}/{self.epochs}", flush=True)
 
     def finished(self, member: Member, epoch: dict) -> None:
-        """The member has finished an epoch with these figures, see `train_epoch`."""
+        """Log and print an epoch that the member has finished, see `train_epoch`."""
         self.histories[member].append(epoch)
         if time.monotonic() - self.written >= INTERVAL:
             self._write_table()

@@ -67,7 +67,7 @@ class StateFiles:
 
 def fingerprint(params: Params, data: TrainingData) -> str:
     """A short hash of everything that decides a member: parameters, data, code, libraries, machine."""
-    # Which members are trained and how they are averaged changes none of them.
+    # These choose the members, but do not change any of them.
     model = params.model.model_dump(exclude={"architecture"})
     train = params.train.model_dump(exclude={"seeds"})
     values = [params.seed, model, params.augment.model_dump(), train, data.classes, machine_kind()]

@@ -1,4 +1,4 @@
-"""A small copy of the project, and the commands that its user types."""
+"""A small copy of the project, and the commands of its user."""
 
 import json
 import os

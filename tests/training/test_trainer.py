@@ -37,7 +37,7 @@ def test_an_epoch_is_a_function_of_what_it_is_given(digits):
     train_epoch(params, digits, Member(1, "rows", 1), State())
     built = trainer._shared.cache_info().misses
     again = train_epoch(*pickle.loads(pickle.dumps((params, digits, ROWS, first))))
-    # Another worker's arguments are other objects, but no reason to build the network again.
+    # Equal arguments of another worker reuse the network.
     assert trainer._shared.cache_info().misses == built
     assert [value.tobytes() for value in again.values] == [value.tobytes() for value in second.values]
     assert [epoch["epoch"] for epoch in again.history] == [1, 2]
