@@ -2,8 +2,8 @@
 
     python -m benchmarks.pipeline_speed
 
-prints lines for the results of the package's benchmarks. It runs the pipeline's own functions on random pixels,
-because the time does not depend on what the images show.
+prints lines for the results of the package's benchmarks. It runs the pipeline's own functions on random
+pixels, because the time does not depend on what the images show.
 """
 
 import multiprocessing
@@ -68,20 +68,18 @@ def training_speeds() -> dict[str, Speed]:
 
 def prediction_seconds() -> tuple[float, int, int]:
     """Seconds to predict the competition's test images, their number and that of networks."""
-    from pipeline.architectures import average, build_ensemble, network_of_params
+    from pipeline.architectures import average, network_of_params
     from pipeline.prediction import predict, use_one_thread_per_operation
 
     use_one_thread_per_operation()
     params = _params()
-    folds = []
-    for fold in range(params.prepare.folds):
-        architectures = [member.architecture for member in members(params) if member.fold == fold]
-        networks = [
-            network_of_params(architecture, params.model, params.train.precision)
-            for architecture in architectures
-        ]
-        folds.append(average(networks, architectures, f"fold_{fold}", params.model.tta))
-    ensemble = build_ensemble(folds)
+    networks = [
+        network_of_params(member.architecture, params.model, params.train.precision)
+        for member in members(params)
+    ]
+    for number, network in enumerate(networks):
+        network.name = f"network_{number}"
+    ensemble = average(networks, "ensemble")
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.
     started = time.perf_counter()

@@ -1,8 +1,8 @@
 """The programs that training_speed.py compares: each builds a network and trains it step by step.
 
 A program is a function of a `Shape` that returns `train(inputs, labels)`, which takes a step for each batch:
-`(steps, batch, ...)` and `(steps, batch)` int32. Libraries are imported inside of the functions, so that a process
-loads only the one that it measures. Everything is trained with cross-entropy and Adam.
+`(steps, batch, ...)` and `(steps, batch)` int32. Libraries are imported inside of the functions, so that a
+process loads only the one that it measures. Everything is trained with cross-entropy and Adam.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Shape:
     """A stack of bidirectional LSTM layers and a softmax.
 
     Attributes:
-        words: 0 for sequences of vectors; else the size of the vocabulary of sequences of words, which are padded
-            on the right and become vectors of `features` values.
+        words: 0 for sequences of vectors; else the size of the vocabulary of sequences of words, which are
+            padded on the right and become vectors of `features` values.
     """
 
     layers: int
@@ -34,10 +34,11 @@ class Shape:
     words: int = 0
 
     def flop(self):
-        """Floating-point operations that training on one sample needs, matrix products only, padding included.
+        """Floating-point operations of the matrix products of training on one sample, padding included.
 
-        A cell step multiplies its input and its state by 4 * units columns; the backward pass costs twice the
-        forward one. For `middle`, the last layer needs only the steps up to the middle one, in each direction.
+        A cell step multiplies its input and its state by 4 * units columns; the backward pass costs twice
+        the forward one. For `middle`, the last layer needs only the steps up to the middle one, in each
+        direction.
         """
         total, features = 0, self.features
         for layer in range(self.layers):
@@ -96,7 +97,8 @@ def _keras_steps(shape, recurrent, jit_compile=False):
     model.compile(keras.optimizers.Adam(LEARNING_RATE), keras.losses.SparseCategoricalCrossentropy())
     step = tf.function(model.train_step, jit_compile=jit_compile)
 
-    # All steps in one call. Not `fit`: its input pipeline waits for threads that a single-threaded process has not.
+    # All steps in one call. Not `fit`: its input pipeline waits for threads that a single-threaded process
+    # does not have.
     @tf.function
     def train(inputs, labels):
         for number in tf.range(len(inputs)):

@@ -2,7 +2,8 @@
 
     python training_speed.py --cases abcd
 
-prints a table for each case and writes them to results-ISA.md beside this file; README.md says how to read it.
+prints a table for each case and writes them to results-ISA.md beside this file; README.md says how to read
+it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 BATCHES = (128, 256, 512, 1000)
 # Batches that are fed in turn, and steps before the clock starts.
 FEED = 4
-# A program's figure is the best of ROUNDS * INTERVALS such intervals: other users of the machine slow others down.
+# A program's figure is the best of ROUNDS * INTERVALS such intervals, because a shared machine has slow ones.
 INTERVAL = 1.0  # seconds
 INTERVALS = 5
 ROUNDS = 2
@@ -208,7 +209,7 @@ def table(name, best):
     }
     yield f"## ({name}) {case.title}: {case.shape.flop() / 1e6:.1f} MFLOP a sample"
     yield ""
-    yield "| program | samples/s | ms a step | batch | processes | x Keras stock | share of limit | share of peak |"
+    yield "| program | samples/s | ms/step | batch | processes | x Keras stock | share of limit | share of peak |"
     yield "|---|---|---|---|---|---|---|---|"
     for program, (speed, batch, processes) in speeds.items():
         shares = [speed * case.shape.flop() / most[program.precision] for most in (limits, peaks)]
