@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import keras
 import numpy as np
 import tensorflow as tf
-from fastlstm import BiLSTM
+from fastlstm import BiLSTM, to_keras
 from keras import ops
 
 from pipeline.params import Model
@@ -318,3 +318,31 @@ def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
     outputs = [network(images) for network in networks]
     probabilities = keras.layers.Average(name="probabilities")(outputs) if len(outputs) > 1 else outputs[0]
     return keras.Model(images, probabilities, name=name)
+
+
+def to_stock(network: keras.Model) -> keras.Model:
+    """Copy a network with Keras's own layers in place of this project's, and the same weights.
+
+    It computes in float32, whatever the precision of the network.
+    """
+
+    def clone(layer):
+        if isinstance(layer, BatchNormalization):
+            return keras.layers.BatchNormalization.from_config(layer.get_config())
+        if isinstance(layer, SpatialDropout):
+            stock = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D}
+            return stock[len(layer.input.shape)](layer.rate, name=layer.name)
+        return layer.__class__.from_config(layer.get_config())
+
+    def call(layer, *arguments, **options):
+        # These two become operations of `keras.ops` in the model's graph.
+        if isinstance(layer, Patches | Deslant):
+            return layer.call(*arguments)
+        return layer(*arguments, **options)
+
+    copy = keras.models.clone_model(
+        to_keras(network), clone_function=clone, call_function=call, recursive=True
+    )
+    # All but the counts of steps, which only this project's normalization has.
+    copy.set_weights([weight.numpy() for weight in network.weights if weight.name != "steps"])
+    return copy
