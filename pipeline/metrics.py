@@ -40,14 +40,8 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, **more) -> dict:
     """
     metrics = {name: metric(probabilities, labels) for name, metric in METRICS.items()}
     low, high = wilson_interval(round(metrics["accuracy"] * len(labels)), len(labels))
-    return {
-        "accuracy": metrics["accuracy"],
-        "low": low,
-        "high": high,
-        **metrics,
-        "images": len(labels),
-        **more,
-    }
+    interval = {"accuracy": metrics["accuracy"], "low": low, "high": high}
+    return {**interval, **metrics, "images": len(labels), **more}
 
 
 def worst_first(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

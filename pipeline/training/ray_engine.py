@@ -30,15 +30,7 @@ PACKAGES = Path(__file__).parents[1], Path(importlib.util.find_spec("fastlstm").
 def ray_pool(
     compute: Compute, max_workers: int, environment: dict[str, str]
 ) -> Iterator[tuple[Executor, int]]:
-    """Workers on a Ray cluster.
-
-    Args:
-        compute: the section of the parameters.
-        max_workers: the largest useful number of workers.
-        environment: variables of the worker processes.
-
-    Yields:
-        The executor, and the number of its workers.
+    """Workers on a Ray cluster, with `environment` as variables of their processes; see `ENGINES`.
 
     Raises:
         PipelineError: there is no Ray, no cluster, or no room in it; a node differs from this machine; a job
@@ -96,14 +88,9 @@ def _room(nodes, needs):
     needed = {name: need for name, need in needs.items() if need}
     room = sum(int(min(node.get(name, 0) // need for name, need in needed.items())) for node in nodes)
     if not room:
-        shown = [
-            f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
-            f"{resources.get('memory', 0) / GIB:.1f} GiB"
-            for resources in (needs, *nodes)
-        ]
         raise PipelineError(
-            f"no node of the Ray cluster has room for a worker, which needs {shown[0]} (compute.worker_*); "
-            f"the nodes have: {'; '.join(shown[1:])}"
+            f"no node of the Ray cluster has room for a worker: {needs['CPU']} CPUs, {needs['GPU']:g} GPUs "
+            f"and {needs['memory'] / GIB:.1f} GiB (compute.worker_*); `ray status` shows what there is"
         )
     return room
 

@@ -5,14 +5,12 @@ each epoch to stop bad trials early, after the last to compare trials.
 """
 
 import hashlib
-import threading
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from pipeline.folds import TrainingData
@@ -25,12 +23,13 @@ from pipeline.training.trainer import train_epoch
 
 TRIALS = 20
 FOLDS = (0,)  # the folds to train, and to measure the log loss on
-# From a key of params.yaml, in the sections `model`, `augment` and `train`, to the values to try.
-SEARCH: dict[str, BaseDistribution] = {
-    "train.learning_rate": FloatDistribution(0.002, 0.02, log=True),
-    "train.batch_size": CategoricalDistribution([32, 64, 128]),
-    "augment.displacement": FloatDistribution(0, 1.5),
-    "model.dropout": FloatDistribution(0, 0.4),
+# From a key of params.yaml, in the sections `model`, `augment` and `train`, to the arguments of Optuna's
+# `suggest_categorical` (`choices`), else of `suggest_float`.
+SEARCH = {
+    "train.learning_rate": {"low": 0.002, "high": 0.02, "log": True},
+    "train.batch_size": {"choices": [32, 64, 128]},
+    "augment.displacement": {"low": 0, "high": 1.5},
+    "model.dropout": {"low": 0, "high": 0.4},
 }
 FINISHED = TrialState.COMPLETE, TrialState.PRUNED
 
@@ -49,26 +48,24 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
         The study; the value of a complete trial is its log loss out of fold.
     """
     study = _open_study(params, data, folder)
-    asking = threading.Lock()  # without it, two threads could get the same trial
 
-    def run():
-        with asking:
-            trial = study.ask(SEARCH)
-        try:
-            study.tell(trial, _train(trial, executor, params.with_values(rounded(trial.params)), data))
-        except optuna.TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        print(f"trial {trial.number}: {row(study.trials[trial.number])}", flush=True)
+    def objective(trial):
+        for name, arguments in SEARCH.items():
+            suggest = trial.suggest_categorical if "choices" in arguments else trial.suggest_float
+            suggest(name, **arguments)
+        return _train(trial, executor, params.with_values(rounded(trial.params)), data)
 
-    # A trial waits for its epochs in a thread. One trial more than needed keeps the workers busy.
+    def show(_, trial):
+        print(f"trial {trial.number}: {' | '.join(row(trial))}", flush=True)
+
+    missing = TRIALS - len(study.get_trials(states=FINISHED))
     networks = sum(member.fold in FOLDS for member in members(params))
-    threads = ThreadPoolExecutor(workers // networks + 1)
+    trials_at_once = workers // networks + 1  # one more than the workers need keeps them busy
+    thread = ThreadPoolExecutor(1)  # in this one, Ctrl-C would wait for the trials
     try:
-        jobs = [threads.submit(run) for _ in range(TRIALS - len(study.get_trials(states=FINISHED)))]
-        for job in as_completed(jobs):
-            job.result()
+        thread.submit(study.optimize, objective, missing, n_jobs=trials_at_once, callbacks=[show]).result()
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        thread.shutdown(wait=False)
     return study
 
 
@@ -96,11 +93,8 @@ def _train(trial, executor, params, data):
     """Train a trial's members epoch by epoch; returns their log loss out of fold."""
     states = {member: State() for member in members(params) if member.fold in FOLDS}
     for epoch in range(1, params.train.epochs + 1):
-        jobs = {
-            member: executor.submit(train_epoch, params, data, member, state)
-            for member, state in states.items()
-        }
-        states = {member: job.result() for member, job in jobs.items()}
+        jobs = [executor.submit(train_epoch, params, data, *item) for item in states.items()]
+        states = {member: job.result() for member, job in zip(states, jobs, strict=True)}
         trial.report(np.mean([state.history[-1]["val_loss"] for state in states.values()]), epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
