@@ -262,7 +262,7 @@ ARCHITECTURES = {
     "fine_grid": Architecture(build_fine_grid, "fine_"),
 }
 # `model.architecture: cycle` trains one of these in each fold, in turn; `all` trains all of them in each.
-DEFAULT_ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
+DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
 
 
 def build_network(
