@@ -10,8 +10,8 @@ IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
 # What an environment must be able to import before it counts as complete.
 IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
 DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
-# Tests in two processes; those that share something slow to make stay together (see tests/conftest.py).
-PYTEST := python -m pytest -n 2 --no-loadscope-reorder
+# Tests in two processes; those that share something slow to make stay together (see conftest.py).
+PYTEST := python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup environment dev-setup dev-environment repro report check test test-layer fuzz soak submit \
 	submissions sweep benchmark lock export
@@ -82,9 +82,10 @@ KILLS ?= 30
 soak: dev-setup
 	python tests/soak.py $(KILLS)
 
+# The list of submissions needs credentials, so that they are asked for before the pipeline runs.
 # With RESUBMIT=1 only this stage is forced, not the pipeline before it.
 submit: setup
-	python -m pipeline.kaggle.credentials
+	python -m pipeline.stages.submissions > /dev/null
 	python -m pipeline.stages.repair
 	python -m dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import keras
+import numpy as np
 import tensorflow as tf
-from fastlstm import BiLSTM
+from fastlstm import BiLSTM, to_keras
 from keras import ops
 
 from pipeline.params import Model
@@ -109,23 +110,23 @@ class Deslant(keras.layers.Layer):
     """
 
     def call(self, images):
-        images = tf.cast(images, tf.float32)
+        images = ops.cast(images, "float32")
         _, height, width = images.shape
-        y = tf.range(height, dtype=tf.float32)[None, :, None]
-        x = tf.range(width, dtype=tf.float32)[None, None, :]
+        y = np.arange(height, dtype="float32")[None, :, None]
+        x = np.arange(width, dtype="float32")[None, None, :]
 
         def moment(values):
-            return tf.reduce_sum(images * values, axis=(1, 2), keepdims=True)
+            return ops.sum(images * values, axis=(1, 2), keepdims=True)
 
         mass = moment(1.0) + 1e-6
         dy, dx = y - moment(y) / mass, x - moment(x) / mass
         position = x + moment(dy * dx) / (moment(dy * dy) + 1e-6) * dy
-        left = tf.floor(position)
-        padded = tf.pad(images, ((0, 0), (0, 0), (1, 1)))
+        left = ops.floor(position)
+        padded = ops.pad(images, ((0, 0), (0, 0), (1, 1)))
 
         def pixels(column):
-            index = tf.clip_by_value(tf.cast(column, tf.int32) + 1, 0, width + 1)
-            return tf.gather(padded, index, batch_dims=2)
+            index = ops.clip(ops.cast(column, "int32") + 1, 0, width + 1)
+            return ops.take_along_axis(padded, index, axis=2)
 
         fraction = position - left
         return (1 - fraction) * pixels(left) + fraction * pixels(left + 1)
@@ -317,3 +318,31 @@ def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
     outputs = [network(images) for network in networks]
     probabilities = keras.layers.Average(name="probabilities")(outputs) if len(outputs) > 1 else outputs[0]
     return keras.Model(images, probabilities, name=name)
+
+
+def to_stock(network: keras.Model) -> keras.Model:
+    """Copy a network with Keras's own layers in place of this project's, and the same weights.
+
+    It computes in float32, whatever the precision of the network.
+    """
+
+    def clone(layer):
+        if isinstance(layer, BatchNormalization):
+            return keras.layers.BatchNormalization.from_config(layer.get_config())
+        if isinstance(layer, SpatialDropout):
+            stock = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D}
+            return stock[len(layer.input.shape)](layer.rate, name=layer.name)
+        return layer.__class__.from_config(layer.get_config())
+
+    def call(layer, *arguments, **options):
+        # These two become operations of `keras.ops` in the model's graph.
+        if isinstance(layer, Patches | Deslant):
+            return layer.call(*arguments)
+        return layer(*arguments, **options)
+
+    copy = keras.models.clone_model(
+        to_keras(network), clone_function=clone, call_function=call, recursive=True
+    )
+    # All but the counts of steps, which only this project's normalization has.
+    copy.set_weights([weight.numpy() for weight in network.weights if weight.name != "steps"])
+    return copy

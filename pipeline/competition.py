@@ -125,8 +125,9 @@ def read_digits(
     path = Path(path)
     columns = competition.columns(path.name)
     special = [name for name in columns[:1] if name in (competition.label, competition.id)]
-    dtypes = {name: "int64" if name == competition.id else "uint8" for name in columns}
-    table = _read_csv(path, columns, dtypes, nrows=limit)
+    highest = dict.fromkeys(columns, 255)
+    highest |= dict.fromkeys(special, None if special == [competition.id] else competition.classes - 1)
+    table = _read_csv(path, highest, nrows=limit)
     if not len(table):
         raise PipelineError(f"{path}: has no rows")
     labels, ids = None, np.arange(1, len(table) + 1)
@@ -150,7 +151,7 @@ def read_submission(path: str | Path, competition: Competition) -> pd.DataFrame:
         PipelineError: names the file and what is wrong with it.
     """
     id_column, label = competition.submission
-    table = _read_csv(Path(path), [id_column, label], {id_column: "int64", label: "int64"})
+    table = _read_csv(Path(path), {id_column: None, label: competition.classes - 1})
     _check_unique(path, id_column, table[id_column])
     _check_labels(path, label, table[label].to_numpy(), competition.classes)
     return table
@@ -190,7 +191,10 @@ def check_ids(path: str | Path, ids: pd.Series, test_ids: np.ndarray) -> None:
             )
 
 
-def _read_csv(path, columns, dtypes, nrows=None):
+def _read_csv(path, highest, nrows=None):
+    """Read a CSV file; `highest` is the highest value in each column, None for ids."""
+    columns = list(highest)
+    dtypes = {name: "int64" if value is None else "uint8" for name, value in highest.items()}
     try:
         with open(path, "rb") as file:
             _check_header(path, file.read(1 << 16), columns)
@@ -209,7 +213,7 @@ def _read_csv(path, columns, dtypes, nrows=None):
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file") from None
     except UNREADABLE as error:
-        problem = _first_bad_cell(path, columns) or one_line(str(error), 120)
+        problem = _first_bad_cell(path, highest) or one_line(str(error), 120)
         raise PipelineError(f"{path}: {problem}") from error
 
 
@@ -255,19 +259,23 @@ def _difference(found, columns):
     return f"columns are out of order: column {place + 1} is {found[place]!r}"
 
 
-def _first_bad_cell(path, columns):
+def _first_bad_cell(path, highest):
     """Describe the first bad cell in one clause; None if no cell is bad."""
+    number = 0
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         rows = csv.reader(file, skipinitialspace=True)
         next(rows)
-        for number, row in enumerate(filter(None, rows), start=1):
-            if len(row) != len(columns):
-                return f"row {number} has {len(row)} columns, expected {len(columns)}"
-            for name, cell in zip(columns, row, strict=True):
-                pixel = name.startswith("pixel")
-                if not re.fullmatch("[0-9]{1,18}", cell) or (pixel and int(cell) > 255):
-                    allowed = "an integer 0..255" if pixel else "an integer"
-                    return f"row {number}, column {name}: found {one_line(cell, 40)!r}, allowed is {allowed}"
+        try:
+            for number, row in enumerate(filter(None, rows), start=1):
+                if len(row) != len(highest):
+                    return f"row {number} has {len(row)} columns, expected {len(highest)}"
+                for (name, value), cell in zip(highest.items(), row, strict=True):
+                    if not re.fullmatch("[0-9]{1,18}", cell) or (value is not None and int(cell) > value):
+                        allowed = "an integer" if value is None else f"an integer 0..{value}"
+                        found = one_line(cell, 40)
+                        return f"row {number}, column {name}: found {found!r}, allowed is {allowed}"
+        except csv.Error:  # a field of more than 131,072 letters
+            return f"row {number + 1} has a quote that is never closed"
     return None
 
 

@@ -5,32 +5,18 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 
-NETWORK_SETTINGS = [
-    "index-url",
-    "extra-index-url",
-    "pypi-url",
-    "find-links",
-    "no-index",
-    "trusted-host",
-    "cert",
-    "client-cert",
-    "proxy",
-    "keyring-provider",
-    "use-feature",
-    "use-deprecated",
-    "timeout",
-    "default-timeout",
-    "retries",
-    "cache-dir",
-    "no-cache-dir",
-]
+NETWORK_SETTINGS = re.compile(
+    "(extra-)?index-url|find-links|no-index|trusted-host|(client-)?cert|proxy|keyring-provider"
+    "|(default-)?timeout|retries|(no-)?cache-dir"
+)
 
 
 def pip_environment() -> dict[str, str]:
-    """The environment variables for pip: its settings about the network alone, also those of `pip.conf`."""
+    """The environment variables for pip: only its settings about the network, also those of `pip.conf`."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     environment["PIP_CONFIG_FILE"] = os.devnull  # no pip.conf is read
@@ -38,7 +24,7 @@ def pip_environment() -> dict[str, str]:
     for line in listed.stdout.splitlines():
         name, _, value = line.partition("=")
         setting = name.rpartition(".")[2]
-        if setting in NETWORK_SETTINGS:
+        if NETWORK_SETTINGS.fullmatch(setting):
             environment.setdefault(f"PIP_{setting.upper().replace('-', '_')}", ast.literal_eval(value))
     return environment
 

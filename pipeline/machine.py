@@ -48,5 +48,11 @@ def vector_extensions() -> list[str]:
 
 
 def best_precision() -> str:
-    """`"bfloat16"` where the processor multiplies bfloat16 matrices natively, else `"float32"`."""
-    return "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(vector_extensions()) else "float32"
+    """`"bfloat16"` where training is faster with it, else `"float32"`.
+
+    It is faster with AMX, and with AVX-512 bfloat16 on AMD. Intel's cores execute those instructions at half
+    the rate: there, float32 trains 1.2 times as fast.
+    """
+    extensions = vector_extensions()
+    amd = cpu_info().get("vendor_id") == "AuthenticAMD"
+    return "bfloat16" if "amx_bf16" in extensions or (amd and "avx512_bf16" in extensions) else "float32"

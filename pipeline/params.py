@@ -54,7 +54,8 @@ class Prepare(_Section):
 
 
 class Model(_Section):
-    architecture: str  # checked by `training.members`, because only `architectures.py` lists the names
+    # The name is checked by `training.members`, because only `architectures.py` lists all.
+    architecture: Annotated[str, Field(description="a name, such as cycle")]
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)
@@ -82,6 +83,7 @@ class Train(_Section):
     learning_rate: LearningRate
     warmup: _number(0, 0.9)
     weight_decay: _number(0, 1)
+    prune: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
     seeds: _whole(1, 100)
 

@@ -1,11 +1,9 @@
-"""What several tests call: small parameters, and this Python in a process of its own."""
+"""Shared by the tests: small parameters, a copy of the project, and Python in a process of its own."""
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -34,49 +32,28 @@ def small_params(**changes):
 
 def small_network(architecture):
     """An untrained network of the small parameters."""
-    from pipeline.networks import network_of_params
+    from pipeline.architectures import network_of_params
 
     return network_of_params(architecture, small_params().model, "float32")
 
 
 def copy_project(folder):
-    """Copy the project's files with their times, except those that git ignores."""
+    """Copy the project's files except those that git ignores.
+
+    `packages` is a link, so that the copy uses what the layer has compiled, which takes minutes.
+    """
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and not name.startswith("packages/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    (folder / "packages").symlink_to(ROOT / "packages")
 
 
 def files(folder):
     """The content of each file in a folder, by its path."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def command_lines():
-    """The command lines of all processes, which every user of a machine can list."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found.add(path.read_bytes().replace(b"\0", b" "))
-    return found
-
-
-@contextlib.contextmanager
-def watch_command_lines():
-    """Yield a set of the command lines of all processes that run meanwhile, except short ones."""
-    found, ended = set(), threading.Event()
-
-    def watch():
-        while not ended.wait(0.3):
-            found.update(command_lines())
-
-    threading.Thread(target=watch).start()
-    try:
-        yield found
-    finally:
-        ended.set()
 
 
 def run_python(*arguments, cwd=ROOT, **environment):

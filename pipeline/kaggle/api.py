@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import requests
 from requests import exceptions
 
-from pipeline.competition import Competition, unpack
+from pipeline.competition import Competition, is_html, unpack
 from pipeline.files import PipelineError, one_line
 from pipeline.kaggle.history import PENDING, Submission
 
@@ -54,7 +54,7 @@ def _client():
     # urllib3 logs the full address of a failed transfer, which includes its signature.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     with _one_line_errors():
-        client = _import_client()()
+        client = _make_client()
         places = _credentials()  # before the client deletes an expired login
         try:
             client.authenticate()
@@ -71,7 +71,7 @@ def _client():
     )
 
 
-def _import_client():
+def _make_client():
     home = os.path.expanduser("~")
     if not (os.access(home, os.W_OK) or os.path.exists(f"{home}/.kaggle")):
         os.environ.setdefault("KAGGLE_CONFIG_DIR", os.devnull)  # the client would create ~/.config/kaggle
@@ -84,7 +84,7 @@ def _import_client():
             self.uploaded = True
             return ResumableUploadResult.COMPLETE
 
-    return Client
+    return Client()
 
 
 def _credentials() -> list[str]:
@@ -159,7 +159,7 @@ def rank(slug: str) -> int | None:
     client = _signed_in()
     with contextlib.suppress(PipelineError), _one_line_errors(slug):
         entered = client.competitions_list(group="entered", search=slug).competitions or ()
-        return next((item.user_rank or None for item in entered if item.ref.endswith(f"/{slug}")), None)
+        return next((item.user_rank or None for item in entered if item.ref.split("/")[-1] == slug), None)
 
 
 @contextlib.contextmanager
@@ -185,7 +185,7 @@ def _explain_answer(response: requests.Response, slug: str) -> str:
         return PROXY_LOGIN
     if status >= 500:
         return f"{text}: run it again later"
-    if response.text.lstrip().startswith("<"):
+    if is_html(response.content):
         return f"{text}: {WEB_PAGE}"
     if response.request.method != "POST":  # the storage host, whose addresses expire
         return f"{text}: run it again"
@@ -218,20 +218,13 @@ def _explain(error: Exception) -> str:
     texts = {
         exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
         exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
-        exceptions.SSLError: f"the certificate of {host} is not trusted; if a proxy or firewall inspects TLS, "
-        "name the file with its CA certificate in REQUESTS_CA_BUNDLE",
+        exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
+        "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
-        exceptions.ConnectionError: f"the connection to {host} failed; run it again",
-        exceptions.ChunkedEncodingError: f"the connection to {host} failed; run it again",
+        exceptions.ConnectionError: f"the connection to {host} failed; check the network, then run it again",
+        exceptions.ChunkedEncodingError: f"the connection to {host} broke off; run it again",
         json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
         requests.RequestException: unusable,
         OSError: str(error),
     }
     return next((text for kind, text in texts.items() if isinstance(error, kind)), unusable)
-
-
-if __name__ == "__main__":
-    try:
-        _signed_in()  # `make submit` asks before it runs the pipeline
-    except PipelineError as problem:
-        sys.exit(f"submit: {problem}")

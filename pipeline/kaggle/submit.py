@@ -86,7 +86,7 @@ def check_origin(origin: dict, slug: str) -> None:
     """Refuse a submission whose `data/raw/source.json` names other data than the competition's own."""
     if origin["source"] not in ("kaggle", "folder") or origin["competition"] != slug:
         raise PipelineError(
-            f"this submission was made from other data than Kaggle's for {slug} ({origin['source']}, "
-            f"{origin['competition']}): set download.source to kaggle or folder in params.yaml; `make submit` "
-            "then makes another one and sends it"
+            f"this submission was not made from Kaggle's {slug} data, but from {origin['source']} "
+            f"({origin['competition']}): set download.source to kaggle in params.yaml; then `make submit` "
+            "makes another one and sends it"
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -22,8 +21,6 @@ STYLE = Path(__file__).with_name("report.mplstyle")
 ARTICLE_TICKS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 # Bins with fewer images are not drawn.
 FEWEST_IMAGES = 10
-# From transparent to a colour that is visible on light and on dark paper.
-PROBABILITY = LinearSegmentedColormap.from_list("probability", ["#2f7fd600", "#2f7fd6ff"])
 MISTAKE_COLUMNS = 10
 
 
@@ -88,25 +85,6 @@ def reliability_diagram(figure: Figure, rows: list[dict], part: str) -> None:
     axes.legend(loc="upper left")
 
 
-def reading_of(figure: Figure, image: np.ndarray, parts: np.ndarray) -> None:
-    """A digit, and beside its rows the class probabilities of `read_in_part`, `(3, rows, classes)`."""
-    margin = (len(image) - parts.shape[1]) // 2
-    titles = ("from the top", "from the bottom", "together")
-    # Fixed places: a search for the best ones takes longer than the drawing.
-    figure.set_layout_engine("none")
-    places = {"left": 0.1, "right": 0.995, "bottom": 0.1, "top": 0.89, "wspace": 0.08}
-    grid = figure.subplots(1, 4, width_ratios=[1.1, 1, 1, 1], gridspec_kw=places)
-    grid[0].imshow(image[margin : len(image) - margin], cmap="gray_r", aspect="auto")
-    grid[0].set(xticks=[], yticks=[0, 10, 20], ylabel="row")
-    for axes, probabilities, title in zip(grid[1:], parts, titles, strict=True):
-        axes.imshow(probabilities, cmap=PROBABILITY, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set(xticks=range(parts.shape[2]), yticks=[])
-        axes.set_title(title, fontsize=8.5, fontweight="normal")
-        axes.tick_params(length=0, labelsize=7)
-    for axes in grid:
-        axes.grid(visible=False)
-
-
 def article_curve(figure: Figure, table: pd.DataFrame) -> None:
     """Accuracy of the article's system by step, run again, and the points that the article prints."""
     axes = figure.subplots()
@@ -139,7 +117,11 @@ def confusion_matrices(figure: Figure, matrices: dict[str, np.ndarray]) -> None:
 def mistakes(figure: Figure, digits: list[dict], title: str) -> None:
     """Misread digits, framed if every network misreads them; `digits` is a gallery of `page.py`."""
     rows = max(1, -(-len(digits) // MISTAKE_COLUMNS))
-    grid = figure.subplots(rows, MISTAKE_COLUMNS, squeeze=False)
+    # Fixed places: a search for the best ones takes longer than the drawing.
+    figure.set_layout_engine("none")
+    top = 1 - 0.5 / figure.get_figheight()  # half an inch for the titles
+    places = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "hspace": 0.35}
+    grid = figure.subplots(rows, MISTAKE_COLUMNS, squeeze=False, gridspec_kw=places)
     figure.suptitle(title, fontsize=10)
     for axes in grid.flat:
         axes.axis("off")

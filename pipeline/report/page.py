@@ -150,13 +150,8 @@ def _charts(run, calibration):
     }
     name, rows = list(calibration.items())[-1]
     drawn["reliability"] = charts.svg("reliability", charts.reliability_diagram, rows, name)
-    if run.article is not None:
+    if run.on_mnist:
         drawn["article"] = charts.svg("article", charts.article_curve, run.article)
-    by_image = run.reading.swapaxes(0, 1) if run.reading.size else ()
-    drawn["reading"] = [
-        (label, predicted, charts.svg(f"reading{number}", charts.reading_of, image, parts, size=(4.8, 2.1)))
-        for number, (image, label, predicted, parts) in enumerate(zip(*run.shown, by_image, strict=False))
-    ]
     return drawn
 
 
@@ -164,12 +159,13 @@ def _pictures(run, confusions):
     """Draw the PNG files of the short form, by name."""
     name, part = list(run.parts.items())[-1]
     misread, total = gallery(run, part)[:MOST_PICTURED], len(part.mistakes)
-    title = f"The {len(misread)} surest of {total:,} misread digits, {name}"
+    title = f"{name}: the {len(misread)} surest of {total:,} misread digits"
     if part is run.test:
         title += "; framed: misread by every network" + "; *: disputed label" * run.on_mnist
     height = 0.9 * max(1, -(-len(misread) // charts.MISTAKE_COLUMNS)) + 0.4
     return {
         "curves.png": charts.png(charts.curves, run.history, LOSSES, True, size=(9, 3.6)),
         "confusion.png": charts.png(charts.confusion_matrices, confusions, size=(9.4, 4.8)),
+        "article.png": charts.png(charts.article_curve, run.article, size=(8, 4.5)),
         "mistakes.png": charts.png(charts.mistakes, misread, title, size=(9, height)),
     }

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.competition import Competition
 from pipeline.files import load_arrays, load_json
-from pipeline.metrics import worst_first
+from pipeline.metrics import METRICS, worst_first
 
 STAGES = ["mnist", "download", "prepare", "train", "evaluate", "ensemble", "check", "article", "submission"]
 
@@ -47,30 +47,26 @@ class Run:
         source: content of `data/raw/source.json`.
         metrics: content of the JSON files in `metrics/`, by name, the folds first.
         history: the table `metrics/history.csv`.
-        article: the table `metrics/article.csv`; None where the article is about another competition.
+        article: the table `metrics/article.csv`, which the page shows only for the article's competition.
         oof: the validated rows of `train.csv`, each predicted by its fold.
         test: the clean test images that no network was trained on, predicted by the ensemble; may be empty.
         each: predictions of each fold's network for `test`, `(folds, n, classes)`.
         accuracy_on_all: accuracy on the whole clean test set, if networks were trained on a part of it.
         folds: `(rows,)`, the fold of each row of `train.csv`; -1 means held out.
         test_index: `(rows,)`, the identical image of the clean test set; -1 means none.
-        shown: test images whose reading is shown, their labels, and the ensemble's predictions.
-        reading: see `read_in_part`; empty if no network reads rows.
     """
 
     competition: Competition
     source: dict
     metrics: dict[str, dict]
     history: pd.DataFrame
-    article: pd.DataFrame | None
+    article: pd.DataFrame
     oof: Predictions
     test: Predictions
     each: np.ndarray
     accuracy_on_all: float | None
     folds: np.ndarray
     test_index: np.ndarray
-    shown: tuple[np.ndarray, np.ndarray, np.ndarray]
-    reading: np.ndarray
 
     @property
     def on_mnist(self) -> bool:
@@ -89,19 +85,15 @@ def load_predictions(digits: Path, oof: Path, clean: Path, check: Path) -> dict:
     images, labels, folds, index = load_arrays(digits, "prepare", "images", "labels", "folds", "test_index")
     (probabilities,) = load_arrays(oof, "train", "probabilities")
     test_images, test_labels = load_arrays(clean, "prepare", "images", "labels")
-    names = ("probabilities", "each", "clean", "shown", "reading")
-    ensemble, each, is_clean, shown, reading = load_arrays(check, "check", *names)
+    ensemble, each, is_clean = load_arrays(check, "check", "probabilities", "each", "clean")
     used, tested = np.flatnonzero(folds >= 0), np.flatnonzero(is_clean)
-    predicted, shown = ensemble.argmax(axis=1), shown.astype(int)
     return {
         "oof": Predictions(images[used], labels[used], probabilities[used], used),
         "test": Predictions(test_images[tested], test_labels[tested], ensemble[tested], tested),
         "each": each[:, tested],
-        "accuracy_on_all": None if is_clean.all() else float(np.mean(predicted == test_labels)),
+        "accuracy_on_all": None if is_clean.all() else METRICS["accuracy"](ensemble, test_labels),
         "folds": folds,
         "test_index": index,
-        "shown": (test_images[shown], test_labels[shown], predicted[shown]),
-        "reading": reading,
     }
 
 

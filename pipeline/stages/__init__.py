@@ -36,7 +36,7 @@ if Path("pipeline/stages").is_dir() and not _FOLDER.samefile("pipeline/stages"):
 if Path(".numba_config.yaml").exists():
     sys.exit(".numba_config.yaml changes how the layer is compiled; remove it from this folder")
 # In a temporary copy of the project (`dvc exp run --temp`), its own layer is used, not the installed one.
-sys.path.insert(0, str(_FOLDER.parents[1] / "packages/fastlstm/src"))
+sys.path.insert(0, str((_FOLDER.parents[1] / "packages/fastlstm/src").resolve()))
 
 from pipeline.files import PipelineError, write_json
 from pipeline.git import commit
@@ -69,7 +69,7 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
 
 
 def _record_time(name, seconds, commit_at_start):
-    """Note a stage's time and commit for the report. They differ from run to run, so DVC does not track them."""
+    """Note time and commit for the report; they differ from run to run, so DVC does not track them."""
     record = {"seconds": round(seconds, 1), "machine": processor(), "commit": commit_at_start}
     record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if TIMES.parent.is_dir():

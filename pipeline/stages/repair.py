@@ -38,12 +38,16 @@ def truncated(path, check):
 
 
 def check_lock(text):
-    """Raise an exception for a file that DVC cannot read; a shorter one that it can is left alone."""
-    for stage in YAML(typ="safe").load(text).get("stages", {}).values():
+    """Raise an exception unless each stage has its command, and each file its path, hash and size."""
+    lock = YAML(typ="safe").load(text)
+    values = [lock["schema"]]
+    for stage in lock.get("stages", {}).values():
+        values.append(stage["cmd"])
         for file in [*stage.get("deps", []), *stage.get("outs", [])]:
-            file["path"]
-        for values in stage.get("params", {}).values():
-            values.keys()
+            values += [file["path"], file["md5"], file["size"], file.get("nfiles", 0)]
+        values += [parameters.keys() for parameters in stage.get("params", {}).values()]
+    if None in values:
+        raise ValueError("a value is missing")
 
 
 if __name__ == "__main__":

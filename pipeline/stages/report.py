@@ -13,17 +13,14 @@ from pipeline.stages import run_stage
 
 def main():
     params = load_params()
-    competition = find_competition(params.download.competition)
     stages = {f"folds/fold_{fold}": "evaluate" for fold in range(params.prepare.folds)}
-    stages |= {"oof": "evaluate", "ensemble": "ensemble", "check": "check"}
-    if competition.test == "mnist":
-        stages["article"] = "article"
+    stages |= {"oof": "evaluate", "ensemble": "ensemble", "check": "check", "article": "article"}
     run = Run(
-        competition=competition,
+        competition=find_competition(params.download.competition),
         source=load_json(SOURCE, "download"),
         metrics={name: load_json(METRICS / f"{name}.json", stage) for name, stage in stages.items()},
         history=load_csv(EPOCHS_TABLE, "train"),
-        article=load_csv(METRICS / "article.csv", "article") if "article" in stages else None,
+        article=load_csv(METRICS / "article.csv", "article"),
         **load_predictions(DIGITS, OOF, CLEAN, CHECK),
     )
     for name, content in render(run, params.model_dump(), load_times(TIMES)).items():

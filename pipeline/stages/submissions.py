@@ -1,6 +1,8 @@
-"""Print the history of submissions beside what Kaggle lists (`make submissions`)."""
+"""Print the history of submissions and what Kaggle lists (`make submissions`)."""
 
-from dataclasses import astuple
+from dataclasses import asdict
+
+import pandas as pd
 
 from pipeline.competition import find_competition
 from pipeline.kaggle import api
@@ -11,10 +13,10 @@ from pipeline.stages import run_stage
 
 
 def main():
-    history = read_history(HISTORY)
-    print("history:", *history.drop(columns="sha256").itertuples(index=False, name=None), sep="\n")
+    history = read_history(HISTORY).drop(columns="sha256")
+    print(f"{HISTORY}:", history.to_string(index=False), sep="\n")
     submissions = api.submissions(find_competition(load_params().download.competition).slug)
-    print("Kaggle:", *map(astuple, submissions), sep="\n")
+    print("Kaggle:", pd.DataFrame(map(asdict, submissions)).to_string(index=False), sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,26 +5,26 @@ MESSAGE="..." in the environment replaces the message, RESUBMIT=1 sends the same
 
 import os
 
-from pipeline.competition import find_competition, read_submission
+from pipeline.competition import check_ids, find_competition, read_submission
 from pipeline.files import load_json, sha256, write_json
 from pipeline.git import commit
 from pipeline.kaggle import api
 from pipeline.kaggle.submit import check_origin, submit
 from pipeline.params import load_params
-from pipeline.paths import HISTORY, METRICS, SCORE, SOURCE, SUBMISSION
+from pipeline.paths import HISTORY, METRICS, SAMPLE_SUBMISSION, SCORE, SOURCE, SUBMISSION
 from pipeline.stages import run_stage
 
 
 def main():
     competition = find_competition(load_params().download.competition)
-    read_submission(SUBMISSION, competition)
+    column = competition.submission[0]
+    ids, test_ids = (read_submission(path, competition)[column] for path in (SUBMISSION, SAMPLE_SUBMISSION))
+    check_ids(SUBMISSION, ids, test_ids.to_numpy())
     check_origin(load_json(SOURCE, "download"), competition.slug)
-    oof, check, expected = (load_json(METRICS / f"{it}.json", it) for it in ("oof", "check", "ensemble"))
-    described = f"{commit()}, oof {oof['accuracy']:.5f}"
-    if "accuracy" in check:
-        described += f", clean test {check['accuracy']:.5f}"
-    message, again = os.environ.get("MESSAGE") or described, os.environ.get("RESUBMIT") == "1"
-    submission = submit(competition.slug, SUBMISSION, message, HISTORY, again)
+    expected, check = (load_json(METRICS / f"{name}.json", name) for name in ("ensemble", "check"))
+    clean = f", clean test {check['accuracy']:.5f}" if "accuracy" in check else ""
+    message = os.environ.get("MESSAGE") or f"{commit()}, expected {expected['accuracy']:.5f}{clean}"
+    submission = submit(competition.slug, SUBMISSION, message, HISTORY, os.environ.get("RESUBMIT") == "1")
     score = {
         "reference": submission.reference,
         "submitted": submission.submitted,

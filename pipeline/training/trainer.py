@@ -13,7 +13,7 @@ from pipeline.architectures import ARCHITECTURES, average, network_of_params
 from pipeline.augment import augment
 from pipeline.files import save_network
 from pipeline.folds import TrainingData
-from pipeline.params import Params
+from pipeline.params import Params, Train
 from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
 from pipeline.training.state import State
@@ -21,6 +21,10 @@ from pipeline.training.state import State
 # Validation rows that are predicted after every epoch; after the last, all are.
 VALIDATION_SUBSET = 2000
 PREDICTION_BATCH = 256
+# Images per call of a compiled view.
+VIEW_BATCH = 512
+# Share of all epochs in which images are pruned; the last epochs train on all.
+PRUNED_EPOCHS = 7 / 8
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
@@ -40,38 +44,69 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     epoch, last = len(state.history), len(state.history) + 1 == params.train.epochs
     batch, steps = batch_and_steps(params, data)
     model, optimizer, train = _shared(member.architecture, params, data.shape, batch, steps)
-    _assign(model, optimizer, state.values or initial_values(params, data, member))
-    model.reset_metrics()
+    *variables, losses = state.values or initial_values(params, data, member)
+    _assign(model, optimizer, variables)
+    # The learning rate follows the epochs, however many steps each has.
+    optimizer.iterations.assign(epoch * steps)
     # Tracing takes seconds, and compiling the layer up to a minute; neither counts as time of the epoch.
-    train.get_concrete_function(
-        tf.TensorSpec((batch * steps, *data.images.shape[1:])), tf.TensorSpec((batch * steps, data.classes))
-    )
+    train.get_concrete_function()
 
     started = time.perf_counter()
-    images, targets = _epoch_of_images(params, data, member, epoch, batch * steps)
+    rows = data.split(member.fold)[0]
+    order, weights = choose_images(losses, params.train, epoch, member.stream("shuffle", epoch))
+    order = order[: min(len(order) // batch, steps) * batch]
+    images, targets = _images_of(params, data, member, epoch, rows[order])
     prepared = time.perf_counter()
-    metrics = train(images, targets)
+    new_losses, correct = (result.numpy() for result in train(images, targets, weights[order]))
     finished = time.perf_counter()
+    losses = losses.copy()
+    losses[order] = new_losses
+    losses[np.isinf(losses)] = new_losses.mean()  # rows that filled no batch in the first epoch
 
     validation = data.split(member.fold)[1][: None if last else VALIDATION_SUBSET]
     probabilities = _predict(model, _view(member.architecture, data.images[validation]))
     val_accuracy, val_loss = _score(probabilities, data.labels[validation])
     figures = {
         "epoch": epoch + 1,
-        "loss": float(metrics["loss"]),
-        "accuracy": float(metrics["accuracy"]),
+        "loss": float(new_losses.mean()),
+        "accuracy": float(correct.mean()),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
         "images": len(images),
         "seconds": finished - started,
         "input_seconds": prepared - started,
     }
-    return State([v.numpy() for v in _variables(model, optimizer)], [*state.history, figures])
+    values = [*(variable.numpy() for variable in _variables(model, optimizer)), losses]
+    return State(values, [*state.history, figures])
 
 
-def _epoch_of_images(params, data, member, epoch, count):
-    """The images and targets of an epoch, shuffled and distorted."""
-    rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
+def choose_images(
+    losses: np.ndarray, train: Train, epoch: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the images of an epoch: dynamic pruning (InfoBatch, Qin et al. 2023, arXiv 2303.04947).
+
+    An image whose last loss is below the mean of all is left out with probability `train.prune`. The losses
+    of such images that stay are weighted by the inverse, so that the expected gradient is that of all images.
+
+    Args:
+        losses: `(n,)`, the last loss of each image in nats; infinite before the first epoch.
+        train: the section of the parameters.
+        epoch: counted from 0.
+        random: the choice is a pure function of its state.
+
+    Returns:
+        The numbers of the chosen images in random order, and weights `(n,)` float32 of the losses.
+    """
+    weights, chosen = np.ones(len(losses), np.float32), np.ones(len(losses), bool)
+    if train.prune and epoch < PRUNED_EPOCHS * train.epochs and np.isfinite(losses).all():
+        easy = losses < losses.mean()
+        chosen = ~(easy & (random.random(len(losses)) < train.prune))
+        weights[easy] = 1 / (1 - train.prune)
+    return random.permutation(np.flatnonzero(chosen)), weights
+
+
+def _images_of(params, data, member, epoch, rows):
+    """The images and targets of an epoch, distorted."""
     targets = np.eye(data.classes, dtype="float32")[data.labels[rows]]
     images = _view(member.architecture, data.images[rows])
     # Distorted images are blurred. The last epochs see undistorted ones, so that the averages of batch
@@ -85,8 +120,17 @@ def _epoch_of_images(params, data, member, epoch, count):
 
 def _view(architecture, images):
     """The images as the architecture's network sees them."""
-    view = ARCHITECTURES[architecture].view
-    return view()(images).numpy() if view else images
+    if ARCHITECTURES[architecture].view is None:
+        return images
+    view = _compiled_view(architecture)
+    padded = np.pad(images, ((0, -len(images) % VIEW_BATCH), (0, 0), (0, 0)))
+    batches = np.split(padded, len(padded) // VIEW_BATCH)
+    return np.concatenate([view(batch).numpy() for batch in batches])[: len(images)]
+
+
+@lru_cache
+def _compiled_view(architecture):
+    return tf.function(ARCHITECTURES[architecture].view(), jit_compile=True, autograph=False)
 
 
 def _predict(model, images):
@@ -123,7 +167,7 @@ def export_fold(
     weights = {}
     for member, state in states.items():
         model, optimizer, _ = _shared(member.architecture, params, data.shape, batch, steps)
-        _assign(model, optimizer, state.values)
+        _assign(model, optimizer, state.values[:-1])
         weights[member] = model.get_weights()
     # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
     keras.utils.clear_session()
@@ -158,15 +202,19 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
 
 
 def initial_values(params: Params, data: TrainingData, member: Member) -> list[np.ndarray]:
-    """The values of all variables before the member's first epoch, a pure function of the member."""
+    """The values of a state before the first epoch, a pure function of the member.
+
+    They are those of all variables of model and optimizer, and an infinite loss for each training image.
+    """
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
     batch, steps = batch_and_steps(params, data)
     model, optimizer, _ = _build(member.architecture, params, data.shape, batch, steps)
-    return [v.numpy() for v in _variables(model, optimizer)]
+    losses = np.full(len(data.split(member.fold)[0]), np.inf, np.float32)
+    return [*(variable.numpy() for variable in _variables(model, optimizer)), losses]
 
 
 def _build(architecture, params, shape, batch, steps):
-    """A compiled Keras model, its optimizer, and a function that trains it for an epoch."""
+    """A Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
     model = network_of_params(architecture, params.model, train.precision, with_view=False, **shape._asdict())
     warmup = round(train.warmup * steps * train.epochs)
@@ -177,37 +225,48 @@ def _build(architecture, params, shape, batch, steps):
         warmup_steps=warmup,
     )
     optimizer = AdamW(schedule, weight_decay=train.weight_decay)
-    loss = keras.losses.CategoricalCrossentropy()
-    model.compile(optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
     optimizer.build(model.trainable_variables)
-    return model, optimizer, _epoch_function(model, batch)
+    return model, optimizer, _epoch_function(model, optimizer, batch)
 
 
-def _epoch_function(model, batch):
-    """A function of images and targets that trains on one batch after the other and returns the metrics.
+def _epoch_function(model, optimizer, batch):
+    """A function that trains on one batch after the other.
+
+    Its arguments are images, targets `(n, classes)` and weights of the losses `(n,)`; n is a multiple of
+    `batch`. It returns each image's loss in nats and whether the prediction was correct.
 
     All steps are one call of TensorFlow, because a call from Python for each took a tenth of the time.
     Keras's `fit` does not serve: its input pipeline waits for threads that a single-threaded process lacks.
     """
+    shapes = (None, *model.input_shape[1:]), (None, *model.output_shape[1:]), (None,)
 
-    @tf.function
-    def train_on_batches(images, targets):
-        for start in tf.range(0, len(images), batch):
-            model.train_step((images[start : start + batch], targets[start : start + batch]))
-        return model.get_metrics_result()
+    @tf.function(input_signature=[tf.TensorSpec(shape) for shape in shapes])
+    def train_on_batches(images, targets, weights):
+        steps = len(images) // batch
+        losses, correct = tf.TensorArray(tf.float32, steps), tf.TensorArray(tf.bool, steps)
+        for step in tf.range(steps):
+            part = slice(step * batch, (step + 1) * batch)
+            with tf.GradientTape() as tape:
+                probabilities = model(images[part], training=True)
+                loss = keras.losses.categorical_crossentropy(targets[part], probabilities)
+                total = tf.reduce_mean(loss * weights[part])
+            variables = model.trainable_variables
+            optimizer.apply(tape.gradient(total, variables), variables)
+            losses = losses.write(step, loss)
+            right = tf.argmax(probabilities, axis=1) == tf.argmax(targets[part], axis=1)
+            correct = correct.write(step, right)
+        return losses.concat(), correct.concat()
 
     return train_on_batches
 
 
-# Building and compiling take seconds, so members of the same architecture take turns with the same model.
-# Each trial of a sweep needs another model; the last few are kept.
+# Building and compiling take seconds, so members of the same architecture share a model. Each trial of a
+# sweep needs another model; the last few are cached.
 _shared = lru_cache(maxsize=8)(_build)
 
 
 def _variables(model, optimizer):
-    metrics = {id(variable) for variable in model.metrics_variables}
-    variables = (*model.variables, *optimizer.variables)
-    return [variable for variable in variables if id(variable) not in metrics]
+    return [*model.variables, *optimizer.variables]
 
 
 def _assign(model, optimizer, values):

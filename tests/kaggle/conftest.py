@@ -87,10 +87,10 @@ class Project:
         self.folder, self.environment = folder, environment
         for name in ("submissions", "metrics", "data/raw"):
             (folder / name).mkdir(parents=True)
-        (folder / "submissions/submission.csv").write_bytes(SUBMISSION)
+        for name in ("submissions/submission.csv", "data/raw/sample_submission.csv"):
+            (folder / name).write_bytes(SUBMISSION)
         (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
         self.write_json("data/raw/source.json", {"source": "kaggle", "competition": "digit-recognizer"})
-        self.write_json("metrics/oof.json", {"accuracy": 0.99537})
         self.write_json("metrics/check.json", {"images": 10_000, "accuracy": 0.9961})
         self.write_json("metrics/ensemble.json", {"accuracy": 0.99537, "low": 0.9938, "high": 0.9968})
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import zipfile
 
 import pytest
@@ -122,11 +121,14 @@ def test_sign_in_has_a_time_limit_and_no_home_folder_is_needed(project, kaggle):
     assert (code, output) == (0, "no answer from localhost within 0.2 s; run it again\n")
 
 
-def test_check_before_make_submit_runs_the_pipeline(project):
-    command = ["-m", "pipeline.kaggle.api"]
-    assert project.run(*command) == (0, "")
-    code, output = project.run(*command, KAGGLE_USERNAME=None, KAGGLE_KEY=None)
-    assert code == 1 and output.startswith("submit: no Kaggle credentials") and output.count("\n") == 1
+def test_check_before_make_submit_runs_the_pipeline(project, kaggle):
+    kaggle.add("the first")
+    code, output = project.stage("submissions", VERBOSE="1")  # the client then logs every request
+    assert code == 0 and "the first" in output
+    kaggle.faults["ListSubmissions"] = [status(403, "You must accept")]
+    assert "accept the rules at" in project.stage("submissions")[1]
+    code, output = project.stage("submissions", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
+    assert code == 1 and output.splitlines()[-1].startswith("submissions: no Kaggle credentials")
 
 
 def test_download(user, kaggle, tmp_path):
@@ -153,7 +155,7 @@ def test_interrupted_download_is_resumed(user, kaggle, tmp_path, monkeypatch):
         ("DownloadDataFiles", status(429), "too many requests; run it again later"),
         ("DownloadDataFiles", status(500, "out of order"), "answered 500 (out of order): run it again"),
         ("DownloadDataFiles", status(407), "wants a name and password"),
-        ("DownloadDataFiles", cut, "the connection to localhost failed; run it again"),
+        ("DownloadDataFiles", cut, "the connection to localhost failed; check the network"),
         ("DownloadDataFiles", hang, "no answer from localhost within 0.5 s; run it again"),
         ("DownloadDataFiles", page, "a login or a network's portal?"),
         ("DownloadDataFiles", lambda handler: handler.answer(PAGE, 403, "text/html"), "403: a web page came"),
@@ -193,7 +195,7 @@ def test_tls_inspection(user, monkeypatch):
 
     monkeypatch.setattr(requests.Session, "send", send)
     line = refusal(api.submissions, SLUG)
-    assert "certificate of api.kaggle.com is not trusted" in line and "REQUESTS_CA_BUNDLE" in line
+    assert "api.kaggle.com has no trusted TLS certificate" in line and "REQUESTS_CA_BUNDLE" in line
 
 
 def test_portal_in_place_of_json(user, kaggle):
@@ -215,10 +217,3 @@ def test_rank(user, kaggle):
     assert api.rank(SLUG) is None
     kaggle.faults["ListCompetitions"] = [status(500)]
     assert api.rank(SLUG) is None
-
-
-def test_verbose_client_prints_no_credentials(project, kaggle):
-    kaggle.add("the first")
-    code, output = project.stage("submissions", VERBOSE="1")
-    assert code == 0 and "the first" in output
-    assert os.environ.get("VERBOSE") is None

@@ -37,7 +37,7 @@ def test_stage(project, kaggle):
         "ListSubmissions", "StartSubmissionUpload", "upload", "CreateSubmission", "ListSubmissions",
         "ListCompetitions"]  # fmt: skip
     assert kaggle.uploads == [SUBMISSION]
-    assert kaggle.sent() == [f"{HASH} no commit, oof 0.99537, clean test 0.99610"]
+    assert kaggle.sent() == [f"{HASH} no commit, expected 0.99537, clean test 0.99610"]
     score = json.loads((project.folder / "submissions/score.json").read_text())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", score.pop("submitted"))
     assert score == {
@@ -55,9 +55,8 @@ def test_stage(project, kaggle):
     assert "not sent again" in project.stage("submit", MESSAGE="again")[1]
     code, output = project.stage("submit", MESSAGE="my best\nyet \N{SNOWMAN}", RESUBMIT="1")
     assert code == 0 and kaggle.sent()[1:] == [f"{HASH} my best yet \N{SNOWMAN}"]
-    assert re.search(
-        "history:\n.*1000.*\n.*1001.*my best.*\nKaggle:\n.*1001", project.stage("submissions")[1]
-    )
+    output = project.stage("submissions")[1]
+    assert re.search("history.csv:\n.*\n.*1000.*\n.*1001.*my best.*\nKaggle:\n.*\n *1001 .*my best", output)
 
 
 def test_dvc_does_not_send_the_same_bytes_again(project, kaggle):
@@ -80,12 +79,18 @@ def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle, send)
     assert send().message == message and len(kaggle.sent()) == 1
 
 
+def test_submission_of_a_limited_run_is_refused(project, kaggle):
+    (project.folder / "submissions/submission.csv").write_bytes(SUBMISSION[:-9])
+    code, output = project.stage("submit")
+    assert code == 1 and "submission.csv: lacks the id 28000" in output and kaggle.calls == []
+
+
 @pytest.mark.parametrize(
     "origin, problem",
     [
-        ({"source": "mnist", "competition": SLUG}, r"digit-recognizer \(mnist, digit-recognizer\): set"),
-        ({"source": "mnist-60k", "competition": SLUG}, r"digit-recognizer \(mnist-60k, "),
-        ({"source": "folder", "competition": "Kannada-MNIST"}, r"digit-recognizer \(folder, Kannada-MNIST\)"),
+        ({"source": "mnist", "competition": SLUG}, r"but from mnist \(digit-recognizer\)"),
+        ({"source": "mnist-60k", "competition": SLUG}, r"but from mnist-60k \(digit-recognizer\)"),
+        ({"source": "folder", "competition": "Kannada-MNIST"}, r"but from folder \(Kannada-MNIST\)"),
     ],
 )
 def test_submission_from_other_data_is_refused(origin, problem):

@@ -50,13 +50,13 @@ def own_steps(mask: tf.Tensor) -> tf.Tensor:
 
 
 def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
-    """Both directions of the recurrence, and the readout.
+    """The recurrence in both directions or the forward one, and the readout.
 
     Args:
         parts: number of operations that the batch is cut into; each runs in one thread.
         x: `(batch, time, features)`.
         parameters: kernels `(features, 4 * units)`, recurrent kernels `(units, 4 * units)` and biases
-            `(4 * units)` of Keras's layers, forward, backward of each.
+            `(4 * units)` of Keras's layers, forward, backward of each, or forward alone.
         h0: initial hidden states `(2, batch, units)`, or None for zeros.
         c0: initial cell states, as h0.
         mask: None, or `(batch, time)`, 1 within a sample and 0 past its end.
@@ -66,12 +66,18 @@ def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
             forward pass again.
 
     Returns:
-        `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32.
+        `(batch, time, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`, float32; half as wide for one
+        direction.
     """
+    one_direction = len(parameters) == 3
+    if one_direction:
+        # The backward direction takes no step, so it costs only memory.
+        parameters = [parameter for parameter in parameters for _ in range(2)]
     time, units = x.shape[1], parameters[2].shape[0]
     # For "middle" the forward direction runs from the start to the middle, the backward one from the
     # end: for an even number of steps one step less.
     steps, backward_steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
+    backward_steps = 0 if one_direction else backward_steps
     returns = SEQUENCE if mask is not None and readout == "mean" else _READOUTS.get(readout, END)
     # See `kernels.py`.
     meta = tf.constant([steps, backward_steps, returns, keep, h0 is None, units, True], tf.int32)
@@ -89,10 +95,12 @@ def bilstm(parts, x, parameters, h0, c0, mask, readout, dtype, keep):
     cuts = zip(cut(x, 0), cut(h0, 1), cut(c0, 1), cut(mask, 0), strict=True)
     outputs = [_part(meta, x_part, packed, parameters, *others, dtype) for x_part, *others in cuts]
     output = outputs[0] if parts == 1 else tf.concat(outputs, axis=0)
-    if units % LANES:
+    if one_direction:
+        output = output[..., :units]
+    elif units % LANES:
         forward, backward = tf.split(output, 2, axis=-1)
         output = tf.concat([forward[..., :units], backward[..., :units]], axis=-1)
-    output = _read(output, returns, readout, mask, time, 2 * units)
+    output = _read(output, returns, readout, mask, time, units if one_direction else 2 * units)
     output.set_shape((x.shape[0], *output.shape[1:]))
     return output
 
