@@ -5,6 +5,7 @@ import pickle
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import small_params
 
 from pipeline.architectures import DEFAULT_ARCHITECTURES as ARCHITECTURES
@@ -54,13 +55,12 @@ def seen(monkeypatch):
     epochs = []
 
     class Train:
-        def __call__(self, images, targets):
+        def __call__(self, images, targets, weights):
             epochs.append((images, targets))
-            assert [(each.shape, each.dtype) for each in (images, targets)] == self.compiled
-            return {"loss": 0, "accuracy": 0}
+            return tf.constant(np.ones(len(images), "float32")), tf.constant(np.ones(len(images), bool))
 
-        def get_concrete_function(self, *specs):
-            self.compiled = [(spec.shape, spec.dtype.as_numpy_dtype) for spec in specs]
+        def get_concrete_function(self):
+            pass
 
     build = trainer._shared
     monkeypatch.setattr(trainer, "_shared", lambda *arguments: (*build(*arguments)[:2], Train()))
@@ -102,15 +102,15 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
 @pytest.mark.slow
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
-    data = digits.images[:100].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:100]]
-    model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 4)
+    data = digits.images[:96].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:96]]
+    model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 3)
     network = trainer.network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
     network.compile(keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy")
     losses = [
-        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 100, 32)
+        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 96, 32)
     ]
-    metrics = train(*data)
-    np.testing.assert_allclose(metrics["loss"], np.average(losses, weights=[32, 32, 32, 4]), rtol=1e-5)
+    of_images, _ = train(*data, np.ones(96, "float32"))
+    np.testing.assert_allclose(np.mean(of_images), np.mean(losses), rtol=1e-5)
     for ours, theirs in zip(model.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
