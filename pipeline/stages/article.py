@@ -34,11 +34,11 @@ def main():
                 f"the network restored from the checkpoint gives {restored}, the trained one gave {last}"
             )
     write_csv(METRICS / "article.csv", beside_printed(rows))
-    images = len(mnist["test_labels"])
-    low, high = wilson_interval(round(last["accuracy"] * images), images)
-    figures = {"accuracy": last["accuracy"], "low": low, "high": high, "log_loss": last["log_loss"]}
-    write_json(METRICS / "article.json", {**figures, "images": images, "seconds": round(seconds, 1)})
-    print(f"article: accuracy {last['accuracy']:.4f} on {images:,} MNIST test images, restored the same")
+    images, accuracy = len(mnist["test_labels"]), last["accuracy"]
+    low, high = wilson_interval(round(accuracy * images), images)
+    figures = {"accuracy": accuracy, "low": low, "high": high, "log_loss": last["log_loss"], "images": images}
+    write_json(METRICS / "article.json", {**figures, "seconds": round(seconds, 1)})
+    print(f"article: accuracy {accuracy:.4f} on {images:,} MNIST test images, restored the same")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class State(NamedTuple):
     """A member between two epochs.
 
     Attributes:
-        values: all that training changes: weights, the dropout's random state, the optimizer's averages;
+        values: all that training changes: weights, random states, the optimizer's averages, the images' losses;
             empty before the first epoch.
         history: the figures of each epoch so far, see `train_epoch`.
     """
