@@ -119,8 +119,9 @@ class Deslant(keras.layers.Layer):
             return ops.sum(images * values, axis=(1, 2), keepdims=True)
 
         mass = moment(1.0) + 1e-6
-        dy, dx = y - moment(y) / mass, x - moment(x) / mass
-        position = x + moment(dy * dx) / (moment(dy * dy) + 1e-6) * dy
+        # Functions in place of operators: `to_stock` calls this with symbolic images.
+        dy, dx = ops.subtract(y, moment(y) / mass), ops.subtract(x, moment(x) / mass)
+        position = ops.add(x, moment(dy * dx) / (moment(dy * dy) + 1e-6) * dy)
         left = ops.floor(position)
         padded = ops.pad(images, ((0, 0), (0, 0), (1, 1)))
 
@@ -261,7 +262,7 @@ ARCHITECTURES = {
     "fine_grid": Architecture(build_fine_grid, "fine_"),
 }
 # `model.architecture: cycle` trains one of these in each fold, in turn; `all` trains all of them in each.
-DEFAULT_ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
+DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
 
 
 def build_network(

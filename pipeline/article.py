@@ -107,7 +107,7 @@ def measure(network: keras.Model, mnist: dict[str, np.ndarray]) -> dict[str, flo
 
 
 def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[keras.Model, list[dict]]:
-    """Train as the article does, measuring after every MEASURE_EVERY-th step and after the last.
+    """Train as in the article, and measure after every MEASURE_EVERY-th step and after the last.
 
     The measurements choose and stop nothing. Returns the trained network, and for each measurement its
     `step` and the figures of `measure`.
@@ -129,6 +129,6 @@ def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[
 
 
 def beside_printed(rows: list[dict]) -> pd.DataFrame:
-    """The rows of `run` as a table, the article's printed figures at the same steps beside them."""
+    """Table of the rows of `run`, beside the article's printed figures at the same steps."""
     printed = pd.DataFrame.from_dict(PRINTED, "index", columns=["article_cost", "article_accuracy_batch"])
     return pd.DataFrame(rows).join(printed, on="step")

@@ -28,7 +28,7 @@ def load_network(path: str | Path) -> keras.Model:
 def use_one_thread_per_operation(at_once: int | None = None) -> None:
     """Set TensorFlow's threads; to be called before it computes anything.
 
-    `predict` keeps the cores busy in its own way; the matrix products of one step are too small to share.
+    `predict` runs several batches at a time, because the matrix products of one step are too small to share.
 
     Args:
         at_once: operations that run at the same time; the default is one per core.

@@ -1,4 +1,4 @@
-"""The competition's files: written as Kaggle writes them, and every flaw named by file, row and column."""
+"""The competition's files: Kaggle's format, and errors that name file, row and column."""
 
 import csv
 import io

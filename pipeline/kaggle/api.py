@@ -207,7 +207,7 @@ def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """Explain an error without an answer of Kaggle's; the text of a request's error may contain secrets."""
+    """Explain an error that came without an answer; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
     if isinstance(error, exceptions.ProxyError):
         if " 407 " in str(error):

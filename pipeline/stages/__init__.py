@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Inherited settings that change numbers or end a stage are dropped; those of places, logs and GPUs stay.
+# Drop inherited settings that change numbers or end a stage; those of paths, logs and GPUs stay.
 _DROPPED = re.compile(
     r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_)|PYTHONWARNINGS$"
 )
@@ -64,7 +64,7 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
         # OSError: a missing permission or a full disk, to which a traceback would add nothing.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run it again to go on")
+        sys.exit(f"{name}: interrupted; run it again to resume")
     _record_time(name, time.monotonic() - started, commit_at_start)
 
 
@@ -79,7 +79,7 @@ def _record_time(name, seconds, commit_at_start):
 
 @contextlib.contextmanager
 def _without_tensorflow_log():
-    """Filter TensorFlow's log about itself out of stderr, of worker processes too; errors are exceptions.
+    """Filter TensorFlow's own log out of stderr, also of worker processes; errors are exceptions.
 
     TensorFlow writes half of it before it reads any setting.
     """

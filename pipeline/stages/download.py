@@ -1,4 +1,4 @@
-"""Get the competition's CSV files, from Kaggle, from a folder, or made of MNIST: data/raw."""
+"""Get the competition's CSV files from Kaggle, from a folder, or from MNIST: data/raw."""
 
 from pipeline.competition import check_files, copy_files, find_competition, write_digits, write_submission
 from pipeline.files import PipelineError, atomic_folder, sha256, write_json

@@ -1,7 +1,6 @@
 """The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
 
-An engine knows nothing of training: it runs functions of picklable values in processes that can import this
-package.
+It runs functions of picklable values, in processes that can import this package.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @contextlib.contextmanager
 def local_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes on this machine, each pinned to a core if there is one for each core.
+    """Worker processes on this machine, each pinned to a core if there are as many workers as cores.
 
     Raises:
         PipelineError: a worker process died.
@@ -66,10 +65,9 @@ def local_pool(workers: int) -> Iterator[Executor]:
 
 
 def _cores_to_pin(workers, context):
-    """A queue with a core for each worker to stay on, or None if there are more or fewer workers than cores.
+    """A queue with one core for each worker, or None if there are more or fewer workers than cores.
 
-    Otherwise the scheduler of some virtual machines runs two workers on one core for minutes, with the other
-    one idle.
+    Without pinning, some virtual machines run two workers on one core for minutes while another is idle.
     """
     cores = available_cores()
     if workers != len(cores) or not hasattr(os, "sched_setaffinity"):
@@ -84,7 +82,7 @@ def _start_worker(cores):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
-    # Without this a worker would outlive a killed parent and wait for work for ever.
+    # Otherwise a worker would outlive a killed parent and wait forever.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -94,7 +92,7 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """The number of workers to start, at most `max_workers`; `"auto"` is one per core that they may use."""
+    """The number of workers to start, at most `max_workers`; `"auto"` is one per usable core."""
     if workers == "auto":
         workers = min(len(available_cores()), _cpu_quota())
     return min(workers, max_workers)
@@ -116,8 +114,8 @@ def _local(compute, max_workers):
         yield pool, workers
 
 
-# The values of `compute.engine`; `params.py` lists the names. An engine gets that section of the parameters
-# and how many workers could have work; it yields the executor and the number of its workers.
+# The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`
+# and the largest useful number of workers; it yields an executor and its number of workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
     "local": _local,
     "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),

@@ -62,7 +62,7 @@ def _connect(ray, compute, environment):
     if address:
         code, start = {"py_modules": [str(folder) for folder in PACKAGES], "excludes": ["__pycache__"]}, {}
     else:
-        # Not a copy of the layer: its compiled code is cached beside it.
+        # Use this copy of the layer, because its compiled code is cached beside it.
         path = os.pathsep.join(str(folder.parent) for folder in PACKAGES)
         environment, code = {**environment, "PYTHONPATH": path}, {}
         workers = 1 if compute.workers == "auto" else compute.workers
@@ -96,15 +96,15 @@ def _room(nodes, needs):
 
 
 class RayExecutor(ThreadPoolExecutor):
-    """Runs each job as a task of Ray, for which a thread waits.
+    """Runs each job as a Ray task; a thread waits for its result.
 
-    Ray reuses its worker processes, so these keep their compiled networks from one epoch to the next.
+    Ray reuses its worker processes, so a compiled network serves several epochs.
     """
 
     def __init__(self, ray, workers: int, needs: dict[str, float]):
         super().__init__(workers)
         self._ray = ray
-        # With GPUs, Ray would start a process for each task if `max_calls` were not 0.
+        # max_calls=0: otherwise Ray starts a new process for each task that uses a GPU.
         resources = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
         self._task = ray.remote(max_retries=RETRIES, max_calls=0, **resources)(_run_on_node)
         self._kind = _node_kind()

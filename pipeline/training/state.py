@@ -28,7 +28,7 @@ class State(NamedTuple):
     """A member between two epochs.
 
     Attributes:
-        values: all that training changes: weights, random states, the optimizer's averages, the images' losses;
+        values: all that training changes: weights, random states, the optimizer's averages, losses;
             empty before the first epoch.
         history: the figures of each epoch so far, see `train_epoch`.
     """
@@ -67,7 +67,7 @@ class StateFiles:
 
 def fingerprint(params: Params, data: TrainingData) -> str:
     """A short hash of everything that decides a member: parameters, data, code, libraries, machine."""
-    # Which members are trained and how they are averaged changes none of them.
+    # These choose the members, but do not change any of them.
     model = params.model.model_dump(exclude={"architecture"})
     train = params.train.model_dump(exclude={"seeds"})
     values = [params.seed, model, params.augment.model_dump(), train, data.classes, machine_kind()]

@@ -80,8 +80,8 @@ def _open_study(params, data, folder):
         storage=f"sqlite:///{folder}/study.db",
         study_name=hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
         load_if_exists=True,
-        # Of the trials that reach a ninth or a third of the epochs, the best third continues.
-        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 9), reduction_factor=3),
+        # After an eighth and three eighths of the epochs, the best third of the trials continues.
+        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 8), reduction_factor=3),
         sampler=optuna.samplers.TPESampler(constant_liar=True),  # takes trials that still run into account
     )
     for trial in study.get_trials(states=[TrialState.RUNNING]):
@@ -110,17 +110,14 @@ def rounded(values: dict) -> dict:
     return {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in values.items()}
 
 
-def row(trial: optuna.trial.FrozenTrial) -> list[str]:
-    """A finished trial's row of the table: log loss, epochs, command line."""
-    complete = trial.state == TrialState.COMPLETE
-    loss = trial.value if complete else trial.intermediate_values[trial.last_step]
+def row(trial: optuna.trial.FrozenTrial) -> str:
+    """A finished trial's row of the table."""
+    loss = trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values[trial.last_step]
     values = " ".join(f"-S {name}={value}" for name, value in rounded(trial.params).items())
-    epochs = str(trial.last_step) if complete else f"{trial.last_step}, stopped"
-    return [f"{loss:.4f}", epochs, f"`dvc exp run {values}`"]
+    return f"| {loss:.4f} | {trial.last_step} | `dvc exp run {values}` |"
 
 
 def table(study: optuna.Study) -> str:
     """All finished trials in Markdown: by their epochs, then by their log loss."""
     trials = sorted(study.get_trials(states=FINISHED), key=lambda trial: (-trial.last_step, row(trial)))
-    rows = [["log loss out of fold", "epochs", "command"], ["---"] * 3, *map(row, trials)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return "\n".join(["| log loss out of fold | epochs | command |", "|---|---|---|", *map(row, trials), ""])

@@ -1,4 +1,4 @@
-"""Promises about credentials, downloads and failures, kept by the unmodified client."""
+"""Credentials, downloads and failures, with the unmodified client."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def refusal(call, *arguments):
 
 @pytest.fixture
 def no_key(user, monkeypatch):
-    """A user's home without credentials; the variables are there but empty, as a CI's missing secrets."""
+    """A user's home without credentials; the variables exist but are empty, like missing secrets in CI."""
     monkeypatch.setenv("KAGGLE_USERNAME", "")
     monkeypatch.setenv("KAGGLE_KEY", "")
     return user

@@ -1,4 +1,4 @@
-"""Each stage by itself: ways to start it, inherited settings, and errors in one line that change nothing."""
+"""Each stage alone: ways to start it, inherited settings, and errors of one line that change no file."""
 
 import importlib
 import os
@@ -13,7 +13,6 @@ from helpers import files, run_python
 
 from pipeline.competition import COMPETITIONS, write_digits, write_submission
 from pipeline.files import PipelineError
-from pipeline.stages.check import clean_images_trained_on
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_stage_depends_on_no_inherited_setting(project, tmp_path):
-    """Such as those of a notebook's shell and of another project's keras.json and matplotlibrc."""
+    """For example those of a notebook's shell, and another project's keras.json and matplotlibrc."""
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     odd = {
@@ -83,13 +82,13 @@ def test_a_script_and_a_setting_of_numba_are_refused_in_one_line(project):
 def test_a_note_of_times_never_fails_a_stage(project):
     times = project.folder / "data/times"
     times.rename(times.with_name("saved"))
-    times.touch()  # no folder, as one that cannot be written to
+    times.touch()  # a file in place of the folder, so nothing can be written there
     project.run("python -m pipeline.stages.submission")
     times.unlink()
     times.with_name("saved").rename(times)
 
 
-# Folders that even the superuser cannot write to. A limit to the size of files acts like a full disk.
+# Folders that even root cannot write to. A limit on the size of files acts like a full disk.
 NO_RIGHT = "find . -type d -exec chmod a-w {} +; exec"
 if os.geteuid() == 0:
     NO_RIGHT += " setpriv --bounding-set=-dac_override"
@@ -110,15 +109,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, st
     assert files(project.folder) == before
 
 
-# What a stage refuses
-
-
-@pytest.mark.parametrize(("folds", "seen"), [([0, 1, -1], {7}), ([-1, 1, -1], set()), ([0, 1, 1], {7, 9})])
-def test_the_clean_images_that_a_network_trained_on(tmp_path, monkeypatch, folds, seen):
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data/digits.npz", test_index=[7, -1, 9], folds=folds)
-    monkeypatch.chdir(tmp_path)
-    assert set(clean_images_trained_on()) == seen
+# Errors of one line
 
 
 @pytest.fixture
@@ -134,7 +125,7 @@ def prepared(finished, tmp_path, monkeypatch):
 
 
 def refused(stage, folder):
-    """The line with which a stage refuses, leaving everything as it was."""
+    """Run a stage that fails; returns its line, and checks that no file changed."""
     before = files(folder)
     with pytest.raises(PipelineError) as error:
         importlib.import_module(f"pipeline.stages.{stage}").main()
@@ -196,7 +187,7 @@ def test_prepare_changes_no_byte_and_does_not_load_tensorflow(finished, prepared
 
 
 def write_kannada(folder, images, labels):
-    """Files like Kannada-MNIST's, of these images; ids are neither sorted nor counted from 1."""
+    """Files in the format of Kannada-MNIST; ids are neither sorted nor counted from 1."""
     competition = COMPETITIONS["Kannada-MNIST"]
     (train, test), ids = competition.rows[0], np.random.default_rng(0).permutation(90_000)[:5000]
     folder.mkdir()

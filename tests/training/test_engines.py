@@ -1,4 +1,4 @@
-"""The engine `local`: number, environment and end of its processes."""
+"""The engine `local`: number, environment and termination of its processes."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The engine `ray` without training: refusals, and the workers' code. `test_runner.py` trains on it."""
+"""The engine `ray` without training: errors, and the workers' code. `test_runner.py` trains on it."""
 
 import operator
 import os
@@ -61,7 +61,7 @@ def cluster():
 
 @pytest.mark.slow
 def test_jobs_on_a_cluster(cluster, monkeypatch):
-    """They share a process with the driver's code and environment, and their own errors come back."""
+    """Tasks run the driver's code in its environment, and their own errors come back."""
     monkeypatch.setattr(ray_engine, "RETRIES", 1)
     with start_ray(ray_address=cluster.address) as (executor, workers):
         assert workers == 1
