@@ -135,24 +135,16 @@ class Deslant(keras.layers.Layer):
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and options of a network; makes its layers.
+    """Sizes and options of a network; makes its layers."""
 
-    Attributes:
-        layers: number of BiLSTM layers.
-        units: see `BiLSTM`.
-        readout: see `BiLSTM`; of the last layer.
-        normalize: batch normalization after each BiLSTM layer.
-        dropout: share of values that training drops before the softmax and between layers; half of it
-            between the layers of a grid.
-        precision: see `BiLSTM`.
-    """
-
-    layers: int
-    units: int
-    readout: str
-    normalize: bool
+    layers: int  # number of BiLSTM layers
+    units: int  # see `BiLSTM`
+    readout: str  # see `BiLSTM`; of the last layer
+    normalize: bool  # batch normalization after each BiLSTM layer
+    # Share of values that training drops before the softmax and between layers; half of it between the layers
+    # of a grid.
     dropout: float
-    precision: str
+    precision: str  # see `BiLSTM`
 
     @property
     def last(self):
@@ -241,16 +233,11 @@ def build_fine_grid(images, shape: Shape):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of network.
+    """A kind of network."""
 
-    Attributes:
-        build: from pixels 0..1 `(batch, rows, columns)` and a `Shape` to features `(batch, n)`.
-        sizes: prefix of the keys `layers` and `units` in the section `model` of params.yaml.
-        view: layer that normalizes the images before distortions, or None.
-    """
-
-    build: Callable
-    sizes: str = ""
+    build: Callable  # from pixels 0..1 `(batch, rows, columns)` and a `Shape` to features `(batch, n)`
+    sizes: str = ""  # prefix of the keys `layers` and `units` in the section `model` of params.yaml
+    # Layer that normalizes the images before distortions, or None.
     view: type[keras.layers.Layer] | None = None
 
 

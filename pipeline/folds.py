@@ -25,19 +25,12 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of `train.csv`.
+    """The rows of `train.csv`."""
 
-    Attributes:
-        images: `(n, size, size)` uint8.
-        labels: `(n,)`, integers 0 to `classes - 1`.
-        folds: `(n,)`, each row's fold, `HELD_OUT` for rows in no fold.
-        classes: number of classes.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    folds: np.ndarray
-    classes: int = 10
+    images: np.ndarray  # `(n, size, size)` uint8
+    labels: np.ndarray  # `(n,)`, integers 0 to `classes - 1`
+    folds: np.ndarray  # `(n,)`, each row's fold, `HELD_OUT` for rows in no fold
+    classes: int = 10  # number of classes
 
     @property
     def shape(self) -> ImageShape:
