@@ -63,7 +63,7 @@ class Run:
 
 
 def load_predictions(digits: Path, oof: Path, clean: Path, check: Path) -> dict:
-    """Read the arrays of a run: the attributes of `Run` from `oof` on."""
+    """Read the fields of `Run` from `oof` on."""
     images, labels, folds, index = load_arrays(digits, "prepare", "images", "labels", "folds", "test_index")
     (probabilities,) = load_arrays(oof, "train", "probabilities")
     test_images, test_labels = load_arrays(clean, "prepare", "images", "labels")

@@ -39,14 +39,9 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
     """Run trials until the study has `TRIALS`; after a kill, continue with the next trial.
 
     Args:
-        executor: runs the epochs.
-        workers: epochs that it runs at the same time.
-        params: the parameters; the first trial uses them as they are.
-        data: the rows of all folds.
-        folder: of the study.
-
-    Returns:
-        The study; the value of a complete trial is its log loss out of fold.
+        executor: runs the epochs, `workers` at the same time.
+        params: the first trial uses them as they are.
+        folder: of the study; the value of a complete trial is its log loss out of fold.
     """
     study = _open_study(params, data, folder)
     asking = threading.Lock()  # without it, two threads could get the same trial, also in `study.optimize`
