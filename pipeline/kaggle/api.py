@@ -27,8 +27,8 @@ TIMEOUT = 30  # seconds, to connect and for the next bytes
 SITE = "https://www.kaggle.com"
 NEW_TOKEN = f"make a new token at {SITE}/settings/api"
 PROXY = (
-    "the proxy (https_proxy, http_proxy or all_proxy) cannot be used; is it running, and is its address right: "
-    "http://NAME:PASSWORD@HOST:PORT, or with `pip install PySocks` socks5://HOST:PORT?"
+    "the proxy (https_proxy, http_proxy or all_proxy) cannot be used; is it running, and is its address "
+    "right: http://NAME:PASSWORD@HOST:PORT, or with `pip install PySocks` socks5://HOST:PORT?"
 )
 WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
 
