@@ -6,12 +6,10 @@ import shutil
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
-from clone import FOLDS, LIMIT
+from clone import LIMIT
 from helpers import files, run_python
 
-from pipeline.competition import COMPETITIONS, write_digits, write_submission
 from pipeline.files import PipelineError
 
 pytestmark = pytest.mark.slow
@@ -181,6 +179,7 @@ def test_prepare_changes_no_byte_and_does_not_load_tensorflow(finished, prepared
     assert done.returncode == 0 and "numpy" in loaded and not {"tensorflow", "keras"} & loaded
     again, before = (folder / "data/digits.npz" for folder in (prepared, finished.folder))
     assert again.read_bytes() == before.read_bytes()
+<<<<<<< HEAD
 
 
 # Another competition
@@ -214,3 +213,5 @@ def test_another_competition_needs_a_change_of_parameters_alone(project, tmp_pat
     assert table["label"].tolist() == [predicted[id] for id in table["id"]]
     report = (project.folder / "metrics/report.md").read_text()
     assert "Dig-MNIST" in report and "MNIST test" not in report
+=======
+>>>>>>> refs/heads/setup
