@@ -16,7 +16,6 @@ from numba.core import caching
 # Before anything is compiled: it may tell Numba what to compile for.
 from fastlstm.isa import ISA
 
-
 # The Keras side, which may change without a new compilation.
 _NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers")
 
