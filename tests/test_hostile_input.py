@@ -110,7 +110,7 @@ def folder(tmp_path_factory):
 
 @st.composite
 def damaged(draw, content):
-    """The content with one to four parts of it cut out, doubled or replaced."""
+    """The content with one to four parts deleted, repeated or replaced."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         end = start + draw(st.sampled_from([0, 1, 2, 8, 100, len(content)]))
@@ -148,7 +148,7 @@ def test_any_bytes_give_data_or_one_line(kind, folder):
 
 
 def test_nothing_in_a_file_is_run(folder):
-    """A pickle, a tag of YAML and a lambda of Keras would make a folder."""
+    """A pickle, a YAML tag and a Keras lambda would create a folder."""
     command = "__import__('os').mkdir('made')"
 
     class Pickled:

@@ -4,7 +4,7 @@ import ast
 
 from helpers import ROOT
 
-# From the bottom up; a module may import from its own level and from those below.
+# From the bottom up. A module may import from its own level and from lower ones.
 LEVELS = [
     {"files", "paths", "machine", "git", "install"},
     {"params", "competition"},

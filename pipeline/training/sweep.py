@@ -6,7 +6,7 @@ each epoch to stop bad trials early, after the last to compare trials.
 
 import hashlib
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 
@@ -39,34 +39,28 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
     """Run trials until the study has `TRIALS`; after a kill, continue with the next trial.
 
     Args:
-        executor: runs the epochs.
-        workers: epochs that it runs at the same time.
-        params: the parameters; the first trial uses them as they are.
-        data: the rows of all folds.
-        folder: of the study.
-
-    Returns:
-        The study; the value of a complete trial is its log loss out of fold.
+        executor: runs the epochs, `workers` at the same time.
+        params: the first trial uses them as they are.
+        folder: of the study; the value of a complete trial is its log loss out of fold.
     """
     study = _open_study(params, data, folder)
-    asking = threading.Lock()  # without it, two threads could get the same trial
+    asking = threading.Lock()  # without it, two threads could get the same trial, also in `study.optimize`
 
-    def run():
+    def run(_):
         with asking:
             trial = study.ask(SEARCH)
         try:
-            study.tell(trial, _train(trial, executor, params.with_values(rounded(trial.params)), data))
+            loss = _train(trial, executor, params.with_values(rounded(trial.params)), data)
+            finished = study.tell(trial, loss)
         except optuna.TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        print(f"trial {trial.number}: {row(study.trials[trial.number])}", flush=True)
+            finished = study.tell(trial, state=TrialState.PRUNED)
+        print(f"trial {trial.number}: {' | '.join(row(finished))}", flush=True)
 
-    # A trial waits for its epochs in a thread. One trial more than needed keeps the workers busy.
+    # Each trial waits for the executor in a thread. One more than the workers need keeps them busy.
     networks = sum(member.fold in FOLDS for member in members(params))
     threads = ThreadPoolExecutor(workers // networks + 1)
     try:
-        jobs = [threads.submit(run) for _ in range(TRIALS - len(study.get_trials(states=FINISHED)))]
-        for job in as_completed(jobs):
-            job.result()
+        list(threads.map(run, range(len(study.get_trials(states=FINISHED)), TRIALS)))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
     return study
@@ -96,11 +90,8 @@ def _train(trial, executor, params, data):
     """Train a trial's members epoch by epoch; returns their log loss out of fold."""
     states = {member: State() for member in members(params) if member.fold in FOLDS}
     for epoch in range(1, params.train.epochs + 1):
-        jobs = {
-            member: executor.submit(train_epoch, params, data, member, state)
-            for member, state in states.items()
-        }
-        states = {member: job.result() for member, job in jobs.items()}
+        jobs = [executor.submit(train_epoch, params, data, *item) for item in states.items()]
+        states = {member: job.result() for member, job in zip(states, jobs, strict=True)}
         trial.report(np.mean([state.history[-1]["val_loss"] for state in states.values()]), epoch)
         if trial.should_prune():
             raise optuna.TrialPruned

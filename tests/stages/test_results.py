@@ -1,4 +1,4 @@
-"""The results of a run: the submission, the metrics, and what the docs say to do with them."""
+"""The results of a run: submission, metrics, and the examples of the docs."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Training all members: the same bytes whatever the executor, the workers, and whoever kills it."""
+"""Training all members: the same bytes for any executor, any number of workers, and after any kill."""
 
 import dataclasses
 import glob
@@ -34,7 +34,7 @@ SEEDS = small_params(train={"seeds": 2})
 
 
 def test_the_member_furthest_behind_goes_first(digits, tmp_path, monkeypatch):
-    """An epoch adds a figure to the history; here it trains nothing."""
+    """Mock of the training: an epoch only adds a figure to the history."""
     order = []
 
     def train_epoch(params, data, member, state):
@@ -52,7 +52,7 @@ def test_the_member_furthest_behind_goes_first(digits, tmp_path, monkeypatch):
     assert all(len(state.history) == 3 for state in trained.values())
     progress.resumed.assert_called_once()
     assert len(progress.finished.call_args_list) == len(order)
-    # All is done, and nothing is done again.
+    # A finished training does nothing.
     with ThreadPoolExecutor(1) as executor:
         assert train_members(executor, 1, ALL, digits, states, Mock()).keys() == trained.keys()
     assert len(order) == 2 * 5 + 6
@@ -115,7 +115,7 @@ def test_a_checkpoint_is_the_model_that_made_the_probabilities(digits, trained, 
 
 @pytest.mark.slow
 def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained, load, tmp_path):
-    """Two nodes train four members; when the first epoch ends, one is killed in the middle of another."""
+    """Two nodes train four members; after the first epoch, one node is killed during another."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra `ray`")
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -150,7 +150,7 @@ def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained,
 
 @pytest.fixture
 def folder(digits, tmp_path):
-    """A project folder in which `python -m pipeline.stages.train` does the training of `CYCLE`."""
+    """A project folder in which the stage `train` trains `CYCLE`."""
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data/digits.npz", **dataclasses.asdict(digits))
     params = small_params(compute={"workers": FOLDS})
@@ -160,7 +160,7 @@ def folder(digits, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_as_if_nothing_had_happened(folder, digits, trained):
-    """Two workers, killed and started again, change no byte of what one has trained."""
+    """Two workers, killed and restarted, produce the bytes of a single worker."""
     stage = "-m", "pipeline.stages.train"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -170,7 +170,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(folder, digits, tr
             assert process.poll() is None
             time.sleep(0.005)
         process.kill()
-        # The pipe ends when the workers, who share it, have followed.
+        # The pipe closes when the workers, which share it, have ended.
         process.communicate()
     assert not (folder / "data/oof.npz").exists()
 

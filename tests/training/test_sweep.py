@@ -28,11 +28,11 @@ PARAMS = small_params(train={"epochs": EPOCHS})
 def search(monkeypatch):
     """Search for a learning rate alone."""
     monkeypatch.setattr(module, "SEARCH", {"train.learning_rate": FloatDistribution(0.001, 0.1, log=True)})
-    monkeypatch.setattr(module, "TRIALS", 8)
+    monkeypatch.setattr(module, "TRIALS", 12)
 
 
 class Learner(ThreadPoolExecutor):
-    """Trains nothing: the loss is the learning rate's distance from 0.02, and falls with the epochs."""
+    """Mock of the training: the loss is the learning rate's distance from 0.02, and falls with the epochs."""
 
     def __init__(self, stop_after=None):
         super().__init__(1)
@@ -84,7 +84,7 @@ def test_an_interrupted_sweep_continues_with_the_next_trial(digits, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         run(learner)
     assert learner.trained == [(rate, fold, epoch) for epoch in (1, 2, 3, 4) for fold in (0, 1)]
-    # The interrupted trial, of the parameters as they are, was the first.
+    # The first trial, with unchanged parameters, was interrupted.
     learner = Learner(stop_after=19)
     with pytest.raises(KeyboardInterrupt):
         run(learner)
