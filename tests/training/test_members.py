@@ -3,13 +3,8 @@
 import pytest
 from helpers import small_params
 
-<<<<<<< HEAD
 from pipeline.architectures import ARCHITECTURES
 from pipeline.files import PipelineError
-=======
-from pipeline.architectures import DEFAULT_ARCHITECTURES
-from pipeline.training import members as module
->>>>>>> main
 from pipeline.training.members import Member, architectures_of_fold, members
 
 
@@ -17,11 +12,7 @@ def test_the_architectures_of_the_folds():
     def architectures(architecture, folds):
         return [architectures_of_fold(architecture, fold) for fold in range(folds)]
 
-<<<<<<< HEAD
     for architecture in ARCHITECTURES:
-=======
-    for architecture in DEFAULT_ARCHITECTURES:
->>>>>>> main
         assert architectures(architecture, 2) == [[architecture]] * 2
     assert architectures("cycle", 4) == [["rows"], ["grid_rows"], ["grid_columns"], ["rows"]]
     assert architectures("all", 2) == [["rows", "grid_rows", "grid_columns"]] * 2
@@ -45,28 +36,11 @@ def test_each_stream_is_its_own():
     streams = [
         tuple(Member(fold, architecture, seed).stream(use, epoch).integers(2**63, size=4))
         for fold in (0, 1)
-<<<<<<< HEAD
         for architecture in ARCHITECTURES
-=======
-        for architecture in DEFAULT_ARCHITECTURES
->>>>>>> main
         for seed in (1, 2, 11)
         for use in ("shuffle", "augment")
         for epoch in (0, 1, 10)
     ]
-<<<<<<< HEAD
     assert len(set(streams)) == len(streams)
     # The same in every version: a stream depends on the names alone.
     assert Member(0, "rows", 1).stream("weights").integers(100, size=4).tolist() == [53, 75, 63, 18]
-=======
-    streams = [tuple(numbers(*key)) for key in keys]
-    assert len(set(streams)) == len(keys)
-    assert streams == [tuple(numbers(*key)) for key in keys]
-
-
-@pytest.mark.parametrize("names", [("new", "rows"), ("rows",)])
-def test_another_architecture_in_the_list_changes_no_stream(monkeypatch, names):
-    before = numbers(Member(0, "rows", 1), "weights")
-    monkeypatch.setattr(module, "DEFAULT_ARCHITECTURES", names)
-    assert numbers(Member(0, "rows", 1), "weights") == before
->>>>>>> main
