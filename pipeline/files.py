@@ -29,11 +29,7 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without an error.
-
-    Raises:
-        PipelineError: it cannot be written, such as to a full disk.
-    """
+    """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, because some writers choose the format by it. The name is constant, so that the
@@ -43,12 +39,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield tmp
         os.replace(tmp, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(tmp)):
-            raise
-        raise PipelineError(f"{path}: cannot be written: {error.strerror}") from error
+        raise PipelineError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):
-            tmp.unlink()
+        tmp.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -57,13 +50,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".partial.{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    new = temporary / "new"
-    new.mkdir(parents=True)
+    temporary.mkdir(parents=True)
     try:
-        yield new
-        if path.exists():
-            path.rename(temporary / "old")
-        new.rename(path)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -76,8 +67,6 @@ def _load(path, stage, load):
         raise PipelineError(
             f"{path}: there is no such file; the stage {stage!r} makes it: dvc repro {stage}"
         ) from None
-    except MemoryError:
-        raise
     # Corrupt bytes raise dozens of types, from zlib's own errors to those of NumPy's parser of headers.
     except Exception as error:
         reason = one_line(str(error), 120)
@@ -122,12 +111,7 @@ def write_json(path: str | Path, content) -> None:
 
 
 def save_network(network, path: str | Path) -> None:
-    """Write a Keras model as a `.keras` file whose bytes depend on the model alone.
-
-    Args:
-        network: a `keras.Model`.
-        path: ends with `.keras`.
-    """
+    """Write a `keras.Model` as a `.keras` file whose bytes depend on the model alone."""
     with atomic_write(path) as tmp:
         network.save(tmp)
         with zipfile.ZipFile(tmp) as archive:

@@ -1,4 +1,4 @@
-"""The commit of the clone that a stage runs in."""
+"""Git commands, and the commit of this clone."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ def commit() -> str:
 def git(*arguments: str) -> str:
     """The output of a git command in this folder; empty if it fails.
 
-    A clone of another user counts, and another repository named by GIT_DIR does not.
+    It also works in another user's clone, and ignores a repository named by GIT_DIR.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-c", "safe.directory=*", *arguments]

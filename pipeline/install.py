@@ -1,4 +1,4 @@
-"""Run pip with the user's network settings, but with none that change where or in which versions it installs.
+"""Run pip with the user's network settings, but without those that change its target folder or versions.
 
 `make` runs it as a script to fill `.venv`; `mnist.py` downloads its package with the same settings.
 """
@@ -16,7 +16,7 @@ NETWORK_SETTINGS = re.compile(
 
 
 def pip_environment() -> dict[str, str]:
-    """The environment variables for pip: only its settings about the network, also those of `pip.conf`."""
+    """Environment variables for pip: only its network settings, including those of `pip.conf`."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     environment["PIP_CONFIG_FILE"] = os.devnull  # no pip.conf is read

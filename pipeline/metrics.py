@@ -40,14 +40,8 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, **more) -> dict:
     """
     metrics = {name: metric(probabilities, labels) for name, metric in METRICS.items()}
     low, high = wilson_interval(round(metrics["accuracy"] * len(labels)), len(labels))
-    return {
-        "accuracy": metrics["accuracy"],
-        "low": low,
-        "high": high,
-        **metrics,
-        "images": len(labels),
-        **more,
-    }
+    interval = {"accuracy": metrics["accuracy"], "low": low, "high": high}
+    return {**interval, **metrics, "images": len(labels), **more}
 
 
 def worst_first(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -63,15 +57,14 @@ def wilson_interval(correct: int, images: int) -> list[float]:
 
 
 def averaging_gains(each: np.ndarray | list, labels: np.ndarray) -> np.ndarray:
-    """Gain of averaging in each row.
+    """Gain of averaging: 1 or 0 for the averaged prediction, minus the fraction of models that are correct.
 
     Args:
         each: the models' probabilities, `(models, n, classes)`, or empty.
         labels: `(n,)`.
 
     Returns:
-        Per row: 1 if the averaged prediction is correct, else 0, minus the fraction of models that are
-        correct. Empty if `each` is.
+        `(n,)`, or empty if `each` is.
     """
     if not len(each):
         return np.zeros(0)

@@ -125,12 +125,14 @@ class Params(_Section):
         """The same parameters with other values, by keys such as `seed` or `train.epochs`; checked."""
         content = self.model_dump()
         for key, value in values.items():
-            section, _, name = key.partition(".")
-            if name:
-                content.setdefault(section, {})[name] = value
-            else:
-                content[section] = value
+            section, _, name = key.rpartition(".")
+            (content[section] if section else content)[name] = value
         return _validate(content, PARAMS)
+
+
+SECTIONS = {
+    name: field.annotation.model_fields for name, field in Params.model_fields.items() if name != "seed"
+}
 
 
 def load_params(path: str | Path = PARAMS) -> Params:
@@ -143,13 +145,9 @@ def load_params(path: str | Path = PARAMS) -> Params:
         content = YAML(typ="safe").load(Path(path).read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file here; run from the project's folder") from None
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
     # Besides its own errors, the library passes on those of Python's dates, numbers and recursion.
     except Exception as error:
         raise PipelineError(f"{path}: not valid YAML: {one_line(str(error), 160)}") from error
-    if not isinstance(content, dict):
-        raise PipelineError(f"{path}: must contain sections such as 'train:', found {_shown(content)}")
     return _validate(content, path)
 
 
@@ -157,35 +155,27 @@ def _validate(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        found = {_describe(problem) for problem in error.errors()}
-        found = sorted(found, key=lambda text: (text.endswith(" is missing"), text))
-        raise PipelineError(f"{path}: {'; '.join(found)}") from None
+        problems = sorted({_describe(**problem) for problem in error.errors(include_url=False)})
+        problems.sort(key=lambda text: text.endswith(" is missing"))
+        raise PipelineError(f"{path}: {'; '.join(problems)}") from None
 
 
-def _shown(value):
-    """A value of the file in a few letters; aliases can make its whole text endless."""
-    return one_line(reprlib.repr(value), 60)
-
-
-def _describe(problem):
+def _describe(type, loc, input, **_):
     """Describe a problem that pydantic reports, in one clause."""
-    names, section, field, siblings = [], Params, None, ()
-    for name in problem["loc"]:
-        # After the field's name come pydantic's labels of a union's members.
-        if section is None:
-            break
-        names.append(one_line(str(name), 40))
-        field = section.model_fields.get(name)
-        annotation = field.annotation if field else None
-        is_section = isinstance(annotation, type) and issubclass(annotation, _Section)
-        siblings, section = section.model_fields, annotation if is_section else None
-    key = ".".join(names)
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(names[-1], siblings, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(siblings)}"
+    if not loc:
+        return f"must contain the sections {', '.join(SECTIONS)}"
+    if loc[0] in SECTIONS and len(loc) > 1:  # after the name may come the members of a union
+        (section, name), fields = loc[:2], SECTIONS[loc[0]]
+        key = f"{section}.{one_line(str(name), 40)}"
+    else:
+        name, fields = loc[0], Params.model_fields
+        key = one_line(str(name), 40)
+    if name not in fields:
+        close = difflib.get_close_matches(str(name), fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(fields)}"
         return f"unknown key {key!r}, {hint}"
-    if problem["type"] == "missing":
+    if type == "missing":
         return f"key {key!r} is missing"
-    if section is not None:
-        return f"{key} is {_shown(problem['input'])}, it must contain: {', '.join(section.model_fields)}"
-    return f"{key} is {_shown(problem['input'])}, allowed: {field.description if field else 'names'}"
+    allowed = fields[name].description or f"a section with {', '.join(SECTIONS[name])}"
+    # Aliases can make the whole text of a value endless.
+    return f"{key} is {one_line(reprlib.repr(input), 60)}, allowed: {allowed}"

@@ -20,7 +20,7 @@ SLOWEST = ("packages/fastlstm/tests", "tests/stages", "tests/training", "tests/k
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep tests in one process (`--dist loadgroup`) that share what takes long to make."""
+    """Run tests that share slow fixtures in one process (`--dist loadgroup`)."""
 
     def rank(item):
         return next((n for n, folder in enumerate(SLOWEST) if item.nodeid.startswith(folder)), len(SLOWEST))
@@ -56,6 +56,6 @@ def competition(mnist):
 
 @pytest.fixture(scope="session")
 def digits(competition):
-    """A few hundred real digits in two folds, one row in ten held out."""
+    """A few hundred real digits in two folds; one row in ten is held out."""
     images, labels = (part[:400] for part in competition[0])
     return TrainingData(images, labels, make_folds(labels, 2, 0, np.arange(400) % 10 == 0))

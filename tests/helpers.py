@@ -1,4 +1,4 @@
-"""Shared by the tests: small parameters, a copy of the project, and Python in a process of its own."""
+"""Helpers of the tests: small parameters, a copy of the project, and Python in its own process."""
 
 import os
 import shutil
@@ -15,14 +15,22 @@ ROOT = Path(__file__).parents[1]
 # Networks small enough to train in a moment.
 SMALL = {
     "prepare": {"folds": 2},
-    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 2, "grid_units": 8},
+    "model": {
+        "architecture": "cycle",
+        "layers": 2,
+        "units": 16,
+        "grid_layers": 2,
+        "grid_units": 8,
+        "fine_layers": 2,
+        "fine_units": 8,
+    },
     "augment": {"undistorted_epochs": 1},
     "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32"},
 }
 
 
 def small_params(**changes):
-    """The committed parameters except `SMALL` and the changes: `section={key: value}` or `seed=1`."""
+    """The committed parameters with `SMALL` and further changes: `section={key: value}` or `seed=1`."""
     content = load_params(ROOT / "params.yaml").model_dump()
     for part in (SMALL, changes):
         for name, values in part.items():
@@ -40,7 +48,7 @@ def small_network(architecture):
 def copy_project(folder):
     """Copy the project's files except those that git ignores.
 
-    `packages` is a link, so that the copy uses what the layer has compiled, which takes minutes.
+    `packages` is a link, so that the copy uses the compiled layer; compiling takes minutes.
     """
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -64,7 +72,7 @@ def run_python(*arguments, cwd=ROOT, **environment):
 
 
 def refusal(read, path, *arguments, **options):
-    """The one line with which a file is refused; it begins with the file's name."""
+    """The one line of an error about a file; it begins with the file's name."""
     with pytest.raises(PipelineError) as error:
         read(path, *arguments, **options)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)

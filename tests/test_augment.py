@@ -1,4 +1,4 @@
-"""The distortions: random, but a function of the stream; each strength has its effect."""
+"""Distortions: a pure function of the random stream; each strength has its effect."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def stream(seed=1):
 
 @pytest.fixture
 def eagerly():
-    """Without a compilation for each new strength, which takes a second."""
+    """Run functions eagerly: compiling for each new strength takes a second."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)

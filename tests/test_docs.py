@@ -10,8 +10,10 @@ from pipeline.params import load_params
 
 PATTERNS = ("*.md", "docs/**/*.md", "*/README.md", "packages/*/*.md")
 PAGES = sorted({page for pattern in PATTERNS for page in ROOT.glob(pattern)})
+# Commands of the log belong to the version of their time.
+USE = [page for page in PAGES if page.parent.name != "log"]
 SHELL = "".join(
-    block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    block for page in USE for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
 )
 
 

@@ -1,4 +1,4 @@
-"""The folds: each has its share of every digit, and held-out rows are in none."""
+"""Folds: each has its share of every digit, and held-out rows are in none."""
 
 import numpy as np
 import pytest

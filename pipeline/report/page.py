@@ -18,7 +18,7 @@ from pipeline.report.summary import origin_in_words
 FOLDER = Path(__file__).parent
 LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")
 LOSSES = {"loss": "Training loss", "val_loss": "Validation log loss"}
-# Most digits of a gallery, and of the picture beside the short form.
+# Limits of the digits in a gallery, and in the picture of the short form.
 MOST_DIGITS, MOST_PICTURED = 200, 60
 # Images of the MNIST test split whose labels human raters dispute (github.com/cleanlab/label-errors), from 0.
 DISPUTED = frozenset(
@@ -89,7 +89,7 @@ def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
 
 
 def _published(run):
-    """Rows of `published.csv`, accuracies on the MNIST test split, and this run among them."""
+    """Accuracies on the MNIST test split: the rows of `published.csv` and one for this run."""
     rows = pd.read_csv(FOLDER / "published.csv", dtype=str, keep_default_na=False).to_dict("records")
     check, folds = run.metrics["check"], np.bincount(run.folds[run.folds >= 0])
     system = f"this run: {len(folds)} networks, {folds.sum() - folds.max():,} images each; 95 % interval "
@@ -121,7 +121,7 @@ def _calibration(part, temperature):
 
 
 def gallery(run: Run, part: Predictions) -> list[dict]:
-    """Describe the surest mistakes, on the clean test set with the votes of the folds' networks."""
+    """Describe the most confident mistakes; on the clean test set, with the votes of the folds' networks."""
     digits = []
     for position in part.mistakes[:MOST_DIGITS]:
         label, row = int(part.labels[position]), int(part.rows[position])
@@ -159,7 +159,7 @@ def _pictures(run, confusions):
     """Draw the PNG files of the short form, by name."""
     name, part = list(run.parts.items())[-1]
     misread, total = gallery(run, part)[:MOST_PICTURED], len(part.mistakes)
-    title = f"{name}: the {len(misread)} surest of {total:,} misread digits"
+    title = f"{name}: the {len(misread)} most confident of {total:,} misread digits"
     if part is run.test:
         title += "; framed: misread by every network" + "; *: disputed label" * run.on_mnist
     height = 0.9 * max(1, -(-len(misread) // charts.MISTAKE_COLUMNS)) + 0.4

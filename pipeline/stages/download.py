@@ -1,13 +1,6 @@
-"""Get the competition's CSV files, from Kaggle, from a folder, or made of MNIST: data/raw."""
+"""Get the competition's CSV files from Kaggle, from a folder, or from MNIST: data/raw."""
 
-from pipeline.competition import (
-    check_files,
-    check_replaceable,
-    copy_files,
-    find_competition,
-    write_digits,
-    write_submission,
-)
+from pipeline.competition import check_files, copy_files, find_competition, write_digits, write_submission
 from pipeline.files import PipelineError, atomic_folder, sha256, write_json
 from pipeline.kaggle import api
 from pipeline.mnist import load_mnist, own_split, stand_in
@@ -22,6 +15,11 @@ def main():
     source = choose_source(competition) if params.source == "auto" else params.source
     if source.startswith("mnist") and competition.test != "mnist":
         raise PipelineError(f"download.source is {source}, but MNIST cannot stand in for {competition.slug}")
+    if any(RAW.glob("*.csv")) and not SOURCE.exists():
+        raise PipelineError(
+            f"{RAW}: contains CSV files of yours, which the stage would replace; move them to another folder "
+            "and set download.source: folder and download.folder in params.yaml"
+        )
     # The files appear together, after all have been checked.
     with atomic_folder(RAW) as folder:
         if source == "mnist":
@@ -35,7 +33,6 @@ def main():
             copy_files(params.folder, folder, competition)
         check_files(folder, competition)
         digests = {name: sha256(folder / name) for name in competition.files}
-        check_replaceable(RAW, digests)
         seed = params.seed if source == "mnist" else None
         origin = {"source": source, "competition": competition.slug, "seed": seed, "sha256": digests}
         write_json(folder / SOURCE.name, origin)

@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.competition import find_competition, read_digits
 from pipeline.files import save_arrays, write_csv
 from pipeline.folds import find_images, fold_table, make_folds
-from pipeline.mnist import check_orientation, load_mnist
+from pipeline.mnist import check_are_mnist, load_mnist
 from pipeline.params import load_params
 from pipeline.paths import CLEAN, DIGITS, FOLDS_TABLE, MNIST, RAW
 from pipeline.stages import run_stage
@@ -47,7 +47,7 @@ def read_clean_test_set(competition, images):
         return np.empty((0, *images.shape[1:]), np.uint8), np.empty(0, np.uint8)
     if competition.test == "mnist":
         mnist = load_mnist(MNIST)
-        check_orientation(images, mnist, RAW / "train.csv")
+        check_are_mnist(images, mnist, RAW / "train.csv")
         return mnist["test_images"], mnist["test_labels"]
     clean_images, labels, _ = read_digits(RAW / competition.test, competition)
     return clean_images, labels

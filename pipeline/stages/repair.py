@@ -1,7 +1,7 @@
-"""Repair DVC's files after a kill cut them off. `make repro`, `submit` and `sweep` begin with it.
+"""Repair DVC's files that a kill has truncated. `make repro`, `submit` and `sweep` begin with it.
 
-DVC writes `dvc.lock` and its list of running commands in place, and refuses to read half of one. Nothing is
-computed again: finished stages are in DVC's run cache.
+DVC writes `dvc.lock` and its list of running commands in place, and refuses to read truncated ones.
+Nothing is computed again: finished stages are in DVC's run cache.
 """
 
 import json
@@ -30,10 +30,8 @@ def main():
 def truncated(path, check):
     try:
         check(path.read_text())
-    except FileNotFoundError:
-        return False
     except Exception:  # any of YAML's and JSON's, and of an unexpected type
-        return True
+        return path.exists()
     return False
 
 

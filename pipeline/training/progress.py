@@ -16,11 +16,7 @@ INTERVAL = 1  # seconds between two writes of the table: on a cluster, dozens of
 
 
 def history_table(histories: dict[Member, Sequence[dict]]) -> pd.DataFrame:
-    """The table of `metrics/history.csv`: one row per epoch of a member.
-
-    Args:
-        histories: from each member to its epochs, see `train_epoch`.
-    """
+    """The table of `metrics/history.csv` from each member's epochs: one row per epoch, see `train_epoch`."""
     rows = [
         {"member": str(member), "fold": member.fold, "architecture": member.architecture, **epoch}
         for member, epochs in histories.items()
@@ -30,15 +26,7 @@ def history_table(histories: dict[Member, Sequence[dict]]) -> pd.DataFrame:
 
 
 class TrainingProgress:
-    """Prints and logs each member's epochs as they finish; use as a context manager.
-
-    Args:
-        params: the parameters.
-        data: the rows of all folds.
-        members: all that are trained.
-        workers: number of members trained at a time.
-        table: the CSV file that grows with the epochs, see `history_table`.
-    """
+    """Prints each member's epochs as they finish, and writes them to `table`; use as a context manager."""
 
     def __init__(self, params: Params, data: TrainingData, members: list[Member], workers: int, table: Path):
         self.epochs, self.table = params.train.epochs, table
@@ -59,13 +47,13 @@ class TrainingProgress:
         self._write_table()
 
     def resumed(self, member: Member, history: Sequence[dict]) -> None:
-        """An earlier run had finished these epochs of the member, see `train_epoch`."""
+        """Note the epochs that an earlier run had finished."""
         self.histories[member].extend(history)
         self.resumed_epochs += len(history)
         print(f"{member}: resumes after epoch {len(history)}/{self.epochs}", flush=True)
 
     def finished(self, member: Member, epoch: dict) -> None:
-        """The member has finished an epoch with these figures, see `train_epoch`."""
+        """Note the figures of an epoch that has ended."""
         self.histories[member].append(epoch)
         if time.monotonic() - self.written >= INTERVAL:
             self._write_table()

@@ -30,15 +30,7 @@ PACKAGES = Path(__file__).parents[1], Path(importlib.util.find_spec("fastlstm").
 def ray_pool(
     compute: Compute, max_workers: int, environment: dict[str, str]
 ) -> Iterator[tuple[Executor, int]]:
-    """Workers on a Ray cluster.
-
-    Args:
-        compute: the section of the parameters.
-        max_workers: how many could have work.
-        environment: variables of the worker processes.
-
-    Yields:
-        The executor, and the number of its workers.
+    """Workers on a Ray cluster, with `environment` as variables of their processes; see `ENGINES`.
 
     Raises:
         PipelineError: there is no Ray, no cluster, or no room in it; a node differs from this machine; a job
@@ -70,7 +62,7 @@ def _connect(ray, compute, environment):
     if address:
         code, start = {"py_modules": [str(folder) for folder in PACKAGES], "excludes": ["__pycache__"]}, {}
     else:
-        # Not a copy of the layer: its compiled code is cached beside it.
+        # Use this copy of the layer, because its compiled code is cached beside it.
         path = os.pathsep.join(str(folder.parent) for folder in PACKAGES)
         environment, code = {**environment, "PYTHONPATH": path}, {}
         workers = 1 if compute.workers == "auto" else compute.workers
@@ -96,28 +88,23 @@ def _room(nodes, needs):
     needed = {name: need for name, need in needs.items() if need}
     room = sum(int(min(node.get(name, 0) // need for name, need in needed.items())) for node in nodes)
     if not room:
-        shown = [
-            f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
-            f"{resources.get('memory', 0) / GIB:.1f} GiB"
-            for resources in (needs, *nodes)
-        ]
         raise PipelineError(
-            f"no node of the Ray cluster has room for a worker, which needs {shown[0]} (compute.worker_*); "
-            f"the nodes have: {'; '.join(shown[1:])}"
+            f"no node of the Ray cluster has room for a worker: {needs['CPU']} CPUs, {needs['GPU']:g} GPUs "
+            f"and {needs['memory'] / GIB:.1f} GiB (compute.worker_*); `ray status` shows what there is"
         )
     return room
 
 
 class RayExecutor(ThreadPoolExecutor):
-    """Runs each job as a task of Ray, for which a thread waits.
+    """Runs each job as a Ray task; a thread waits for its result.
 
-    Ray reuses its worker processes, so these keep their compiled networks from one epoch to the next.
+    Ray reuses its worker processes, so a compiled network serves several epochs.
     """
 
     def __init__(self, ray, workers: int, needs: dict[str, float]):
         super().__init__(workers)
         self._ray = ray
-        # With GPUs, Ray would start a process for each task if `max_calls` were not 0.
+        # max_calls=0: otherwise Ray starts a new process for each task that uses a GPU.
         resources = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
         self._task = ray.remote(max_retries=RETRIES, max_calls=0, **resources)(_run_on_node)
         self._kind = _node_kind()

@@ -27,21 +27,12 @@ def train_members(
     states: StateFiles,
     progress: TrainingProgress,
 ) -> dict[Member, State]:
-    """Train all members; those with a state file resume from it.
+    """Train all members to the state after the last epoch; those with a state file resume from it.
 
     Args:
-        executor: runs the epochs.
-        workers: epochs that it runs at the same time.
-        params: the parameters.
-        data: the rows of all folds.
+        executor: runs the epochs, `workers` at the same time.
         states: stores each member's state after every epoch.
         progress: receives each epoch, and those that an earlier run had finished.
-
-    Returns:
-        The state of each member after its last epoch.
-
-    Raises:
-        PipelineError: the data have other folds than the parameters.
     """
     if (folds := data.folds.max() + 1) != params.prepare.folds:
         raise PipelineError(
@@ -54,11 +45,10 @@ def train_members(
             progress.resumed(member, state.history)
     running = {}
     while True:
-        busy = set(running.values())
         waiting = [
             member
             for member, state in state_of.items()
-            if len(state.history) < params.train.epochs and member not in busy
+            if len(state.history) < params.train.epochs and member not in running.values()
         ]
         # The member that is furthest behind goes first, so that all end at about the same time.
         waiting.sort(key=lambda member: len(state_of[member].history))
@@ -78,14 +68,7 @@ def train_members(
 def export_folds(
     executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
 ) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Make each trained fold's model; yields the results of `export_fold`, in the order of the folds.
-
-    Args:
-        executor: runs the exports.
-        params: the parameters.
-        data: the rows of all folds.
-        states: of members after training, all of a fold.
-    """
+    """Make the model of each fold with members in `states`; yields the results of `export_fold` in order."""
     jobs = []
     for fold in sorted({member.fold for member in states}):
         of_fold = {member: state for member, state in states.items() if member.fold == fold}

@@ -6,7 +6,7 @@ each epoch to stop bad trials early, after the last to compare trials.
 
 import hashlib
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 
@@ -39,34 +39,28 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
     """Run trials until the study has `TRIALS`; after a kill, continue with the next trial.
 
     Args:
-        executor: runs the epochs.
-        workers: epochs that it runs at the same time.
-        params: the parameters; the first trial uses them as they are.
-        data: the rows of all folds.
-        folder: of the study.
-
-    Returns:
-        The study; the value of a complete trial is its log loss out of fold.
+        executor: runs the epochs, `workers` at the same time.
+        params: the first trial uses them as they are.
+        folder: of the study; the value of a complete trial is its log loss out of fold.
     """
     study = _open_study(params, data, folder)
-    asking = threading.Lock()  # without it, two threads could get the same trial
+    asking = threading.Lock()  # without it, two threads could get the same trial, also in `study.optimize`
 
-    def run():
+    def run(_):
         with asking:
             trial = study.ask(SEARCH)
         try:
-            study.tell(trial, _train(trial, executor, params.with_values(rounded(trial.params)), data))
+            loss = _train(trial, executor, params.with_values(rounded(trial.params)), data)
+            finished = study.tell(trial, loss)
         except optuna.TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        print(f"trial {trial.number}: {' | '.join(row(study.trials[trial.number]))}", flush=True)
+            finished = study.tell(trial, state=TrialState.PRUNED)
+        print(f"trial {trial.number}: {' | '.join(row(finished))}", flush=True)
 
     # Each trial waits for the executor in a thread. One more than the workers need keeps them busy.
     networks = sum(member.fold in FOLDS for member in members(params))
     threads = ThreadPoolExecutor(workers // networks + 1)
     try:
-        jobs = [threads.submit(run) for _ in range(TRIALS - len(study.get_trials(states=FINISHED)))]
-        for job in as_completed(jobs):
-            job.result()
+        list(threads.map(run, range(len(study.get_trials(states=FINISHED)), TRIALS)))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
     return study
@@ -81,8 +75,8 @@ def _open_study(params, data, folder):
         storage=f"sqlite:///{folder}/study.db",
         study_name=hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
         load_if_exists=True,
-        # Of the trials that reach a ninth or a third of the epochs, the best third continues.
-        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 9), reduction_factor=3),
+        # After an eighth and three eighths of the epochs, the best third of the trials continues.
+        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 8), reduction_factor=3),
         sampler=optuna.samplers.TPESampler(constant_liar=True),  # takes trials that still run into account
     )
     for trial in study.get_trials(states=[TrialState.RUNNING]):
@@ -96,11 +90,8 @@ def _train(trial, executor, params, data):
     """Train a trial's members epoch by epoch; returns their log loss out of fold."""
     states = {member: State() for member in members(params) if member.fold in FOLDS}
     for epoch in range(1, params.train.epochs + 1):
-        jobs = {
-            member: executor.submit(train_epoch, params, data, member, state)
-            for member, state in states.items()
-        }
-        states = {member: job.result() for member, job in jobs.items()}
+        jobs = [executor.submit(train_epoch, params, data, *item) for item in states.items()]
+        states = {member: job.result() for member, job in zip(states, jobs, strict=True)}
         trial.report(np.mean([state.history[-1]["val_loss"] for state in states.values()]), epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
@@ -114,17 +105,14 @@ def rounded(values: dict) -> dict:
     return {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in values.items()}
 
 
-def row(trial: optuna.trial.FrozenTrial) -> list[str]:
-    """A finished trial's row of the table: log loss, epochs, command line."""
-    complete = trial.state == TrialState.COMPLETE
-    loss = trial.value if complete else trial.intermediate_values[trial.last_step]
+def row(trial: optuna.trial.FrozenTrial) -> str:
+    """A finished trial's row of the table."""
+    loss = trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values[trial.last_step]
     values = " ".join(f"-S {name}={value}" for name, value in rounded(trial.params).items())
-    epochs = str(trial.last_step) if complete else f"{trial.last_step}, stopped"
-    return [f"{loss:.4f}", epochs, f"`dvc exp run {values}`"]
+    return f"| {loss:.4f} | {trial.last_step} | `dvc exp run {values}` |"
 
 
 def table(study: optuna.Study) -> str:
     """All finished trials in Markdown: by their epochs, then by their log loss."""
     trials = sorted(study.get_trials(states=FINISHED), key=lambda trial: (-trial.last_step, row(trial)))
-    rows = [["log loss out of fold", "epochs", "command"], ["---"] * 3, *map(row, trials)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return "\n".join(["| log loss out of fold | epochs | command |", "|---|---|---|", *map(row, trials), ""])

@@ -18,7 +18,7 @@ from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
 from pipeline.training.state import State
 
-# Validation rows that are predicted after every epoch; after the last, all are.
+# Validation rows to predict after every epoch but the last, which predicts all.
 VALIDATION_SUBSET = 2000
 PREDICTION_BATCH = 256
 # Images per call of a compiled view.
@@ -33,8 +33,8 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     Args:
         params: the parameters; `train.precision` is not `auto`.
         data: the rows of all folds.
-        member: the member to train.
-        state: the member's state after the epoch before.
+        member: the network to train.
+        state: of the member, after the epoch before.
 
     Returns:
         The state after this epoch, with one more row of figures in its history: `epoch` (from 1), `loss` and
@@ -85,8 +85,8 @@ def choose_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the images of an epoch: dynamic pruning (InfoBatch, Qin et al. 2023, arXiv 2303.04947).
 
-    An image whose last loss is below the mean of all is left out with probability `train.prune`. The losses
-    of such images that stay are weighted by the inverse, so that the expected gradient is that of all images.
+    An image whose last loss is below the mean is skipped with probability `prune`. The losses of the other
+    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient.
 
     Args:
         losses: `(n,)`, the last loss of each image in nats; infinite before the first epoch.
@@ -120,17 +120,18 @@ def _images_of(params, data, member, epoch, rows):
 
 def _view(architecture, images):
     """The images as the architecture's network sees them."""
-    if ARCHITECTURES[architecture].view is None:
+    layer = ARCHITECTURES[architecture].view
+    if layer is None:
         return images
-    view = _compiled_view(architecture)
+    view = _compiled_view(layer)
     padded = np.pad(images, ((0, -len(images) % VIEW_BATCH), (0, 0), (0, 0)))
     batches = np.split(padded, len(padded) // VIEW_BATCH)
     return np.concatenate([view(batch).numpy() for batch in batches])[: len(images)]
 
 
 @lru_cache
-def _compiled_view(architecture):
-    return tf.function(ARCHITECTURES[architecture].view(), jit_compile=True, autograph=False)
+def _compiled_view(layer):
+    return tf.function(layer(), jit_compile=True, autograph=False)
 
 
 def _predict(model, images):
@@ -152,13 +153,7 @@ def _score(probabilities, labels):
 def export_fold(
     params: Params, data: TrainingData, fold: int, states: dict[Member, State]
 ) -> tuple[bytes, np.ndarray]:
-    """Make the model of a fold, the average of its members.
-
-    Args:
-        params: the parameters.
-        data: the rows of all folds.
-        fold: its number.
-        states: of the fold's members after training.
+    """Make the model of a fold, the average of its members with these states.
 
     Returns:
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
@@ -169,7 +164,7 @@ def export_fold(
         model, optimizer, _ = _shared(member.architecture, params, data.shape, batch, steps)
         _assign(model, optimizer, state.values[:-1])
         weights[member] = model.get_weights()
-    # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
+    # Otherwise the numbers and seeds of Keras's layers depend on the process's earlier work.
     keras.utils.clear_session()
     keras.utils.set_random_seed(params.seed)
     networks = []
@@ -194,7 +189,7 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
     """The size of a batch, and the steps of an epoch.
 
     All folds take the same number of steps (the smallest fold's), so they share one learning-rate schedule.
-    Rows that do not fill a batch are left to another epoch's shuffle.
+    An incomplete batch at the end of an epoch is dropped.
     """
     rows = min(len(data.split(fold)[0]) for fold in range(data.folds.max() + 1))
     batch = min(params.train.batch_size, rows)
@@ -202,10 +197,7 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
 
 
 def initial_values(params: Params, data: TrainingData, member: Member) -> list[np.ndarray]:
-    """The values of a state before the first epoch, a pure function of the member.
-
-    They are those of all variables of model and optimizer, and an infinite loss for each training image.
-    """
+    """The variables of model and optimizer before the first epoch, and an infinite loss for each image."""
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
     batch, steps = batch_and_steps(params, data)
     model, optimizer, _ = _build(member.architecture, params, data.shape, batch, steps)
@@ -230,13 +222,13 @@ def _build(architecture, params, shape, batch, steps):
 
 
 def _epoch_function(model, optimizer, batch):
-    """A function that trains on one batch after the other.
+    """Make a function that trains on the batches of an epoch.
 
     Its arguments are images, targets `(n, classes)` and weights of the losses `(n,)`; n is a multiple of
     `batch`. It returns each image's loss in nats and whether the prediction was correct.
 
-    All steps are one call of TensorFlow, because a call from Python for each took a tenth of the time.
-    Keras's `fit` does not serve: its input pipeline waits for threads that a single-threaded process lacks.
+    All steps are one call of TensorFlow, because one call from Python per step took a tenth of the time.
+    Keras's `fit` is unsuitable: its input pipeline waits for threads that a single-threaded process lacks.
     """
     shapes = (None, *model.input_shape[1:]), (None, *model.output_shape[1:]), (None,)
 

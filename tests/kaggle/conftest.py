@@ -1,4 +1,4 @@
-"""Shared by the tests of Kaggle: the loopback server, and a user whose client calls it."""
+"""Fixtures: the mock of Kaggle, and a user whose client calls it."""
 
 import hashlib
 import json
@@ -109,7 +109,7 @@ class Project:
         )
 
     def run(self, *command, **environment):
-        """Returns the exit status and the output, after a look for what must not be there."""
+        """Returns the exit status and the output, which must not contain credentials."""
         process = self.start(*command, **environment)
         output = "".join(process.communicate(timeout=100))
         assert "Traceback" not in output
@@ -117,7 +117,7 @@ class Project:
         return process.returncode, output
 
     def stage(self, name, **environment):
-        """Run a stage that does not wait long."""
+        """Run a stage with short waiting times."""
         return self.run("-c", STAGE.format(name), **environment)
 
 

@@ -1,7 +1,7 @@
-"""Kaggle's service as the unmodified client sees it, on 127.0.0.1, for the tests beside it.
+"""Mock of Kaggle's service on 127.0.0.1, for the unmodified client.
 
-The client is told to call `http://localhost` through this server as its proxy, so no request leaves the
-machine. The storage host is another name, `storage.test`.
+The client calls `http://localhost` with this server as its proxy, so no request leaves the machine. The
+storage host is `storage.test`.
 """
 
 import base64
@@ -43,7 +43,7 @@ class KaggleServer(ThreadingHTTPServer):
         return sum(name == call for name, _ in self.calls)
 
     def sent(self):
-        """The descriptions of the submissions made, in order."""
+        """The descriptions of the submissions, in order."""
         return [body["submissionDescription"] for name, body in self.calls if name == "CreateSubmission"]
 
     def add(self, description):
@@ -79,7 +79,7 @@ def half(handler):
 
 
 def after(fault):
-    """Do what the call asks, and only then fail."""
+    """Perform the call, then fail."""
 
     def both(handler):
         handler.take()
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_GET = handle_request
 
     def take(self):
-        """Do what the call asks; returns the proper answer."""
+        """Perform the call; returns the proper answer."""
         kaggle = self.server
         match self.call:
             case "IntrospectToken":

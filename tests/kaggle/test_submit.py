@@ -1,4 +1,4 @@
-"""Promises about submissions and their history, kept by the unmodified client."""
+"""Submissions and their history, with the unmodified client."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Files of a finished run without a training: the input of the stage `report`, in a folder."""
+"""Mock of a finished run: the input files of the stage `report`."""
 
 import numpy as np
 import pandas as pd

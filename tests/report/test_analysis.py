@@ -1,4 +1,4 @@
-"""Statistics of predictions whose answers are known."""
+"""Statistics of predictions with known answers."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def sure(digits, confidence):
 
 
 def test_the_temperature_corrects_predictions_that_are_too_unsure():
-    # Right in 95 of 100, but only 0.6 sure.
+    # Right in 95 of 100, with a confidence of only 0.6.
     labels = np.zeros(1000, int)
     probabilities = sure(np.where(np.arange(1000) % 20 == 0, 1, 0), 0.6)
     temperature = analysis.best_temperature(probabilities, labels)

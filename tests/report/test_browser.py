@@ -56,7 +56,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def runs(mnist, tmp_path_factory):
-    """A run like a full one, and a trial."""
+    """A full run and a quick trial."""
     trials = {"full": {}, "trial": {"folds": 12, "epochs": 1, "rows": 1200, "held_out": False}}
     runs = {}
     with pytest.MonkeyPatch.context() as monkeypatch:

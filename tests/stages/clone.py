@@ -1,4 +1,4 @@
-"""A small copy of the project, and the commands that its user types."""
+"""A small copy of the project, and the commands of its user."""
 
 import json
 import os
@@ -13,7 +13,15 @@ LIMIT, FOLDS = 600, 3
 SMALL = {
     "download": {"source": "mnist"},
     "prepare": {"limit": LIMIT, "folds": FOLDS},
-    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
+    "model": {
+        "architecture": "cycle",
+        "layers": 2,
+        "units": 16,
+        "grid_layers": 3,
+        "grid_units": 8,
+        "fine_layers": 2,
+        "fine_units": 8,
+    },
     "train": {"epochs": 2, "batch_size": 64},
     "compute": {"workers": 2},
     "article": {"steps": 20, "units": 16, "batch_size": 100},

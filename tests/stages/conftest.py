@@ -9,7 +9,7 @@ from helpers import copy_project
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The project after `dvc repro`, its results committed, as after the run of record."""
+    """The project after `dvc repro`, with its results committed, as after a run of record."""
     folder = tmp_path_factory.mktemp("clone") / "project"
     copy_project(folder)
     project = Project(folder)
@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def project(finished):
-    """The finished project; changes of a test are undone."""
+    """The finished project; changes by a test are undone."""
     yield finished
     changed = finished.run("git status --porcelain")
     finished.run("git reset -q --hard")

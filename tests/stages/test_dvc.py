@@ -1,4 +1,4 @@
-"""DVC and the pipeline: what runs again after a change, and what DVC's own commands show."""
+"""DVC and the pipeline: stages that rerun after a change, and the output of DVC's own commands."""
 
 import re
 
@@ -75,7 +75,7 @@ def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):
     assert {row.split()[0] for row in rows} == {*folds, *others}
     project.run(f"dvc plots show -o {tmp_path / 'plots'}")
     page = (tmp_path / "plots/index.html").read_text()
-    assert all(word in page for word in ("fold 0, rows", "images_of", "confusion.png"))
+    assert all(word in page for word in ("fold 0, deslanted_grid", "images_of", "confusion.png"))
 
 
 def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):
@@ -93,7 +93,7 @@ def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):
 
 
 def test_a_lock_cut_off_by_a_kill_trains_nothing_again(project):
-    """Also where git has the lock of another run: DVC's run cache has every finished stage."""
+    """Also if git has the lock of another run: DVC's run cache has every finished stage."""
     lock = project.folder / "dvc.lock"
     complete = lock.read_bytes()
     project.run("git checkout -q HEAD~ -- dvc.lock")

@@ -1,4 +1,4 @@
-"""DVC's files after a kill: a lock that is complete is never touched, a truncated one comes from git."""
+"""DVC's files after a kill: a complete lock is never touched, a truncated one is restored from git."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from pipeline.stages import repair
 
 @pytest.fixture
 def lock(tmp_path, monkeypatch):
-    """A copy of `dvc.lock`, and as the version that git has the bytes `git`."""
+    """A copy of `dvc.lock`; git's version has the bytes `git`."""
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
     shutil.copy(ROOT / "dvc.lock", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def test_a_lock_that_is_cut_off_comes_from_git(lock, capsys):
 
 
 def test_a_lock_that_lacks_stages_is_not_touched(lock):
-    """As after the checkout of an earlier commit, or an entry deleted by hand."""
+    """For example after the checkout of an earlier commit, or after deleting an entry."""
     content = lock.read_text()
     for end in [*(stage.start() for stage in re.finditer(r"^  \w+:\n", content, re.MULTILINE)), len(content)][
         1:
@@ -50,7 +50,7 @@ def test_a_broken_lock_that_git_does_not_have_is_deleted(lock, monkeypatch):
     lock.write_text("schema")
     repair.main()
     assert not lock.exists()
-    repair.main()  # none is no problem
+    repair.main()  # a missing file is fine
 
 
 @pytest.mark.parametrize(("content", "stays"), [('{"read": {}, "write": {}}', True), ('{"read": {', False)])

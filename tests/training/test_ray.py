@@ -1,4 +1,4 @@
-"""The engine `ray` without training: refusals, and the workers' code. `test_runner.py` trains on it."""
+"""The engine `ray` without training: errors, and the workers' code. `test_runner.py` trains on it."""
 
 import operator
 import os
@@ -42,7 +42,7 @@ def test_there_is_room_for_as_many_workers_as_cpus_and_memory_allow():
     nodes = [{"CPU": 4.0, "memory": 64.0 * GIB}, {"CPU": 8.0, "memory": 7.0 * GIB}, {"memory": 64.0 * GIB}]
     assert ray_engine._room(nodes, NEEDS) == 4 + 3
     assert ray_engine._room(nodes, {**NEEDS, "CPU": 2}) == 2 + 3
-    message = r"no node .* needs 1 CPUs, 1 GPUs, 2\.0 GiB .* have: 4 CPUs, 0 GPUs, 64\.0 GiB; 8 CPUs"
+    message = r"no node .* room for a worker: 1 CPUs, 1 GPUs and 2\.0 GiB"
     with pytest.raises(PipelineError, match=message):
         ray_engine._room(nodes, {**NEEDS, "GPU": 1})
 
@@ -61,7 +61,7 @@ def cluster():
 
 @pytest.mark.slow
 def test_jobs_on_a_cluster(cluster, monkeypatch):
-    """They share a process with the driver's code and environment, and their own errors come back."""
+    """Tasks run the driver's code in its environment, and their own errors come back."""
     monkeypatch.setattr(ray_engine, "RETRIES", 1)
     with start_ray(ray_address=cluster.address) as (executor, workers):
         assert workers == 1

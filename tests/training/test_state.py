@@ -1,4 +1,4 @@
-"""The state files: corrupt ones count as missing, and those of another training are not used."""
+"""State files: corrupt ones count as missing, and those of another training are ignored."""
 
 import dataclasses
 

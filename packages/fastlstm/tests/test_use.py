@@ -236,7 +236,7 @@ def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, l
 
     ours = run()
     gpu = SimpleNamespace(device_type="GPU")
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda: [gpu])
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [gpu])
     theirs = run()
     assert layer.fallback == "there is a GPU or TPU"
     assert_close(ours, theirs)

@@ -21,8 +21,8 @@ def accelerate(model: keras.Model, precision: str = "float32") -> keras.Model:
     """Replace every `LSTM` and `Bidirectional(LSTM)` that can be computed faster.
 
     The model is changed in place: weights, optimizer state, shared and nested layers stay as they are, and
-    so does every layer that cannot be replaced (see `explain`). XLA is switched off, because it cannot compile
-    the fast layers.
+    so does every layer that cannot be replaced (see `explain`). XLA is switched off, because it cannot
+    compile the fast layers.
 
     Args:
         model: a model or layer of any kind, compiled or not.

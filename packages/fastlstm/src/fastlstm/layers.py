@@ -49,8 +49,8 @@ class LSTM(keras.layers.LSTM):
 
     Arguments, weights, outputs and gradients are those of `keras.layers.LSTM`. Whatever the compiled
     operations cannot do is computed by Keras's layer: initial states, `return_state`, `stateful`, other
-    activations, `recurrent_dropout` in training, dtypes other than float32, an unknown number of steps, a GPU,
-    XLA, functions that run eagerly, and graphs for an export.
+    activations, `recurrent_dropout` in training, dtypes other than float32, an unknown number of steps, a
+    GPU, XLA, functions that run eagerly, and graphs for an export.
 
     Masks of any form give Keras's numbers: a masked step changes no state, and its output is that of the step
     before it (0 at the beginning, or with `zero_output_for_mask`). With `go_backwards`, the whole sequence is
@@ -196,7 +196,8 @@ class BiLSTM(Bidirectional):
     It runs only the steps that the readout depends on (`middle`: 29 of 56 for 28 steps). Limits: see `LSTM`.
 
     Masked steps change no state and have an output of 0, as in Keras. `"last"` is each direction's output
-    after its last step that is not masked. `"mean"` averages over the steps that are not masked (0 if all are).
+    after its last step that is not masked. `"mean"` averages over the steps that are not masked; it is 0
+    where all are.
 
     Args:
         units: size of each direction's state.
