@@ -69,7 +69,7 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
 
 
 def _record_time(name, seconds, commit_at_start):
-    """Note time and commit for the report; they differ from run to run, so DVC does not track them."""
+    """Record time and commit for the report; they differ from run to run, so DVC does not track them."""
     record = {"seconds": round(seconds, 1), "machine": processor(), "commit": commit_at_start}
     record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if TIMES.parent.is_dir():
@@ -107,4 +107,4 @@ def _without_tensorflow_log():
     finally:
         sys.stderr.flush()
         os.dup2(stderr, 2)
-        copier.join(timeout=1)  # a process that outlives the stage would keep the pipe open
+        copier.join(timeout=1)  # a surviving child process would keep the pipe open
