@@ -10,7 +10,7 @@ import sys
 import keras
 import tensorflow as tf
 
-from fastlstm.graph import bilstm, bilstm_in_a_graph, own_steps, parts_of_a_batch
+from fastlstm.graph import bilstm, own_steps, parts_of_a_batch
 
 READOUTS = ("sequence", "middle", "last", "mean")
 PRECISIONS = ("float32", "bfloat16")
@@ -116,7 +116,12 @@ class BiLSTM(keras.layers.Layer):
             initial_state = [
                 _checked("an initial state", state, inputs, self.units) for state in initial_state
             ]
-        if tf.config.list_logical_devices("GPU") or tf.config.functions_run_eagerly() or _is_exported():
+        if (
+            tf.config.list_logical_devices("GPU")
+            or tf.config.functions_run_eagerly()
+            or _is_exported()
+            or initial_state is not None
+        ):
             return self._call_keras(inputs, initial_state, mask)
 
         cells = self.bidirectional.forward_layer.cell, self.bidirectional.backward_layer.cell
@@ -125,17 +130,10 @@ class BiLSTM(keras.layers.Layer):
             for name in ("kernel", "recurrent_kernel", "bias")
             for cell in cells
         ]
-        h0 = c0 = None
-        if initial_state is not None:
-            h_forward, c_forward, h_backward, c_backward = initial_state
-            h0, c0 = tf.stack([h_forward, h_backward]), tf.stack([c_forward, c_backward])
-        run = bilstm_in_a_graph if tf.executing_eagerly() else bilstm
-        return run(
+        return bilstm(
             parts_of_a_batch(),
             inputs,
             parameters,
-            h0,
-            c0,
             mask,
             self.readout,
             tf.dtypes.as_dtype(self.precision),
