@@ -1,15 +1,20 @@
-# Everything runs in .venv, made from requirements.lock; nothing is needed but python3, git, make.
+# Everything runs in .venv, made from requirements.lock; only python3, git and make are needed.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Where it is 1, or pip.conf says so, pip would install beside the environment, and refuses to.
-export PIP_USER := 0
-# The scripts in an environment name its folder: one that was moved is made anew.
-$(shell grep -qsF "$(CURDIR)/.venv" .venv/pyvenv.cfg || rm -f .venv/complete)
 MAKEFLAGS += --no-print-directory
-# Tests in two processes; those that share what takes long to make stay together (see tests/conftest.py).
-IN_TWO := -n 2 --no-loadscope-reorder
+# No command contains the folder's path, which may have characters that the shell interprets.
+PIP := .venv/bin/python pipeline/install.py install --quiet --disable-pip-version-check
+# The mark of a complete environment: the folder that its scripts name, and its lock.
+MARK = { pwd -P; cat $(1); }
+IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
+# What an environment must be able to import before it counts as complete.
+IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
+DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
+# Tests in two processes; those that share something slow to make stay together (see conftest.py).
+PYTEST := python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup repro report check test fuzz soak submit submissions sweep benchmark lock
+.PHONY: help setup environment dev-setup dev-environment repro report check test test-layer fuzz soak submit \
+	submissions sweep benchmark lock export
 .SILENT:
 
 help:
@@ -17,74 +22,92 @@ help:
 	echo "make report       make metrics/report.html again, and print where it is"
 	echo "make submit       send the submission to Kaggle, once, and wait for its score"
 	echo "make submissions  list what was sent, beside what Kaggle lists"
-	echo "make sweep        search for better hyperparameters; resumes after a kill"
+	echo "make export       write the ensemble as a model of Keras's own layers"
+	echo "make sweep        search for better hyperparameters; continues after a kill"
 	echo "make check        lint, and run the fast tests"
-	echo "make test         run all tests"
+	echo "make test         run all tests, except those of make test-layer"
+	echo "make test-layer   test the layer on each instruction set that the processor has"
 	echo "make fuzz         damage every kind of file EXAMPLES=10000 times"
-	echo "make soak         kill a small pipeline KILLS=100 times, and compare bytes"
+	echo "make soak         kill a small pipeline KILLS=30 times, and compare bytes"
 	echo "make benchmark    measure the training speed of this layer, Keras, PyTorch, TensorFlow 1"
 	echo "make setup        only make the environment, .venv"
-	echo "make lock         renew requirements.lock from pyproject.toml"
+	echo "make lock         renew the locks from pyproject.toml"
 
-setup: .venv/complete
+setup:
+	$(call IS_COMPLETE,requirements.lock) || $(MAKE) environment
 
-.venv/complete: requirements.lock
+environment:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d; name another one: make PYTHON=python3.12" % v)'
 	echo "Making the environment .venv, which takes some minutes"
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e packages/fastlstm
-	touch $@
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e . -e packages/fastlstm
+	python -P -c "import $(IMPORTS)" 2> .venv/imports.log || { cat .venv/imports.log; exit 1; }
+	$(call MARK,requirements.lock) > .venv/requirements.lock
+
+# Adds what tests, the sweep and training on several machines need.
+dev-setup: setup
+	$(call IS_COMPLETE,requirements-dev.lock) || $(MAKE) dev-environment
+
+dev-environment:
+	echo "Adding the tools for tests to .venv"
+	$(PIP) --require-hashes -r requirements-dev.lock
+	python -P -c 'import $(DEV_IMPORTS)'
+	$(call MARK,requirements-dev.lock) > .venv/requirements-dev.lock
 
 repro: setup
 	python -m pipeline.stages.repair
-	dvc repro
+	python -m dvc repro
 
 report: setup
-	dvc repro --quiet --single-item --force report
-	echo $(CURDIR)/metrics/report.html
+	python -m dvc repro --quiet --single-item --force report
+	echo "$$PWD/metrics/report.html"
 
-check: setup
-	ruff check
-	ruff format --check --quiet || { echo "Not formatted; run: ruff format"; exit 1; }
-	python -m pytest -q $(IN_TWO) -m "not slow"
+check: dev-setup
+	python -m ruff check
+	python -m ruff format --check --quiet || { echo "Not formatted; run: ruff format"; exit 1; }
+	$(PYTEST) -q -m "not slow and not forced_isa"
 
-test: setup
-	python -m pytest $(IN_TWO)
+test: dev-setup
+	$(PYTEST) -m "not forced_isa"
+
+test-layer: dev-setup
+	$(PYTEST) -m forced_isa packages/fastlstm/tests
 
 EXAMPLES ?= 10000
-fuzz: setup
+fuzz: dev-setup
 	EXAMPLES=$(EXAMPLES) python -m pytest -q -s tests/test_hostile_input.py
 
-KILLS ?= 100
-soak: setup
+KILLS ?= 30
+soak: dev-setup
 	python tests/soak.py $(KILLS)
 
-# Forced, it must be this stage alone: the pipeline before it would be run again, too.
+# The list of submissions needs credentials, so that they are asked for before the pipeline runs.
+# With RESUBMIT=1 only this stage is forced, not the pipeline before it.
 submit: setup
-	python -m pipeline.kaggle.credentials
+	python -m pipeline.stages.submissions > /dev/null
 	python -m pipeline.stages.repair
-	dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
+	python -m dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
 
 submissions: setup
 	python -m pipeline.stages.submissions
 
-sweep: setup
+export: setup
+	python -m pipeline.stages.export
+
+sweep: dev-setup
 	python -m pipeline.stages.repair
-	dvc repro prepare
+	python -m dvc repro prepare
 	python -m pipeline.stages.sweep
 
-benchmark: setup .venv/benchmark
+# PyTorch is not locked; it changes none of the locked packages.
+benchmark: dev-setup
+	python -c "import torch" 2> /dev/null || $(PIP) "torch==2.13.0"
 	python -m benchmarks.training_speed
 
-# Adds the extra "benchmark" of pyproject.toml, PyTorch, and changes none of the locked packages.
-.venv/benchmark: .venv/complete pyproject.toml
-	pip install --quiet --disable-pip-version-check $$(python -c 'import tomllib; \
-		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["benchmark"])')
-	touch $@
-
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock" pyproject.toml packages/fastlstm/pyproject.toml
 lock: setup
-	pip install --quiet uv
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command "make lock" --extra dev --extra ray --extra sweep --extra test \
-		--output-file requirements.lock pyproject.toml
+	$(PIP) uv
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock

@@ -20,12 +20,11 @@ from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
 from pipeline.params import load_params
 from pipeline.training.engines import ENGINES
-from pipeline.training.logs import EpochLog
 from pipeline.training.members import members
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.runner import train_members
 from pipeline.training.state import State, StateFiles
-from pipeline.training.tasks import train_epoch
+from pipeline.training.trainer import train_epoch
 
 ROWS, FOLDS, EPOCHS = 36_000, 2, 2
 
@@ -37,9 +36,9 @@ def measure(executor, workers, params, data):
     for job in [executor.submit(train_epoch, params, data, everyone[0], State()) for _ in range(2 * workers)]:
         job.result()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        files, log = StateFiles(Path(folder, "states"), params, data), EpochLog(Path(folder, "history.csv"))
+        files, table = StateFiles(Path(folder, "states"), params, data), Path(folder, "history.csv")
         wall, processor = time.perf_counter(), time.process_time()
-        with TrainingProgress(params, data, everyone, workers, log) as progress:
+        with TrainingProgress(params, data, everyone, workers, table) as progress:
             states = train_members(executor, workers, params, data, files, progress)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     return wall, processor, len(pickle.dumps(states[everyone[0]]))

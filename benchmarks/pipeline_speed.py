@@ -1,17 +1,23 @@
-"""The pipeline itself: how fast its workers train, the input side, prediction. See training_speed.py.
+"""The pipeline itself: how fast its workers train, the input side, prediction.
 
-Both run in a process of their own, with the pipeline's own functions on random pixels; the time
-does not depend on what the images show.
+    python -m benchmarks.pipeline_speed
+
+prints lines for the results of the package's benchmarks. It runs the pipeline's own functions on random
+pixels, because the time does not depend on what the images show.
 """
 
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.folds import TrainingData
-from pipeline.machine import best_precision
+from pipeline.machine import available_cores, best_precision
 from pipeline.params import Params, load_params
+from pipeline.training.engines import WORKER_ENVIRONMENT
 from pipeline.training.members import Member, members
 
 ROWS = 16000
@@ -62,27 +68,46 @@ def training_speeds() -> dict[str, Speed]:
 
 def prediction_seconds() -> tuple[float, int, int]:
     """Seconds to predict the competition's test images, their number and that of networks."""
-    from pipeline.networks import (
-        average,
-        build_ensemble,
-        network_of_params,
-        predict,
-        use_one_thread_per_operation,
-    )
+    from pipeline.architectures import average, network_of_params
+    from pipeline.prediction import predict, use_one_thread_per_operation
 
     use_one_thread_per_operation()
     params = _params()
-    folds = []
-    for fold in range(params.prepare.folds):
-        architectures = [member.architecture for member in members(params) if member.fold == fold]
-        networks = [
-            network_of_params(architecture, params.model, params.train.precision)
-            for architecture in architectures
-        ]
-        folds.append(average(networks, architectures, f"fold_{fold}", params.model.tta))
-    ensemble = build_ensemble(folds)
+    networks = [
+        network_of_params(member.architecture, params.model, params.train.precision)
+        for member in members(params)
+    ]
+    for number, network in enumerate(networks):
+        network.name = f"network_{number}"
+    ensemble = average(networks, "ensemble")
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.
     started = time.perf_counter()
     predict(ensemble, images)
     return time.perf_counter() - started, TEST_IMAGES, len(members(params))
+
+
+def main():
+    os.environ.update(WORKER_ENVIRONMENT)
+    context, cores = multiprocessing.get_context("spawn"), len(available_cores())
+    with ProcessPoolExecutor(cores, context) as pool:
+        workers = [future.result() for future in [pool.submit(training_speeds) for _ in range(cores)]]
+    print("| architecture | batch | images/s of a core | images/s | input side |")
+    print("|---|---|---|---|---|")
+    for architecture in workers[0]:
+        speeds = [worker[architecture].images_per_second for worker in workers]
+        share = max(worker[architecture].input_share for worker in workers)
+        print(
+            f"| {architecture} | {workers[0][architecture].batch} | {sum(speeds) / cores:,.0f} | "
+            f"{sum(speeds):,.0f} | {share:.1%} of the time |"
+        )
+    for name in WORKER_ENVIRONMENT:
+        if "THREADS" in name:
+            del os.environ[name]
+    with ProcessPoolExecutor(1, context) as pool:
+        seconds, images, networks = pool.submit(prediction_seconds).result()
+    print(f"\nPrediction: {images:,} images through an ensemble of {networks} networks in {seconds:.1f} s.")
+
+
+if __name__ == "__main__":
+    main()

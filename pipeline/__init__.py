@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 
-# Another Python, such as the system's, runs a stage (`python -m` begins with that argument): one line.
+# One line for a stage run by another Python, such as the system's; `python -m` begins with this argument.
 if sys.argv[0] == "-m" and not find_spec("keras"):
     sys.exit(
         f"{sys.executable} lacks the project's libraries; activate the environment (. .venv/bin/activate), "

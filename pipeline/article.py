@@ -1,4 +1,4 @@
-"""The system of the article that this project starts from, trained as it was, on our layer.
+"""The article's system, trained as in the article, but on our layer.
 
 The stage `article` runs it.
 """
@@ -9,12 +9,11 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from fastlstm import BiLSTM
 from scipy.special import log_softmax
 
-from fastlstm import BiLSTM
-from pipeline.competition import CLASSES, SIZE
-from pipeline.networks import predict
 from pipeline.params import Article
+from pipeline.prediction import predict
 
 # The article's table: step -> cost and accuracy on one batch of TEST_BATCH MNIST test images.
 PRINTED = {
@@ -28,21 +27,21 @@ PRINTED = {
     1000: (0.023274422, 0.992),
 }
 TEST_BATCH = 1000
-GATES = 4
-# Steps from one measurement to the next, and to the next that is told to the user.
+SIZE, CLASSES, GATES = 28, 10, 4
+# Steps between two measurements, and between two that are printed.
 MEASURE_EVERY, TELL_EVERY = 10, 100
 # Operations that TensorFlow runs at once, and so the parts into which the layer cuts a batch. A fixed number,
 # because otherwise the order of sums would depend on the machine's cores.
 AT_ONCE = 2
 
 
-def build_network(units: int, readout: str, precision: str, seed: int) -> keras.Model:
+def build_article_network(units: int, readout: str, precision: str, seed: int) -> keras.Model:
     """One BiLSTM over the rows and a linear layer, with the initial weights of the article.
 
-    Its two `BasicLSTMCell(units)` start from Glorot's uniform draw over input and state together,
-    its linear layer from a unit normal and 0.1. TensorFlow 1 added the cell's forget bias of 1.0
-    to a bias of zero at every step; Keras keeps the sum of both in the bias. The function and
-    its gradients are the same, and so is all of the training.
+    Its two `BasicLSTMCell(units)` start from Glorot's uniform distribution over input and state together,
+    its linear layer from a standard normal distribution and a bias of 0.1. TensorFlow 1 adds the forget bias
+    of 1.0 to a bias of zero at every step; Keras stores their sum in the bias. The function, its gradients
+    and the training are the same.
 
     Args:
         units: see `BiLSTM`.
@@ -73,9 +72,9 @@ def build_network(units: int, readout: str, precision: str, seed: int) -> keras.
 def draw_batches(
     images: np.ndarray, labels: np.ndarray, batch_size: int, steps: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield `steps` batches, images `(batch_size, 28, 28)` and labels, each epoch shuffled anew.
+    """Yield `steps` batches, images `(batch_size, 28, 28)` and labels; each epoch is shuffled anew.
 
-    What does not fill a batch at the end of an epoch is left out of it.
+    An incomplete batch at the end of an epoch is dropped.
     """
     batch_size = min(batch_size, len(images))
     for step in range(steps):
@@ -119,9 +118,9 @@ def measure(network: keras.Model, mnist: dict[str, np.ndarray]) -> dict[str, flo
 
 
 def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[keras.Model, list[dict]]:
-    """Train as the article does, measuring after every MEASURE_EVERY-th step and after the last.
+    """Train as in the article, and measure after every MEASURE_EVERY-th step and after the last.
 
-    The measurements change nothing: they choose and stop nothing.
+    The measurements neither select nor stop anything.
 
     Args:
         mnist: the arrays of `load_mnist`.
@@ -129,9 +128,9 @@ def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[
         precision: see `BiLSTM`.
 
     Returns:
-        The trained network, and the rows: what `measure` returns, with the step's number.
+        The trained network, and one row per measurement: the step and the values of `measure`.
     """
-    network = build_network(params.units, params.readout, precision, params.seed)
+    network = build_article_network(params.units, params.readout, precision, params.seed)
     batches = draw_batches(
         mnist["train_images"], mnist["train_labels"], params.batch_size, params.steps, params.seed
     )
@@ -144,13 +143,13 @@ def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[
 
 
 def tell(row: dict) -> None:
-    """Print a row of `run` now and then."""
+    """Print a row of `run` if its step is a multiple of TELL_EVERY."""
     if row["step"] % TELL_EVERY == 0:
         accuracies = f"accuracy {row['accuracy_batch']:.3f} on the batch, {row['accuracy']:.4f} on all"
         print(f"article: step {row['step']}, cost {row['cost']:.6f}, {accuracies}", flush=True)
 
 
 def beside_printed(rows: list[dict]) -> pd.DataFrame:
-    """The rows of `run` as a table, the article's printed figures at the same steps beside them."""
+    """Table of the rows of `run`, beside the article's printed figures at the same steps."""
     printed = pd.DataFrame.from_dict(PRINTED, "index", columns=["article_cost", "article_accuracy_batch"])
     return pd.DataFrame(rows).join(printed, on="step")

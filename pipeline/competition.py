@@ -1,304 +1,317 @@
-"""The competition's files: their format, reading, writing and checking.
+"""The competitions, and the CSV files that they consist of: read, check, unpack, write.
 
-`train.csv` has the header `label,pixel0,...,pixel783` and 42,000 rows; `test.csv` the same without
-the label and 28,000 rows; pixels are whole numbers 0..255, row by row of a 28x28 image.
+Everything that differs from one competition to another is a field of `Competition`.
 """
 
+import csv
 import re
 import shutil
 import warnings
 import zipfile
-from collections import Counter
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline.files import PipelineError, atomic_write, load_json, one_line, sha256
+from pipeline.files import PipelineError, atomic_write, one_line
 
-SIZE = 28
-CLASSES = 10
-ROWS = {"train.csv": 42_000, "test.csv": 28_000, "sample_submission.csv": 28_000}
-FILES = tuple(ROWS)
-# In the place of Kaggle's: the training images and the test images of MNIST, not mixed.
-SPLIT_ROWS = {"train.csv": 60_000, "test.csv": 10_000}
-PIXELS = [f"pixel{i}" for i in range(SIZE * SIZE)]
-COLUMNS = {"train.csv": ["label", *PIXELS], "test.csv": PIXELS, "sample_submission.csv": ["ImageId", "Label"]}
-ID, LABEL = COLUMNS["sample_submission.csv"]
+ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?kaggle\.com/(?:competitions|c)/([^/?#]+)", re.I)
+LARGEST_ARCHIVE = 1 << 30  # bytes of all its members
 
-# Far above any real file of the competition (train.csv has 77 MB), far below a full disk.
-LARGEST_MEMBER = 1 << 29
-LONGEST_LINE = 1 << 16  # bytes; a row of train.csv has at most 3 kB
-# The first bytes of files of other kinds.
-KINDS = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"(\xb5/\xfd": "a Zstandard archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"\xef\xbb\xbf": "text with a byte order mark",
+
+@dataclass(frozen=True)
+class Competition:
+    """An image classification competition whose files are CSV, one row per image.
+
+    Attributes:
+        slug: its name in the addresses of Kaggle's pages.
+        classes: labels are the integers 0 to `classes - 1`.
+        size: width and height of an image in pixels; pixels are integers 0 to 255, row by row.
+        label: column of train.csv with the label, before the pixels.
+        first_pixel: pixels are the columns `pixel{first_pixel}` and so on.
+        id: column of test.csv that identifies a row, before the pixels; None: rows are counted from 1.
+        submission: columns of sample_submission.csv, id and label.
+        rows: allowed numbers of rows of train.csv and test.csv; None: any.
+        public_share: share of test.csv that the public leaderboard scores.
+        test: clean test set, on which the ensemble is evaluated and no network is trained: the name of a
+            CSV file in the format of train.csv, `"mnist"` for the MNIST test split, or None.
+    """
+
+    slug: str
+    classes: int = 10
+    size: int = 28
+    label: str = "label"
+    first_pixel: int = 0
+    id: str | None = None
+    submission: tuple[str, str] = ("ImageId", "Label")
+    rows: tuple[tuple[int, int], ...] | None = None
+    public_share: float = 0.25
+    test: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the CSV files that the pipeline reads."""
+        clean_test = () if self.test in (None, "mnist") else (self.test,)
+        return ("train.csv", "test.csv", "sample_submission.csv", *clean_test)
+
+    @property
+    def test_name(self) -> str | None:
+        """The clean test set as the reader knows it."""
+        return "MNIST test split" if self.test == "mnist" else self.test
+
+    def columns(self, file: str) -> list[str]:
+        """The header of one of `files`."""
+        if file == "sample_submission.csv":
+            return list(self.submission)
+        pixels = [f"pixel{i + self.first_pixel}" for i in range(self.size**2)]
+        first = self.id if file == "test.csv" else self.label
+        return pixels if first is None else [first, *pixels]
+
+
+COMPETITIONS = {
+    competition.slug: competition
+    for competition in (
+        # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
+        Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
+        Competition(
+            "Kannada-MNIST",
+            id="id",
+            submission=("id", "label"),
+            rows=((60_000, 5_000),),
+            test="Dig-MNIST.csv",
+        ),
+    )
 }
-# What pandas raises for a bad file; its warnings are made errors.
-UNREADABLE = (ValueError, OverflowError, Warning)
 
 
-def read_digits(path: str | Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read `train.csv` or `test.csv`.
-
-    Args:
-        path: the file; its name says which one it is.
-        limit: keep only the first rows, and accept any number of rows.
-
-    Returns:
-        images `(n, 28, 28)` uint8, and labels `(n,)` uint8 or None.
+def find_competition(name: str) -> Competition:
+    """Look up a competition by its slug, or by the address of one of its pages on Kaggle.
 
     Raises:
-        PipelineError: names the file, and the row and column where one is wrong.
+        PipelineError: it is not in `COMPETITIONS`.
     """
-    path = Path(path)
-    columns, labels = COLUMNS[path.name], None
-    try:
-        values = _read_csv(path, columns, np.uint8).to_numpy()
-    except UNREADABLE as error:
-        problem = _first_bad_cell(path, columns) or f"{path}: {one_line(str(error), 120)}"
-        raise PipelineError(problem) from error
-    _check_row_count(path, len(values), limit, path.name)
-    values = values[:limit]
-    if columns[0] == "label":
-        labels, values = values[:, 0], values[:, 1:]
-        _check_labels(path, "label", labels)
-    return np.ascontiguousarray(values).reshape(-1, SIZE, SIZE), labels
+    address = ADDRESS.match(name.strip())
+    slug = (address[1] if address else name.strip()).lower()
+    for competition in COMPETITIONS.values():
+        if competition.slug.lower() == slug:
+            return competition
+    raise PipelineError(
+        f"download.competition is {name[:60]!r}, allowed: {', '.join(COMPETITIONS)}; "
+        "add another one to COMPETITIONS in pipeline/competition.py"
+    )
 
 
-def read_labels(path: str | Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_digits(
+    path: str | Path, competition: Competition, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Read `train.csv`, `test.csv`, or the CSV file of the clean test set; its name says which one it is.
+
+    Args:
+        path: the file.
+        competition: describes the columns.
+        limit: read only the first rows.
+
+    Returns:
+        images `(n, size, size)` uint8; labels `(n,)` uint8, None for test.csv; ids `(n,)`, which count from 1
+        unless test.csv has an id column.
+
+    Raises:
+        PipelineError: names the file, and the row and column of the first bad cell.
+    """
+    columns = competition.columns(Path(path).name)
+    highest = dict.fromkeys(columns, 255)
+    if competition.label in highest:
+        highest[competition.label] = competition.classes - 1
+    if competition.id in highest:
+        highest[competition.id] = None
+    table = _read_csv(path, highest, limit)
+    labels = table[competition.label].to_numpy() if competition.label in highest else None
+    ids = table[competition.id].to_numpy() if competition.id in highest else np.arange(1, len(table) + 1)
+    pixels = np.ascontiguousarray(table.iloc[:, -(competition.size**2) :])
+    return pixels.reshape(-1, competition.size, competition.size), labels, ids
+
+
+def read_submission(path: str | Path, competition: Competition) -> pd.DataFrame:
     """Read and check `sample_submission.csv` or a submission.
 
     Returns:
-        ids `(n,)` and labels `(n,)`, integers.
+        The columns `competition.submission`: ids without duplicates, and labels.
 
     Raises:
         PipelineError: names the file and what is wrong with it.
     """
-    path = Path(path)
-    try:
-        table = _read_csv(path, [ID, LABEL], np.int64)
-    except UNREADABLE as error:
-        reason = one_line(str(error), 120)
-        raise PipelineError(f"{path}: {reason}; expected two whole numbers in every row") from error
-    ids, labels = table[ID].to_numpy(), table[LABEL].to_numpy()
-    _check_row_count(path, len(ids), limit, "sample_submission.csv")
-    _check_labels(path, LABEL, labels)
-    unique, first = np.unique(ids, return_index=True)
-    expected = np.arange(1, len(ids) + 1)
-    if not np.array_equal(unique, expected):
-        again = np.setdiff1d(np.arange(len(ids)), first)
-        if again.size:
-            problem = f"row {again[0] + 1}: id {ids[again[0]]} is there twice"
-        else:
-            problem = f"id {np.setdiff1d(unique, expected)[0]} does not belong there"
-        raise PipelineError(f"{path}: {problem}; allowed are the ids 1..{len(ids)}, once each")
-    return ids, labels
+    ids, label = competition.submission
+    return _read_csv(path, {ids: None, label: competition.classes - 1})
 
 
-def _read_csv(path, columns, dtype):
+def check_files(folder: Path, competition: Competition) -> None:
+    """Check all files of a competition in `folder`.
+
+    Raises:
+        PipelineError: a file is malformed, has a wrong number of rows, or has other ids than test.csv.
+    """
+    train, test, *_ = (
+        read_digits(folder / name, competition)
+        for name in competition.files
+        if name != "sample_submission.csv"
+    )
+    rows = len(train[0]), len(test[0])
+    if competition.rows and rows not in competition.rows:
+        allowed = " or ".join(f"{train:,} and {test:,}" for train, test in competition.rows)
+        raise PipelineError(
+            f"{folder / 'train.csv'} and test.csv: have {rows[0]:,} and {rows[1]:,} rows, expected {allowed}"
+        )
+    sample = folder / "sample_submission.csv"
+    check_ids(sample, read_submission(sample, competition)[competition.submission[0]], test[2])
+
+
+def check_ids(path: str | Path, ids: pd.Series, test_ids: np.ndarray) -> None:
+    """Check that a submission has one row for each row of test.csv; raises PipelineError."""
+    different = np.setxor1d(ids, test_ids)
+    if different.size:
+        problem = "lacks the id" if different[0] in test_ids else "has an id that test.csv lacks:"
+        raise PipelineError(
+            f"{path}: {problem} {different[0]} ({len(ids):,} rows, expected {len(test_ids):,})"
+        )
+
+
+def _read_csv(path, highest, rows=None):
+    """Read a CSV file; `highest` is the highest value in each column, None for unique ids."""
+    ids = [name for name, value in highest.items() if value is None]
     try:
         with open(path, "rb") as file:
-            _check_header(path, file.readline(LONGEST_LINE), columns)
-            _check_lines(path, file)
+            _check_header(path, file.read(1 << 16), list(highest))
+        with warnings.catch_warnings():
+            # pandas only warns when it drops cells beyond the header's columns.
+            warnings.simplefilter("error")
+            table = pd.read_csv(
+                path,
+                names=list(highest),
+                header=0,
+                dtype={name: "int64" if name in ids else "uint8" for name in highest},
+                index_col=False,
+                skipinitialspace=True,
+                nrows=rows,
+            )
+        labels = {name: value for name, value in highest.items() if name not in ids and value < 255}
+        if (table[list(labels)] > labels).any(axis=None):
+            raise ValueError("a label is too high")
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
-    with warnings.catch_warnings():
-        # pandas only warns where it drops cells beyond the header's columns.
-        warnings.simplefilter("error")
-        # The C engine with a fixed type takes under a second for train.csv; pyarrow is slower.
-        return pd.read_csv(path, dtype=dtype, index_col=False)
-
-
-def _check_lines(path, file):
-    """Refuse what pandas would need memory out of proportion for."""
-    number = 1
-    while line := file.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise PipelineError(f"{path}: row {number} has more than {LONGEST_LINE} characters")
-        if file.tell() > LARGEST_MEMBER:
-            raise PipelineError(f"{path}: has more than {LARGEST_MEMBER} bytes")
-        number += 1
+    except (ValueError, OverflowError, Warning) as error:
+        problem = _first_bad_cell(path, highest) or one_line(str(error), 120)
+        raise PipelineError(f"{path}: {problem}") from error
+    if table.empty:
+        raise PipelineError(f"{path}: has no rows")
+    for name in ids:
+        if (again := table[name].duplicated()).any():
+            row = again.argmax()
+            raise PipelineError(f"{path}: row {row + 1}, column {name}: id {table[name][row]} occurs twice")
+    return table
 
 
 def _check_header(path, start, columns):
-    for magic, kind in KINDS.items():
-        if start.startswith(magic):
-            raise PipelineError(f"{path}: is {kind}, expected plain CSV")
-    if start.lstrip().startswith(b"<"):
-        page = "is an HTML page, expected a CSV (a login or error page saved in its place?)"
-        raise PipelineError(f"{path}: {page}")
-    text = start.decode("utf-8", "replace").rstrip("\r\n")
-    found = text.split(",")
-    if found != columns:
-        for separator in ";\t| :":
-            if len(text.split(separator)) == len(columns):
-                raise PipelineError(f"{path}: fields are separated by {separator!r}, expected ','")
-        header = ",".join(columns) if len(columns) <= 3 else f"{','.join(columns[:3])},...,{columns[-1]}"
-        raise PipelineError(f"{path}: {_difference(found, columns)}; expected the header {header}")
+    """Compare the first line of a file, given its first bytes, with the expected columns."""
+    if is_html(start):
+        raise PipelineError(f"{path}: is an HTML page, expected CSV (was a login or error page saved?)")
+    line = start.partition(b"\n")[0].decode("utf-8-sig", "replace")
+    header = [cell.strip().strip('"') for cell in line.split(",")]
+    for number, (name, column) in enumerate(zip_longest(header, columns, fillvalue=""), start=1):
+        if name != column:
+            expected = f"{','.join(columns[:3])},...,{columns[-1]}" if len(columns) > 3 else ",".join(columns)
+            raise PipelineError(
+                f"{path}: column {number} of the header is {one_line(name, 40)!r}, expected {column!r}; the "
+                f"header must be {expected}"
+            )
 
 
-def _difference(found, columns):
-    """What is wrong with a header, in one clause."""
-    repeated = [name for name, count in Counter(found).items() if count > 1]
-    there, expected = set(found), set(columns)
-    missing = [name for name in columns if name not in there]
-    extra = [one_line(name, 40) for name in found if name not in expected]
-    if repeated:
-        return f"column {one_line(min(repeated), 40)!r} is there more than once"
-    if missing:
-        return f"column {missing[0]!r} is missing" + (f", found {extra[0]!r}" if extra else "")
-    if extra:
-        return f"column {extra[0]!r} does not belong there"
-    place = next(i for i, name in enumerate(found) if name != columns[i])
-    return f"columns are out of order: column {place + 1} is {found[place]!r}"
+def is_html(start: bytes) -> bool:
+    """Whether a file or an answer that begins with these bytes is an HTML page."""
+    return start.lstrip().startswith(b"<")
 
 
-def _first_bad_cell(path, columns):
-    """What is wrong with the first bad row, in one line; None if no row is bad."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        next(file)
-        lines = (line.rstrip("\n") for line in file)
-        for number, line in enumerate(filter(None, lines), start=1):
-            row = line.split(",")
-            if len(row) != len(columns):
-                return f"{path}: row {number} has {len(row)} columns, expected {len(columns)}"
-            for name, cell in zip(columns, row, strict=True):
-                if not re.fullmatch("0*[0-9]{1,3}", cell) or int(cell[-3:]) > 255:
-                    allowed = "a digit 0..9" if name == "label" else "a whole number 0..255"
-                    return f"{path}: row {number}, column {name}: found {cell[:40]!r}, allowed is {allowed}"
+def _first_bad_cell(path, highest):
+    """Describe the first bad cell in one clause; None if no cell is bad."""
+    number = 0
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.reader(file, skipinitialspace=True)
+        next(rows)
+        try:
+            for number, row in enumerate(filter(None, rows), start=1):
+                if len(row) != len(highest):
+                    return f"row {number} has {len(row)} columns, expected {len(highest)}"
+                for (name, value), cell in zip(highest.items(), row, strict=True):
+                    if not re.fullmatch("[0-9]{1,18}", cell) or (value is not None and int(cell) > value):
+                        allowed = "an integer" if value is None else f"an integer 0..{value}"
+                        found = one_line(cell, 40)
+                        return f"row {number}, column {name}: found {found!r}, allowed is {allowed}"
+        except csv.Error:  # a field of more than 131,072 letters
+            return f"row {number + 1} has a quote that is never closed"
     return None
 
 
-def _check_row_count(path, rows, limit, name):
-    if limit is None and rows not in (ROWS[name], SPLIT_ROWS.get(name)):
-        raise PipelineError(f"{path}: {rows} rows, expected {ROWS[name]}")
+def write_digits(path: str | Path, competition: Competition, images: np.ndarray, labels=None) -> None:
+    """Write a file that `read_digits` reads.
 
-
-def _check_labels(path, column, labels):
-    wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES))
-    if wrong.size:
-        found = f"row {wrong[0] + 1}, column {column}: found {labels[wrong[0]]}"
-        raise PipelineError(f"{path}: {found}, allowed is a digit 0..{CLASSES - 1}")
-
-
-def write_digits(path: str | Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """Write `train.csv` (with labels) or `test.csv` in the competition's format."""
-    columns, rows = PIXELS, images.reshape(len(images), -1)
+    Args:
+        path: `train.csv` or `test.csv`.
+        competition: one whose test.csv has no id column.
+        images: `(n, size, size)`.
+        labels: `(n,)`; None for test.csv.
+    """
+    rows = images.reshape(len(images), -1)
     if labels is not None:
-        columns, rows = ["label", *PIXELS], np.column_stack([labels, rows])
-    numbers = [str(number) for number in range(256)]
-    with atomic_write(path) as tmp, open(tmp, "w") as file:
-        file.write(",".join(columns) + "\n")
+        rows = np.column_stack([labels, rows])
+    numbers = [str(value) for value in range(256)]
+    with atomic_write(path) as tmp, open(tmp, "w", newline="\n") as file:
+        file.write(",".join(competition.columns(Path(path).name)) + "\n")
         for row in rows:  # pandas takes four times as long
             file.write(",".join([numbers[value] for value in row.tolist()]) + "\n")
 
 
-def write_labels(path: str | Path, ids: np.ndarray, labels: np.ndarray, limit: int | None = None) -> None:
-    """Write a file in the format of `sample_submission.csv`; it is checked before it appears.
-
-    Line ends are CRLF, as in Kaggle's own file. Raises as `read_labels`.
-    """
+def write_submission(path: str | Path, competition: Competition, ids: np.ndarray, labels) -> None:
+    """Write a file in the format of `sample_submission.csv`, with the line ends CR LF of Kaggle's own."""
+    table = pd.DataFrame(dict(zip(competition.submission, (ids, labels), strict=True)))
     with atomic_write(path) as tmp:
-        pd.DataFrame({ID: ids, LABEL: labels}).to_csv(tmp, index=False, lineterminator="\r\n")
-        read_labels(tmp, limit)
+        table.to_csv(tmp, index=False, lineterminator="\r\n")
 
 
-def unpack(archive: str | Path, folder: str | Path, names: tuple[str, ...] = FILES) -> None:
-    """Take the competition's files, or those named, out of a zip archive into `folder`.
+def unpack(archive: str | Path, folder: str | Path, competition: Competition) -> None:
+    """Unpack the competition's files into `folder`.
 
     Raises:
-        PipelineError: the archive is not one, is damaged, lacks a file, or has a member that would
-            leave the folder or is unreasonably large; nothing of it is to be used then.
+        PipelineError: it is no zip archive, is damaged, too large, or lacks a file.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                _check_member(archive, member)
-            for name in names:
-                with (
-                    opened.open(name) as source,
-                    atomic_write(Path(folder, name)) as tmp,
-                    open(tmp, "wb") as target,
-                ):
+            size = sum(member.file_size for member in opened.infolist())
+            if size > LARGEST_ARCHIVE:
+                raise ValueError(f"its files have {size:,} bytes, allowed are {LARGEST_ARCHIVE:,}")
+            for name in competition.files:
+                with opened.open(name) as source, open(Path(folder, name), "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-    except KeyError:
-        raise PipelineError(f"{archive}: has no member {name!r}; expected {', '.join(names)}") from None
-    except FileNotFoundError:
-        raise PipelineError(f"{archive}: there is no such file") from None
-    except PipelineError:
-        raise
-    except Exception as error:  # of zipfile, or of any decompressor
-        raise PipelineError(f"{archive}: is not a whole zip archive: {one_line(str(error), 120)}") from error
+    except Exception as error:  # of zipfile or a decompressor
+        with open(archive, "rb") as file:
+            html = is_html(file.read(64))
+        reason = "it is an HTML page (a login or a network's portal?)" if html else one_line(str(error), 120)
+        raise PipelineError(f"{archive}: cannot be unpacked: {reason}") from error
 
 
-def _check_member(archive, member):
-    name = member.filename
-    parts = name.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "" or ":" in name:
-        problem = "would be written outside of the folder; the archive is not trusted"
-    elif member.file_size > LARGEST_MEMBER:
-        problem = f"has {member.file_size} bytes, allowed are {LARGEST_MEMBER}"
-    else:
-        return
-    raise PipelineError(f"{archive}: member {one_line(name, 80)!r} {problem}")
-
-
-def copy_files(source: str | Path, folder: str | Path, archive: str) -> None:
-    """Copy the competition's files as a browser saves them: unpacked, or in the archive of that name.
+def copy_files(source: str | Path, folder: str | Path, competition: Competition) -> None:
+    """Copy the competition's files as a browser saves them, unpacked or in `<slug>.zip`.
 
     Raises:
-        PipelineError: `source` holds neither, or what is in it is damaged.
+        PipelineError: `source` contains neither, or the archive is damaged.
     """
     source = Path(source).expanduser()
-    if (source / archive).is_file():
-        return unpack(source / archive, folder)
-    for name in FILES:
+    archive = source / f"{competition.slug}.zip"
+    if archive.is_file():
+        return unpack(archive, folder, competition)
+    for name in competition.files:
         if not (source / name).is_file():
-            raise PipelineError(f"download.folder is {str(source)!r}: it holds neither {archive} nor {name}")
-        shutil.copyfile(source / name, Path(folder, name))
-
-
-def check_replaceable(folder: str | Path, new: dict[str, str]) -> None:
-    """Refuse to replace files that somebody else has put into the folder of the stage `download`.
-
-    Args:
-        folder: with the files there are, and `source.json` if the stage has written them.
-        new: the SHA-256 of each file that is to replace them.
-    """
-    try:
-        own = load_json(Path(folder, "source.json"), "download")["sha256"]
-    except (PipelineError, KeyError, TypeError):
-        own = {}
-    for name in FILES:
-        path = Path(folder, name)
-        if path.exists() and sha256(path) not in (own.get(name), new[name]):
             raise PipelineError(
-                f"{path}: the stage 'download' has not written this and would replace it; delete it, or move "
-                "it elsewhere and use it by download.source: folder and download.folder in params.yaml"
+                f"download.folder is {str(source)!r}: it contains neither {archive.name} nor {name}"
             )
-
-
-def load_source(path: str | Path) -> dict:
-    """Read `data/raw/source.json`; raises PipelineError if it does not say where the digits come from."""
-    source = load_json(path, "download")
-    keys = {"kaggle": "competition", "folder": "competition", "mnist": "seed", "mnist-60k": "source"}
-    if not isinstance(source, dict) or keys.get(str(source.get("source"))) not in source:
-        raise PipelineError(f"{path}: does not name its source; run the stage 'download' again")
-    return source
-
-
-def check_files(folder: str | Path) -> None:
-    """Check all three files in `folder` in full; raises PipelineError for the first bad one."""
-    for name in ("train.csv", "test.csv"):
-        read_digits(Path(folder, name))
-    read_labels(Path(folder, "sample_submission.csv"))
+        shutil.copyfile(source / name, Path(folder, name))

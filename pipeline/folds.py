@@ -1,19 +1,26 @@
-"""Which row trains what: the cross-validation folds, and the guard against the leak.
+"""Cross-validation folds, and the search for training images that are in the clean test set.
 
-Kaggle's 70,000 digits are those of MNIST, reshuffled, so about 6,000 rows of `train.csv` are
-images of the MNIST test split. A model trained on them cannot be evaluated on that split.
+Digit Recognizer's 70,000 digits are those of MNIST, reshuffled, so about 6,000 rows of `train.csv` are images
+of the MNIST test split. A network trained on them cannot be evaluated on that split.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from pipeline.competition import CLASSES
 from pipeline.files import PipelineError
 
 HELD_OUT = -1
+
+
+class ImageShape(NamedTuple):
+    """Height and width of an image in pixels, and the number of classes."""
+
+    size: int
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -21,17 +28,23 @@ class TrainingData:
     """The rows of `train.csv`.
 
     Attributes:
-        images: `(n, 28, 28)` uint8.
-        labels: `(n,)`, integers 0 to 9.
+        images: `(n, size, size)` uint8.
+        labels: `(n,)`, integers 0 to `classes - 1`.
         folds: `(n,)`, each row's fold, `HELD_OUT` for rows in no fold.
+        classes: number of classes.
     """
 
     images: np.ndarray
     labels: np.ndarray
     folds: np.ndarray
+    classes: int = 10
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(self.images.shape[1], self.classes)
 
     def split(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of the rows to train on and to validate with; held-out rows are in neither."""
+        """Numbers of the rows to train on, and of those to validate on; held-out rows are in neither."""
         return (
             np.flatnonzero((self.folds != fold) & (self.folds != HELD_OUT)),
             np.flatnonzero(self.folds == fold),
@@ -42,8 +55,8 @@ def find_images(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Find images among reference images, pixel by pixel.
 
     Args:
-        images: `(n, 28, 28)` uint8.
-        references: `(m, 28, 28)` uint8.
+        images: `(n, size, size)` uint8.
+        references: `(m, size, size)` uint8.
 
     Returns:
         `(n,)` int32: for each image, the index of the identical reference image, or -1.
@@ -52,27 +65,30 @@ def find_images(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.array([index.get(image.tobytes(), -1) for image in images], np.int32)
 
 
-def make_folds(labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray) -> np.ndarray:
-    """Deal the rows out to folds, each with its share of every digit.
+def make_folds(
+    labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray, classes: int = 10
+) -> np.ndarray:
+    """Assign rows to folds, stratified by label.
 
     Args:
         labels: `(n,)`.
         folds: number of folds.
         seed: of the shuffle.
-        held_out: `(n,)` bool, rows that no fold may train on or validate with.
+        held_out: `(n,)` bool, rows that no fold may train or validate on.
+        classes: number of classes.
 
     Returns:
         The fold of each row `(n,)` int8, `HELD_OUT` for held-out rows.
 
     Raises:
-        PipelineError: a digit has fewer rows than there are folds.
+        PipelineError: a class has fewer rows than there are folds.
     """
     fold_of = np.full(len(labels), HELD_OUT, np.int8)
     rows = np.flatnonzero(~held_out)
-    counts = np.bincount(labels[rows], minlength=CLASSES)
+    counts = np.bincount(labels[rows], minlength=classes)
     if counts.min() < folds:
         raise PipelineError(
-            f"train.csv: digit {counts.argmin()} has {counts.min()} rows to train on, "
+            f"train.csv: label {counts.argmin()} has {counts.min()} rows to train on, "
             f"fewer than prepare.folds = {folds}"
         )
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -81,8 +97,8 @@ def make_folds(labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray) 
     return fold_of
 
 
-def fold_table(labels: np.ndarray, folds: np.ndarray, mnist_index: np.ndarray) -> pd.DataFrame:
-    """The table of `data/folds.csv`: a row a row of `train.csv`, numbered from 0; -1 stands for none."""
+def fold_table(labels: np.ndarray, folds: np.ndarray, test_index: np.ndarray) -> pd.DataFrame:
+    """The table of `data/folds.csv`: one row per training example, counted from 0; -1 means none."""
     return pd.DataFrame(
-        {"row": np.arange(len(labels)), "label": labels, "fold": folds, "mnist_test_index": mnist_index}
+        {"row": np.arange(len(labels)), "label": labels, "fold": folds, "test_index": test_index}
     )

@@ -1,6 +1,6 @@
-"""The parameters of `params.yaml`: names, types, allowed values. Every stage loads them here.
+"""The parameters of `params.yaml`: names, types and allowed values.
 
-The models are frozen and hashable; training takes them as they are.
+The models are frozen and hashable.
 """
 
 import difflib
@@ -11,12 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
-from pipeline.files import PipelineError, one_line, read_text
+from pipeline.files import PipelineError, one_line
 from pipeline.paths import PARAMS
-
-LARGEST = 1 << 16  # bytes
-# The architectures that `networks.py` builds, in the order in which the folds of a cycle take turns.
-ARCHITECTURES = ("rows", "grid_rows", "grid_columns")
 
 
 def _whole(low, high):
@@ -38,7 +34,7 @@ LearningRate = Annotated[float, Field(gt=0, le=1, description="a number above 0,
 
 
 class _Section(BaseModel):
-    # Strict: "30" is not a number and 1 is not a bool, so that a typo does not pass as something else.
+    # Strict: "30" is not a number and 1 is not a bool.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -58,15 +54,17 @@ class Prepare(_Section):
 
 
 class Model(_Section):
-    architecture: _one_of(*ARCHITECTURES, "cycle", "all")
+    # The name is checked by `training.members`, because only `architectures.py` lists all.
+    architecture: Annotated[str, Field(description="a name, such as cycle")]
     layers: _whole(1, 16)
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)
     grid_units: _whole(1, 4096)
+    fine_layers: _whole(1, 16)
+    fine_units: _whole(1, 4096)
     readout: Readout
     normalize: YesNo
     dropout: _number(0, 0.9)
-    tta: YesNo
 
 
 class Augment(_Section):
@@ -85,6 +83,7 @@ class Train(_Section):
     learning_rate: LearningRate
     warmup: _number(0, 0.9)
     weight_decay: _number(0, 1)
+    prune: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
     seeds: _whole(1, 100)
 
@@ -101,7 +100,6 @@ class Compute(_Section):
     worker_cpus: _whole(1, 1024)
     worker_gpus: _number(0, 64)
     worker_memory: _number(0.1, 1024)
-    tensorboard: YesNo
 
 
 class Article(_Section):
@@ -124,15 +122,17 @@ class Params(_Section):
     article: Article
 
     def with_values(self, values: dict) -> "Params":
-        """The same parameters with other values, by keys such as `seed`, `train.epochs`; they are checked."""
+        """The same parameters with other values, by keys such as `seed` or `train.epochs`; checked."""
         content = self.model_dump()
         for key, value in values.items():
-            section, _, name = key.partition(".")
-            if name:
-                content.setdefault(section, {})[name] = value
-            else:
-                content[section] = value
+            section, _, name = key.rpartition(".")
+            (content[section] if section else content)[name] = value
         return _validate(content, PARAMS)
+
+
+SECTIONS = {
+    name: field.annotation.model_fields for name, field in Params.model_fields.items() if name != "seed"
+}
 
 
 def load_params(path: str | Path = PARAMS) -> Params:
@@ -142,16 +142,12 @@ def load_params(path: str | Path = PARAMS) -> Params:
         PipelineError: names each key that is wrong, its value and what is allowed.
     """
     try:
-        content = YAML(typ="safe").load(read_text(path, LARGEST))
+        content = YAML(typ="safe").load(Path(path).read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such file here; run from the project's folder") from None
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
-    # Besides its own errors, the library raises those of Python's dates, numbers and recursion.
+    # Besides its own errors, the library passes on those of Python's dates, numbers and recursion.
     except Exception as error:
         raise PipelineError(f"{path}: not valid YAML: {one_line(str(error), 160)}") from error
-    if not isinstance(content, dict):
-        raise PipelineError(f"{path}: must hold sections such as 'train:', found {_shown(content)}")
     return _validate(content, path)
 
 
@@ -159,38 +155,27 @@ def _validate(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        found = {_describe(problem) for problem in error.errors()}
-        found = sorted(found, key=lambda text: (text.endswith(" is missing"), text))
-        text = "; ".join(found)
-        if len(text) > 250:
-            text = f"{one_line(found[0], 200)}; {len(found) - 1} more"
-        raise PipelineError(f"{path}: {text}") from None
+        problems = sorted({_describe(**problem) for problem in error.errors(include_url=False)})
+        problems.sort(key=lambda text: text.endswith(" is missing"))
+        raise PipelineError(f"{path}: {'; '.join(problems)}") from None
 
 
-def _shown(value):
-    """A value of the file in a few letters; aliases can make its whole text endless."""
-    return one_line(reprlib.repr(value), 60)
-
-
-def _describe(problem):
+def _describe(type, loc, input, **_):
     """Describe a problem that pydantic reports, in one clause."""
-    names, section, field, siblings = [], Params, None, ()
-    for name in problem["loc"]:
-        # After the field's name come pydantic's labels of a union's members.
-        if section is None:
-            break
-        names.append(one_line(str(name), 40))
-        field = section.model_fields.get(name)
-        annotation = field.annotation if field else None
-        is_section = isinstance(annotation, type) and issubclass(annotation, _Section)
-        siblings, section = section.model_fields, annotation if is_section else None
-    key = ".".join(names)
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(names[-1], siblings, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(siblings)}"
+    if not loc:
+        return f"must contain the sections {', '.join(SECTIONS)}"
+    if loc[0] in SECTIONS and len(loc) > 1:  # after the name may come the members of a union
+        (section, name), fields = loc[:2], SECTIONS[loc[0]]
+        key = f"{section}.{one_line(str(name), 40)}"
+    else:
+        name, fields = loc[0], Params.model_fields
+        key = one_line(str(name), 40)
+    if name not in fields:
+        close = difflib.get_close_matches(str(name), fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(fields)}"
         return f"unknown key {key!r}, {hint}"
-    if problem["type"] == "missing":
+    if type == "missing":
         return f"key {key!r} is missing"
-    if section is not None:
-        return f"{key} is {_shown(problem['input'])}, it must hold: {', '.join(section.model_fields)}"
-    return f"{key} is {_shown(problem['input'])}, allowed: {field.description if field else 'names'}"
+    allowed = fields[name].description or f"a section with {', '.join(SECTIONS[name])}"
+    # Aliases can make the whole text of a value endless.
+    return f"{key} is {one_line(reprlib.repr(input), 60)}, allowed: {allowed}"

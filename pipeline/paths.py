@@ -1,4 +1,4 @@
-"""Where every file of the pipeline lies, relative to the project's folder; the same as in `dvc.yaml`."""
+"""Paths of all files of the pipeline, relative to the project's folder; the same as in `dvc.yaml`."""
 
 from pathlib import Path
 
@@ -8,15 +8,16 @@ RAW = Path("data/raw")
 SOURCE = RAW / "source.json"
 SAMPLE_SUBMISSION = RAW / "sample_submission.csv"
 DIGITS = Path("data/digits.npz")
+CLEAN = Path("data/clean.npz")
 FOLDS_TABLE = Path("data/folds.csv")
 TRAINING_STATE = Path("data/training_state")
 SWEEP = Path("data/sweep")
-TENSORBOARD = Path("data/tensorboard")
 TIMES = Path("data/times")
 CHECKPOINTS = Path("data/checkpoints")
 OOF = Path("data/oof.npz")
 OOF_TABLE = Path("data/oof.csv")
 ENSEMBLE = Path("data/ensemble.keras")
+EXPORT = Path("data/ensemble_of_keras.keras")
 ARTICLE = Path("data/article.keras")
 PREDICTIONS = Path("data/predictions.npz")
 CHECK = Path("data/check.npz")
@@ -24,6 +25,7 @@ SUBMISSION = Path("submissions/submission.csv")
 SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
+EPOCHS_TABLE = METRICS / "history.csv"
 DVC_LOCK = Path("dvc.lock")
 DVC_TMP = Path(".dvc/tmp")
 DVC_LOCK_COPY = DVC_TMP / "dvc.lock"
@@ -31,5 +33,5 @@ DVC_RWLOCK = DVC_TMP / "rwlock"
 
 
 def checkpoint(fold: int) -> Path:
-    """Where the trained model of a fold lies."""
+    """Path of the trained model of a fold."""
     return CHECKPOINTS / f"fold_{fold}.keras"

@@ -1,7 +1,7 @@
-"""The article's program on TensorFlow 1's own functions; `test_article.py` runs it by itself.
+"""The article's program on TensorFlow 1's own functions; `test_article.py` runs it in its own process.
 
 It needs a process where TensorFlow's Keras is `tf_keras` (TF_USE_LEGACY_KERAS=1). Its argument is
-a file with initial weights and batches; it prints each batch's cost as the training goes.
+a file with initial weights and batches; it prints the cost of each batch.
 """
 
 import json

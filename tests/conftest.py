@@ -1,11 +1,10 @@
-"""What all tests share: real digits; and which tests begin first."""
+"""Fixtures with real digits, and the order of the tests."""
 
 import fcntl
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What is promised byte for byte is promised of the processor.
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # same bytes are promised on CPUs only
 
 import numpy as np
 import pytest
@@ -15,44 +14,28 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
-# What takes longest begins first: it compiles the layer, or shares a run of the pipeline or trained networks.
-LONGEST = (
-    "packages/fastlstm/tests/test_isa.py",
-    "packages/fastlstm/tests/test_numbers.py",
-    "packages/fastlstm/tests/test_use.py",
-    "stages/",
-    "training/",
-    "kaggle/",
-)
+# Folders with the slowest tests, which begin first.
+SLOWEST = ("packages/fastlstm/tests", "tests/stages", "tests/training", "tests/kaggle")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """Run tests that share slow fixtures in one process (`--dist loadgroup`)."""
+
     def rank(item):
-        file = item.nodeid.removeprefix("tests/")
-        return next((n for n, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
+        return next((n for n, folder in enumerate(SLOWEST) if item.nodeid.startswith(folder)), len(SLOWEST))
 
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("stages" if "/stages/" in file else file))
     items.sort(key=rank)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Keep tests in one process that share what takes long to make: a file's, and those of all stages."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return "stages" if "/stages/" in file else file
-
-    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def mnist(request):
-    """The 70,000 digits, fetched once and kept in pytest's cache."""
+    """The 70,000 digits, fetched once and saved in pytest's cache."""
     cached = request.config.cache.mkdir("mnist") / "mnist.npz"
-    # One process fetches them for all.
-    with open(cached.with_suffix(".lock"), "w") as lock:
+    with open(cached.with_suffix(".lock"), "w") as lock:  # another test process may fetch them
         fcntl.flock(lock, fcntl.LOCK_EX)
         for path in (ROOT / "data/mnist.npz", cached):
             try:
@@ -73,6 +56,6 @@ def competition(mnist):
 
 @pytest.fixture(scope="session")
 def digits(competition):
-    """A few hundred real digits in two folds, one row in ten held out."""
+    """A few hundred real digits in two folds; one row in ten is held out."""
     images, labels = (part[:400] for part in competition[0])
     return TrainingData(images, labels, make_folds(labels, 2, 0, np.arange(400) % 10 == 0))

@@ -1,11 +1,9 @@
-"""What several tests call: small parameters, and this Python in a process of its own."""
+"""Helpers of the tests: small parameters, a copy of the project, and Python in its own process."""
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,22 @@ ROOT = Path(__file__).parents[1]
 # Networks small enough to train in a moment.
 SMALL = {
     "prepare": {"folds": 2},
-    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 2, "grid_units": 8},
+    "model": {
+        "architecture": "cycle",
+        "layers": 2,
+        "units": 16,
+        "grid_layers": 2,
+        "grid_units": 8,
+        "fine_layers": 2,
+        "fine_units": 8,
+    },
     "augment": {"undistorted_epochs": 1},
     "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32"},
 }
 
 
 def small_params(**changes):
-    """The committed parameters except `SMALL` and the changes: `section={key: value}` or `seed=1`."""
+    """The committed parameters with `SMALL` and further changes: `section={key: value}` or `seed=1`."""
     content = load_params(ROOT / "params.yaml").model_dump()
     for part in (SMALL, changes):
         for name, values in part.items():
@@ -34,49 +40,28 @@ def small_params(**changes):
 
 def small_network(architecture):
     """An untrained network of the small parameters."""
-    from pipeline.networks import network_of_params
+    from pipeline.architectures import network_of_params
 
     return network_of_params(architecture, small_params().model, "float32")
 
 
 def copy_project(folder):
-    """Copy the project's files with their times, except those that git ignores."""
+    """Copy the project's files except those that git ignores.
+
+    `packages` is a link, so that the copy uses the compiled layer; compiling takes minutes.
+    """
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and not name.startswith("packages/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    (folder / "packages").symlink_to(ROOT / "packages")
 
 
 def files(folder):
     """The content of each file in a folder, by its path."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def command_lines():
-    """The command lines of all processes, which every user of a machine can list."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found.add(path.read_bytes().replace(b"\0", b" "))
-    return found
-
-
-@contextlib.contextmanager
-def watch_command_lines():
-    """Yield a set of the command lines of all processes that run meanwhile, except short ones."""
-    found, ended = set(), threading.Event()
-
-    def watch():
-        while not ended.wait(0.3):
-            found.update(command_lines())
-
-    threading.Thread(target=watch).start()
-    try:
-        yield found
-    finally:
-        ended.set()
 
 
 def run_python(*arguments, cwd=ROOT, **environment):
@@ -87,7 +72,7 @@ def run_python(*arguments, cwd=ROOT, **environment):
 
 
 def refusal(read, path, *arguments, **options):
-    """The one line with which a file is refused; it begins with the file's name."""
+    """The one line of an error about a file; it begins with the file's name."""
     with pytest.raises(PipelineError) as error:
         read(path, *arguments, **options)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)

@@ -1,12 +1,11 @@
-"""Any bytes in place of a file give correct data or one clear line: no traceback, no heap of memory.
+"""Any bytes in place of a file give correct data or one clear line, never a traceback.
 
-Hypothesis damages whole files of each kind; `make fuzz EXAMPLES=10000` tries that many.
+Hypothesis damages files of each kind; `make fuzz EXAMPLES=10000` tries that many.
 """
 
 import contextlib
 import json
 import os
-import resource
 import zipfile
 from functools import cache
 
@@ -17,19 +16,19 @@ from helpers import ROOT, small_network, small_params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.competition import PIXELS, read_digits, read_labels, unpack
+from pipeline.competition import COMPETITIONS, read_digits, read_submission, unpack
 from pipeline.files import PipelineError, load_arrays, load_json, save_network
 from pipeline.folds import TrainingData
-from pipeline.kaggle import credentials
-from pipeline.kaggle.submissions import Submission, read_history, record
+from pipeline.kaggle.history import Submission, read_history, record
 from pipeline.mnist import decode_member
-from pipeline.networks import load_network
 from pipeline.params import load_params
+from pipeline.prediction import load_network
 from pipeline.training.members import Member
 from pipeline.training.state import State, StateFiles
 
-EXAMPLES = int(os.environ.get("EXAMPLES", 50))
-# What readers elsewhere have stumbled over.
+EXAMPLES = int(os.environ.get("EXAMPLES", 30))
+COMPETITION = COMPETITIONS["digit-recognizer"]
+# Content that other readers have failed on.
 TOKENS = [
     *(b"\0", b"\r", b'"', b"'", b",", b";", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80"),
     *(b"-1", b"nan", b"1e999", b"!!python/object/apply:os.system [id]"),
@@ -40,16 +39,14 @@ MEMBER = Member(0, "rows", 1)
 
 
 @cache
-def whole(kind, folder):
-    """The bytes of a file of this kind as it should be."""
-    path = folder / f"whole_{kind}"
+def undamaged(kind, folder):
+    """The bytes of a correct file of this kind."""
+    path = folder / f"undamaged_{kind}"
     if kind == "params.yaml":
         return (ROOT / "params.yaml").read_bytes()
     if kind in ("train.csv", "test.csv"):
-        columns = [*(["label"] if kind == "train.csv" else []), *PIXELS]
-        return "".join(
-            f"{','.join(map(str, row))}\n" for row in [columns, *[[7] * len(columns)] * 2]
-        ).encode()
+        columns = COMPETITION.columns(kind)
+        return "".join(f"{','.join(row)}\n" for row in [columns, *[["7"] * len(columns)] * 2]).encode()
     if kind == "sample_submission.csv":
         return b"ImageId,Label\r\n1,0\r\n2,0\r\n"
     if kind == "history.csv":
@@ -57,12 +54,11 @@ def whole(kind, folder):
             record(path, Submission(reference, "2026-01-01T00:00:00Z", "a, message"), "0a" * 32)
     elif kind == "archive.zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in ("train.csv", "test.csv", "sample_submission.csv"):
+            for name in COMPETITION.files:
                 archive.writestr(name, name * 20)
     elif kind == "arrays.npz":
-        np.savez_compressed(
-            path.with_suffix(".npz"), images=np.arange(500, dtype=np.uint8), labels=np.ones(3)
-        )
+        path = path.with_suffix(".npz")
+        np.savez_compressed(path, images=np.arange(500, dtype=np.uint8), labels=np.ones(3))
     elif kind == "state.npz":
         states = state_files(folder)
         states.write(MEMBER, State([np.arange(100), np.ones(3)], [{"epoch": 1, "loss": 2.5}]))
@@ -70,38 +66,39 @@ def whole(kind, folder):
     elif kind == "network.keras":
         save_network(small_network("rows"), path)
     else:
-        return json.dumps({"username": "somebody", "key": "0" * 32, "sha256": {"a": 1}}).encode()
+        return json.dumps({"source": "kaggle", "sha256": {"a": 1}}).encode()
     return path.read_bytes()
 
 
 @cache
 def state_files(folder):
     images = np.zeros((4, 28, 28), np.uint8)
-    return StateFiles(
-        folder / "states", small_params(), TrainingData(images, images[:, 0, 0], np.arange(4) % 2)
-    )
+    data = TrainingData(images, images[:, 0, 0], np.arange(4) % 2)
+    return StateFiles(folder / "states", small_params(), data)
 
 
 def read_state(path):
     states = state_files(path.parent)
-    states._path(MEMBER).unlink(missing_ok=True)
-    states._path(MEMBER).symlink_to(path)
+    states._path(MEMBER).write_bytes(path.read_bytes())
     states.read(MEMBER)
+
+
+def unpack_beside(path):
+    (path.parent / "unpacked").mkdir(exist_ok=True)
+    unpack(path, path.parent / "unpacked", COMPETITION)
 
 
 READERS = {
     "params.yaml": load_params,
-    "train.csv": lambda path: read_digits(path, limit=2),
-    "test.csv": lambda path: read_digits(path, limit=2),
-    "sample_submission.csv": lambda path: read_labels(path, limit=2),
+    "train.csv": lambda path: read_digits(path, COMPETITION, limit=2),
+    "test.csv": lambda path: read_digits(path, COMPETITION, limit=2),
+    "sample_submission.csv": lambda path: read_submission(path, COMPETITION),
     "history.csv": read_history,
-    "archive.zip": lambda path: unpack(path, path.parent / "unpacked"),
+    "archive.zip": unpack_beside,
     "arrays.npz": lambda path: load_arrays(path, "prepare", "images", "labels"),
     "state.npz": read_state,
     "network.keras": load_network,
     "source.json": lambda path: load_json(path, "download"),
-    "kaggle.json": credentials._read_json,
-    "access_token": credentials._read_token,
     "mnist.pkl.gz": lambda path: decode_member(path.read_bytes()),
 }
 
@@ -113,7 +110,7 @@ def folder(tmp_path_factory):
 
 @st.composite
 def damaged(draw, content):
-    """The content with one to four parts of it cut out, doubled or replaced."""
+    """The content with one to four parts deleted, repeated or replaced."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         end = start + draw(st.sampled_from([0, 1, 2, 8, 100, len(content)]))
@@ -133,7 +130,7 @@ def test_any_bytes_give_data_or_one_line(kind, folder):
         derandomize="EXAMPLES" not in os.environ,
         suppress_health_check=list(HealthCheck),
     )
-    @given(damaged(whole(kind, folder)) | st.binary(max_size=300))
+    @given(damaged(undamaged(kind, folder)) | st.binary(max_size=300))
     def read(content):
         nonlocal tried
         tried += 1
@@ -141,40 +138,17 @@ def test_any_bytes_give_data_or_one_line(kind, folder):
         try:
             READERS[kind](path)
         except PipelineError as error:
-            assert len(str(error)) <= 280 and str(error).isprintable()
+            assert str(error).isprintable()
 
-    path.write_bytes(whole(kind, folder))
+    path.write_bytes(undamaged(kind, folder))
     if kind != "mnist.pkl.gz":
         READERS[kind](path)
     read()
     print(f"{kind}: {tried} inputs, no traceback")
 
 
-@pytest.mark.slow
-def test_memory_stays_in_proportion(folder):
-    """A file whose end is 3 GB of zeros, a row of millions of columns, a zip bomb: each takes no gigabyte."""
-    bomb = folder / "bomb.zip"
-    with (
-        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open("images.npy", "w", force_zip64=True) as member,
-    ):
-        for _ in range(65):
-            member.write(bytes(1 << 24))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for kind in set(READERS) - {"mnist.pkl.gz"}:  # read by pip, which checks its hash
-        path, good = folder / kind, whole(kind, folder)
-        for content, zeros in ((good, 3 << 30), (good + b"1," * (1 << 24), 0), (bomb.read_bytes(), 0)):
-            path.write_bytes(content)
-            os.truncate(path, len(content) + zeros)
-            with contextlib.suppress(PipelineError):
-                READERS[kind](path)
-        path.unlink()
-    # Kilobytes.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20
-
-
 def test_nothing_in_a_file_is_run(folder):
-    """A pickle, a tag of YAML and a lambda of Keras would make a folder."""
+    """A pickle, a YAML tag and a Keras lambda would create a folder."""
     command = "__import__('os').mkdir('made')"
 
     class Pickled:

@@ -1,4 +1,4 @@
-"""`make` on machines whose user has settings of their own."""
+"""`make setup` in a folder with an odd name, with settings of pip that would break the environment."""
 
 import os
 import shutil
@@ -8,23 +8,36 @@ import pytest
 from helpers import ROOT
 
 
+@pytest.fixture
+def clone(tmp_path):
+    """A small project to install, whose lock has only what installing it needs."""
+    folder = tmp_path / "it's $HOME `false`"
+    for name in ("Makefile", "pyproject.toml", "README.md", "pipeline/install.py", "pipeline/__init__.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "packages/fastlstm", folder / "packages/fastlstm")
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("setuptools=="))
+    end = next(number for number, line in enumerate(lines[start:], start) if "# via" in line)
+    (folder / "requirements.lock").write_text("\n".join(lines[start:end]) + "\n")
+    return folder
+
+
+def make_setup(folder, *variables, **environment):
+    """Run `make setup`; returns its exit status."""
+    command, environment = ["make", "setup", *variables], {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
+
+
 @pytest.mark.slow
-def test_the_environment_is_made_with_pip_user_and_again_after_a_move(tmp_path):
-    (tmp_path / "here").mkdir()
-    shutil.copy(ROOT / "Makefile", tmp_path / "here")
-    (tmp_path / "here/requirements.lock").touch()
-    done = subprocess.run(
-        ["make", "setup"],
-        cwd=tmp_path / "here",
-        env={**os.environ, "PIP_USER": "1"},
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "here/.venv/complete").exists()
-    # What `make` would do: nothing, and after a move make the environment anew.
-    for folder, anew in (("here", False), ("moved", True)):
-        if anew:
-            (tmp_path / "here").rename(tmp_path / "moved")
-        done = subprocess.run(["make", "-n", "setup"], cwd=tmp_path / folder, text=True, capture_output=True)
-        assert ("-m venv" in done.stdout) == anew
+def test_the_environment_is_complete_and_made_anew_only_when_needed(clone, tmp_path):
+    elsewhere = str(tmp_path / "elsewhere")
+    settings = {"PIP_USER": "1", "PIP_TARGET": elsewhere, "PIP_PREFIX": elsewhere, "PIP_CONSTRAINT": "/none"}
+    # Without the test of imports, the first one would count as complete.
+    assert make_setup(clone, "IMPORTS=no_such_module", **settings) == 2
+    assert make_setup(clone, "IMPORTS=setuptools, pipeline.install", **settings) == 0
+    assert not (tmp_path / "elsewhere").exists()
+    os.utime(clone / "requirements.lock", (2**32, 2**32))  # content decides, not the time
+    assert make_setup(clone, "PYTHON=false") == 0
+    clone.rename(tmp_path / "moved")
+    assert make_setup(tmp_path / "moved", "PYTHON=false") == 2

@@ -1,11 +1,11 @@
-"""What the figures mean: accuracy, log loss, and their intervals."""
+"""Accuracy, log loss, their intervals, and the expected public score."""
 
 import json
 
 import numpy as np
 import pytest
 
-from pipeline.metrics import FIGURES, averaging_gains, evaluate, expected_public_score, wilson_interval
+from pipeline.metrics import METRICS, averaging_gains, evaluate, expected_public_score, wilson_interval
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
@@ -34,7 +34,7 @@ def test_expected_public_score_is_surer_of_more_rows():
 
 
 def test_averaging_moves_the_expected_score_by_what_it_gained_elsewhere():
-    # Three networks, each with its own mistake in 100 rows; the average makes none.
+    # Three networks, each with one different mistake in 100 rows; the average makes none.
     labels = np.arange(100) % 10
     each = np.repeat(np.eye(10)[labels][None], 3, axis=0)
     for network in range(3):
@@ -42,29 +42,27 @@ def test_averaging_moves_the_expected_score_by_what_it_gained_elsewhere():
     gains = averaging_gains(each, labels)
     assert gains.mean() == pytest.approx(0.01)
 
-    single = expected_public_score(990, 1000, 28_000)
+    single = expected_public_score(990, 1000, 28_000, averaging_gains([], np.zeros(0, int)))
     averaged = expected_public_score(990, 1000, 28_000, gains)
     assert single["accuracy"] == 0.99 and averaged["accuracy"] == pytest.approx(1.0)
     assert averaged["high"] == 1
-    # 100 rows say less than the 1000 did: the interval is wider for them.
+    # 100 rows give a wider interval than 1000.
     assert averaged["accuracy"] - averaged["low"] > single["accuracy"] - single["low"]
 
 
-def test_without_rows_that_no_network_saw_the_expected_score_is_that_of_single_networks():
-    gains = averaging_gains([], np.zeros(0, int))
-    expected = expected_public_score(990, 1000, 28_000, gains)
-    assert expected["accuracy"] == 0.99
-
-
-def test_evaluate():
+def test_evaluate(monkeypatch):
     probabilities = np.full((4, 10), 0.05)
-    for row, digit in enumerate((0, 0, 7, 9)):
-        probabilities[row, digit] = 0.55
-    result = evaluate(probabilities, np.array([0, 3, 7, 9]), seconds=1.5)
+    probabilities[range(4), [0, 0, 7, 9]] = 0.55
+    labels = np.array([0, 3, 7, 9])
+    result = evaluate(probabilities, labels, seconds=1.5)
     assert result["accuracy"] == 0.75 and result["images"] == 4 and result["seconds"] == 1.5
     assert [result["low"], result["high"]] == wilson_interval(3, 4)
     assert result["log_loss"] == pytest.approx(-(3 * np.log(0.55) + np.log(0.05)) / 4)
-    assert json.loads(json.dumps(result)) == result and set(result) <= set(FIGURES)
+    assert json.loads(json.dumps(result)) == result
+
+    monkeypatch.setitem(METRICS, "brier", lambda p, y: float(np.mean((p - np.eye(10)[y]) ** 2)))
+    more = evaluate(probabilities, labels, seconds=1.5)
+    assert more.pop("brier") > 0 and more == result
 
 
 def test_log_loss_of_a_sure_mistake_is_finite():

@@ -1,1 +1,1 @@
-"""Kaggle: download the competition's files, send a submission once, keep a history of what was sent."""
+"""Kaggle: download the competition's files, send a submission once, record the history of submissions."""

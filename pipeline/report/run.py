@@ -1,4 +1,4 @@
-"""A finished run as the report sees it, and the checks of the files that it comes from."""
+"""A finished run, read from the files of the other stages."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,28 +6,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.competition import CLASSES
-from pipeline.files import PipelineError, explained, load_arrays, load_json
-from pipeline.metrics import worst_first
+from pipeline.competition import Competition
+from pipeline.files import load_arrays, load_json
+from pipeline.metrics import METRICS, worst_first
 
-# Of the tables in `metrics/`.
-COLUMNS = {
-    "history": (
-        "member", "fold", "architecture", "epoch", "loss", "val_loss", "val_accuracy", "images", "seconds",
-    ),
-    "article": ("step", "accuracy_batch", "accuracy", "article_accuracy_batch"),
-}  # fmt: skip
+STAGES = ["mnist", "download", "prepare", "train", "evaluate", "ensemble", "check", "article", "submission"]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Labelled images and what was predicted for them.
+    """Labelled images and their predicted probabilities.
 
     Attributes:
-        images: `(n, 28, 28)` uint8.
+        images: `(n, size, size)` uint8.
         labels: `(n,)`.
-        probabilities: `(n, 10)`.
-        rows: `(n,)`, the images' numbers where they come from, from 0.
+        probabilities: `(n, classes)`.
+        rows: `(n,)`, each image's row in its file, from 0.
     """
 
     images: np.ndarray
@@ -36,32 +30,33 @@ class Predictions:
     rows: np.ndarray
 
     @property
-    def predicted(self):
+    def predicted(self) -> np.ndarray:
         return self.probabilities.argmax(axis=1)
 
     @property
-    def mistakes(self):
+    def mistakes(self) -> np.ndarray:
         return worst_first(self.probabilities, self.labels)
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that the report shows.
+    """Everything that the report shows.
 
     Attributes:
+        competition: the competition of `source`.
         source: content of `data/raw/source.json`.
-        metrics: content of the JSON files of `metrics/`, by name, the folds first.
-        history: the table of `metrics/history.csv`.
-        article: the table of `metrics/article.csv`.
+        metrics: content of the JSON files in `metrics/`, by name, the folds first.
+        history: the table `metrics/history.csv`.
+        article: the table `metrics/article.csv`, which the page shows only for the article's competition.
         oof: the validated rows of `train.csv`, each predicted by its fold.
-        test: the images of the MNIST test split that no network was trained on, predicted by the ensemble.
-        each: what each fold's network predicts for `test`, `(folds, n, 10)`.
-        accuracy_on_all: the ensemble's accuracy on the whole MNIST test split.
-        folds, mnist_index: of all rows of `train.csv`, as in `data/digits.npz`.
-        read: images whose reading is shown, their labels, and what the ensemble predicts.
-        reading: see `read_in_part`; empty if no network reads rows.
+        test: the clean test images that no network was trained on, predicted by the ensemble; may be empty.
+        each: predictions of each fold's network for `test`, `(folds, n, classes)`.
+        accuracy_on_all: accuracy on the whole clean test set, if networks were trained on a part of it.
+        folds: `(rows,)`, the fold of each row of `train.csv`; -1 means held out.
+        test_index: `(rows,)`, the identical image of the clean test set; -1 means none.
     """
 
+    competition: Competition
     source: dict
     metrics: dict[str, dict]
     history: pd.DataFrame
@@ -69,64 +64,40 @@ class Run:
     oof: Predictions
     test: Predictions
     each: np.ndarray
-    accuracy_on_all: float
+    accuracy_on_all: float | None
     folds: np.ndarray
-    mnist_index: np.ndarray
-    read: tuple[np.ndarray, np.ndarray, np.ndarray]
-    reading: np.ndarray
+    test_index: np.ndarray
+
+    @property
+    def on_mnist(self) -> bool:
+        """Whether the clean test set is MNIST's, for which there are published accuracies."""
+        return self.competition.test == "mnist"
+
+    @property
+    def parts(self) -> dict[str, Predictions]:
+        """Predictions on labelled images by name: out of fold, and the clean test set if there is one."""
+        parts = {"out of fold": self.oof}
+        return parts | {self.competition.test_name: self.test} if len(self.test.labels) else parts
 
 
-def load_figures(path: Path, stage: str, names: tuple[str, ...]) -> dict:
-    """Read a JSON file of `metrics/`; raises PipelineError if it lacks a number of that name."""
-    figures = load_json(path, stage)
-    for name in names:
-        value = figures.get(name) if isinstance(figures, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise PipelineError(f"{path}: has no number {name!r}; run the stage {stage!r} again")
-    return figures
-
-
-def load_table(path: Path, stage: str) -> pd.DataFrame:
-    """Read a CSV file of `metrics/`; raises PipelineError if it has no rows or lacks one of `COLUMNS`."""
-    with explained(path, stage, "a table"):
-        table = pd.read_csv(path)
-        missing = [name for name in COLUMNS[path.stem] if name not in table]
-        if missing or table.empty:
-            raise KeyError(f"has no column {missing[0]!r}" if missing else "has no rows")
-    return table
-
-
-def load_predictions(digits: Path, oof: Path, mnist: dict, check: Path) -> dict:
-    """Read the arrays of a run: the attributes of `Run` from `oof` on.
-
-    Args:
-        digits: of the stage `prepare`.
-        oof: of the stage `train`.
-        mnist: the arrays of `load_mnist`.
-        check: of the stage `check`.
-
-    Raises:
-        PipelineError: a file is missing or damaged, or the arrays are not of one run.
-    """
-    images, labels, folds, index = load_arrays(digits, "prepare", "images", "labels", "folds", "mnist_index")
+def load_predictions(digits: Path, oof: Path, clean: Path, check: Path) -> dict:
+    """Read the arrays of a run: the attributes of `Run` from `oof` on."""
+    images, labels, folds, index = load_arrays(digits, "prepare", "images", "labels", "folds", "test_index")
     (probabilities,) = load_arrays(oof, "train", "probabilities")
-    test_images, test_labels = mnist["test_images"], mnist["test_labels"]
-    ensemble, each, clean, read, reading = load_arrays(
-        check, "check", "probabilities", "each", "clean", "shown", "reading"
-    )
-    if probabilities.shape != (len(labels), CLASSES):
-        raise PipelineError(f"{oof}: is of other rows than {digits}; run the stage 'train' again")
-    if ensemble.shape != (len(test_labels), CLASSES) or each.shape[1:] != ensemble.shape:
-        raise PipelineError(f"{check}: is not of the MNIST test split; run the stage 'check' again")
-    used = np.flatnonzero(folds >= 0)
-    kept = np.flatnonzero(clean)
+    test_images, test_labels = load_arrays(clean, "prepare", "images", "labels")
+    ensemble, each, is_clean = load_arrays(check, "check", "probabilities", "each", "clean")
+    used, tested = np.flatnonzero(folds >= 0), np.flatnonzero(is_clean)
     return {
         "oof": Predictions(images[used], labels[used], probabilities[used], used),
-        "test": Predictions(test_images[kept], test_labels[kept], ensemble[kept], kept),
-        "each": each[:, kept],
-        "accuracy_on_all": float(np.mean(ensemble.argmax(axis=1) == test_labels)),
+        "test": Predictions(test_images[tested], test_labels[tested], ensemble[tested], tested),
+        "each": each[:, tested],
+        "accuracy_on_all": None if is_clean.all() else METRICS["accuracy"](ensemble, test_labels),
         "folds": folds,
-        "mnist_index": index,
-        "read": (test_images[read], test_labels[read], ensemble[read].argmax(axis=1)),
-        "reading": reading,
+        "test_index": index,
     }
+
+
+def load_times(folder: Path) -> dict[str, dict]:
+    """Read the records of the stages' last runs on this machine, `<stage>.json`, by stage."""
+    paths = {stage: folder / f"{stage}.json" for stage in STAGES}
+    return {stage: load_json(path, stage) for stage, path in paths.items() if path.exists()}

@@ -1,64 +1,55 @@
-"""What a run is worth, in a few lines for the terminal."""
+"""The closing lines of `dvc repro`."""
 
 from pathlib import Path
 
+from pipeline.report.run import Run
 
-def check_in_words(check: dict, on_all: float) -> str:
-    """What `metrics/check.json` says, in a sentence.
+
+def check_in_words(check: dict, on_all: float | None) -> str:
+    """Describe the content of `metrics/check.json`.
 
     Args:
-        check: its content.
-        on_all: accuracy on the whole MNIST test split; contaminated if the check has fewer images.
+        check: its content; has images.
+        on_all: accuracy on the whole clean test set, of which networks may have been trained on a part.
     """
-    figure = (
-        f"{check['accuracy']:.4f} on {check['images']:,} MNIST test images "
+    text = (
+        f"accuracy {check['accuracy']:.4f} on {check['images']:,} images that no network was trained on "
         f"(95 % interval {check['low']:.4f} to {check['high']:.4f})"
     )
-    if check["images"] == 10_000:
-        return f"accuracy {figure}; clean: no network was trained on any of them"
-    return (
-        f"accuracy {figure} that no network was trained on. On all 10,000 it is {on_all:.4f}, but that is "
-        "contaminated: the others were trained on (prepare.hold_out_mnist_test is false)"
-    )
+    if on_all in (None, check["accuracy"]):
+        return text
+    return f"{text}. On all images: {on_all:.4f}, contaminated (prepare.hold_out_mnist_test is false)"
 
 
 def origin_in_words(source: dict) -> str:
-    """Where the digits come from, by the content of `data/raw/source.json`."""
-    if source["source"] == "mnist-60k":
-        return "MNIST's own split: 60,000 training images, and its test split as test.csv"
-    if source["source"] != "mnist":
-        return f"Kaggle's own files ({source['competition']})"
-    return f"MNIST in the competition's place (shuffled with seed {source['seed']})"
+    """Describe the origin of the digits by the content of `data/raw/source.json`."""
+    return {
+        "kaggle": f"Kaggle's own files ({source['competition']})",
+        "folder": f"files from a folder ({source['competition']})",
+        "mnist": f"MNIST in the competition's place (shuffled with seed {source.get('seed')})",
+        "mnist-60k": "MNIST's own split: 60,000 training images, and its test split as test.csv",
+    }[source["source"]]
 
 
-def summary(source: dict, metrics: dict[str, dict], on_all: float, submission: Path) -> str:
-    """The lines that close a run.
-
-    Args:
-        source: content of `data/raw/source.json`.
-        metrics: content of the files of `metrics/`, by name.
-        on_all: see `check_in_words`.
-        submission: path of the file to submit.
-    """
+def summary(run: Run, submission: Path) -> str:
+    """Make the lines that close a run; `submission` is the path of the file to submit."""
     submit = "make submit"
-    if source["source"].startswith("mnist"):
-        submit = "not this one: give Kaggle credentials, set download.source: kaggle in params.yaml, then: "
-        submit += "make submit"
-    oof, score = metrics["oof"], metrics["ensemble"]
-    folds = (figures["accuracy"] for name, figures in metrics.items() if name.startswith("folds/"))
+    if run.source["source"].startswith("mnist"):
+        submit = "not this one: add Kaggle credentials, set download.source: kaggle, then: make submit"
+    oof, score = run.metrics["oof"], run.metrics["ensemble"]
+    folds = [figures["accuracy"] for name, figures in run.metrics.items() if name.startswith("folds/")]
     gain = score["accuracy"] - oof["accuracy"]
-    why = (
-        f"each fold alone, and {gain:+.4f} for averaging them"
-        if abs(gain) > 1e-9
-        else "averaging should add to it"
-    )
+    gain = f"{gain:+.4f} for averaging" if abs(gain) > 1e-9 else "averaging should add to it"
+    interval = f"{score['low']:.4f} to {score['high']:.4f}"
+    check = run.metrics["check"]
+    check = check_in_words(check, run.accuracy_on_all) if check["images"] else "none"
     lines = {
-        "data": origin_in_words(source),
+        "data": origin_in_words(run.source),
         "folds": ", ".join(f"{accuracy:.4f}" for accuracy in folds),
         "out of fold": f"{oof['accuracy']:.4f} on {oof['images']:,} images, each fold alone",
-        "MNIST test": check_in_words(metrics["check"], on_all),
-        "public score": f"{score['accuracy']:.4f} expected, {score['low']:.4f} to {score['high']:.4f}; {why}",
+        run.competition.test_name or "clean test set": check,
+        "public score": f"{score['accuracy']:.4f} expected, {interval}; {gain}",
         "submission": submission,
         "submit it": submit,
     }
-    return "\n".join(f"{name:15} {text}" for name, text in lines.items())
+    return "\n".join(f"{name:17} {text}" for name, text in lines.items())

@@ -1,47 +1,47 @@
 """The DVC stages, one module each, run as `python -m pipeline.stages.<name>`: they load, call and write."""
 
+# ruff: noqa: E402  NumPy, which `pipeline.files` imports, reads some of the settings below.
 import argparse
 import contextlib
-import fcntl
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
-from pipeline.files import PipelineError, write_bytes, write_json
+# Drop inherited settings that change numbers or end a stage; those of paths, logs and GPUs stay.
+_DROPPED = re.compile(
+    r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_)|PYTHONWARNINGS$"
+)
+for _name in filter(_DROPPED.match, list(os.environ)):
+    del os.environ[_name]
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_HOME"] = f"{os.devnull}/keras"  # contains no keras.json
+os.environ["MATPLOTLIBRC"] = os.devnull
+os.environ["MPLBACKEND"] = "Agg"
+# A library's warning does not end a stage, even with `python -W error`, which worker processes inherit.
+sys.warnoptions.clear()
+warnings.simplefilter("ignore")
+
+_FOLDER = Path(__file__).resolve().parent
+_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
+if _script.resolve().parent == _FOLDER:  # a script imports libraries before the settings above
+    sys.exit(f"run it as: python -m pipeline.stages.{_script.stem}")
+if Path("pipeline/stages").is_dir() and not _FOLDER.samefile("pipeline/stages"):
+    sys.exit(f"this would run the code of {_FOLDER.parents[1]}; unset PYTHONSAFEPATH and PYTHONPATH")
+if Path(".numba_config.yaml").exists():
+    sys.exit(".numba_config.yaml changes how the layer is compiled; remove it from this folder")
+# In a temporary copy of the project (`dvc exp run --temp`), its own layer is used, not the installed one.
+sys.path.insert(0, str((_FOLDER.parents[1] / "packages/fastlstm/src").resolve()))
+
+from pipeline.files import PipelineError, write_json
 from pipeline.git import commit
 from pipeline.machine import processor
-from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_TMP, TIMES
-
-# What a stage inherits from a shell, a notebook or another project's settings changes no result and breaks
-# nothing: settings of Keras, TensorFlow, XLA and Numba are dropped, except places, logs and GPU memory.
-_SETTINGS = re.compile(r"(KERAS|XLA|NUMBA)_(?!CACHE_DIR)|TF_(?!CPP_|FORCE_GPU|GPU_)")
-_OWN_SETTINGS = {
-    "KERAS_BACKEND": "tensorflow",
-    "KERAS_HOME": f"{os.devnull}/keras",  # can hold no keras.json
-    "MATPLOTLIBRC": os.devnull,
-    "MPLBACKEND": "Agg",
-}
-for _name in filter(_SETTINGS.match, list(os.environ)):
-    del os.environ[_name]
-os.environ.update(_OWN_SETTINGS)
-
-
-def _end(kind, error, traceback):
-    """What happens while a stage imports what it needs, before `run_stage`, is one line, too."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted; run it again to go on", file=sys.stderr)
-    elif issubclass(kind, MemoryError):
-        print("there is too little memory to load the libraries", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = _end
+from pipeline.paths import TIMES
 
 
 def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
@@ -51,73 +51,37 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
         main: the function `main` of the stage's module.
         keep_stderr: leave stderr as it is, for a progress bar. Otherwise TensorFlow's log is filtered out.
     """
-    module = sys.modules[main.__module__]
-    name = module.__spec__.name.rpartition(".")[2]
-    argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=module.__doc__).parse_args()
-    # A message of a submission may have letters that the terminal cannot show.
-    sys.stdout.reconfigure(errors="replace")
-    if "DVC_STAGE" in os.environ:
-        _copy_lock()
+    name = Path(main.__code__.co_filename).stem  # right under a profiler and in a notebook, too
+    description = main.__globals__["__doc__"]
+    argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
+    with contextlib.suppress(AttributeError):  # a notebook's
+        sys.stdout.reconfigure(errors="replace")  # the terminal may lack letters of a submission's message
     try:
-        _wait_for_others(name)
-        _check_temporary_folder()
-        started, began_at = time.monotonic(), commit()
+        started, commit_at_start = time.monotonic(), commit()
         with contextlib.nullcontext() if keep_stderr else _without_tensorflow_log():
             main()
-        _record_time(name, time.monotonic() - started, began_at)
     except (PipelineError, OSError, MemoryError) as error:
-        # OSError: no right to a file, no space left: nothing that a traceback would explain better.
+        # OSError: a missing permission or a full disk, to which a traceback would add nothing.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run it again to go on")
+        sys.exit(f"{name}: interrupted; run it again to resume")
+    _record_time(name, time.monotonic() - started, commit_at_start)
 
 
-def _wait_for_others(name):
-    """Wait while the same stage runs in this folder, such as one whose DVC alone was killed."""
-    with contextlib.suppress(OSError):  # there is no such folder, or no locks on a network's disk
-        # Never closed: the lock ends with this process.
-        file = os.open(DVC_TMP / f"stage_{name}.lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{name}: waits until another process that runs this stage ends", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _check_temporary_folder():
-    """TensorFlow writes code there, and without it fails with an error about something else."""
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(bytes(1 << 13))
-    except OSError as error:
-        raise PipelineError(
-            f"no room for temporary files: {error.strerror}; make room, or name another folder in TMPDIR"
-        ) from error
-
-
-def _copy_lock():
-    """Keep `dvc.lock` as DVC has written it after the stage before; see `repair.py`."""
-    with contextlib.suppress(OSError, PipelineError):
-        content = DVC_LOCK.read_bytes()
-        if content.endswith(b"\n"):  # no other DVC is writing it just now
-            write_bytes(DVC_LOCK_COPY, content)
-
-
-def _record_time(name, seconds, began_at):
-    """Note for the report a stage's time and commit; no output of it, because they differ from run to run."""
+def _record_time(name, seconds, commit_at_start):
+    """Note time and commit for the report; they differ from run to run, so DVC does not track them."""
+    record = {"seconds": round(seconds, 1), "machine": processor(), "commit": commit_at_start}
+    record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if TIMES.parent.is_dir():
-        record = {"seconds": round(seconds, 1), "machine": processor(), "commit": began_at}
-        record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, PipelineError):  # another user's folder does not fail the stage
             write_json(TIMES / f"{name}.json", record)
 
 
 @contextlib.contextmanager
 def _without_tensorflow_log():
-    """Keep TensorFlow's log, which is about itself, out of stderr, in child processes too.
+    """Filter TensorFlow's own log out of stderr, also of worker processes; errors are exceptions.
 
-    Half of it is written before any setting is looked at; warnings tell of graphs that are built for each of
-    several networks. Errors come as exceptions all the same.
+    TensorFlow writes half of it before it reads any setting.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     noise = re.compile(
@@ -143,5 +107,4 @@ def _without_tensorflow_log():
     finally:
         sys.stderr.flush()
         os.dup2(stderr, 2)
-        # A child process that outlives the stage would keep the pipe open.
-        copier.join(timeout=1)
+        copier.join(timeout=1)  # a process that outlives the stage would keep the pipe open

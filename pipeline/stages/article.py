@@ -1,4 +1,4 @@
-"""Train the article's own system on MNIST and measure it as it goes: metrics/article.*."""
+"""Train the article's own system on MNIST and measure it on the way: metrics/article.*."""
 
 import time
 
@@ -12,11 +12,11 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # Imports TensorFlow, which must not come before its log is out of the way (see run_stage).
+    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     import keras
 
     from pipeline.article import AT_ONCE, beside_printed, measure, run
-    from pipeline.networks import load_network, use_one_thread_per_operation
+    from pipeline.prediction import load_network, use_one_thread_per_operation
 
     use_one_thread_per_operation(AT_ONCE)
     params, precision, mnist = load_params().article, best_precision(), load_mnist(MNIST)

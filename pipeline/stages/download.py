@@ -1,9 +1,8 @@
-"""Get the competition's CSV files, from Kaggle or made from MNIST: data/raw."""
+"""Get the competition's CSV files from Kaggle, from a folder, or from MNIST: data/raw."""
 
-from pipeline.competition import ROWS, check_files, check_replaceable, copy_files, write_digits, write_labels
-from pipeline.files import atomic_folder, sha256, write_json
-from pipeline.kaggle import client
-from pipeline.kaggle.credentials import find_credentials
+from pipeline.competition import check_files, copy_files, find_competition, write_digits, write_submission
+from pipeline.files import PipelineError, atomic_folder, sha256, write_json
+from pipeline.kaggle import api
 from pipeline.mnist import load_mnist, own_split, stand_in
 from pipeline.params import load_params
 from pipeline.paths import MNIST, RAW, SOURCE
@@ -12,43 +11,52 @@ from pipeline.stages import run_stage
 
 def main():
     params = load_params().download
-    source = choose_source() if params.source == "auto" else params.source
-    origin = {"source": source, "competition": None, "seed": None}
-    # All files are complete and checked before the first one appears.
+    competition = find_competition(params.competition)
+    source = choose_source(competition) if params.source == "auto" else params.source
+    if source.startswith("mnist") and competition.test != "mnist":
+        raise PipelineError(f"download.source is {source}, but MNIST cannot stand in for {competition.slug}")
+    if any(RAW.glob("*.csv")) and not SOURCE.exists():
+        raise PipelineError(
+            f"{RAW}: contains CSV files of yours, which the stage would replace; move them to another folder "
+            "and set download.source: folder and download.folder in params.yaml"
+        )
+    # The files appear together, after all have been checked.
     with atomic_folder(RAW) as folder:
         if source == "mnist":
-            origin["seed"] = params.seed
-            rows = ROWS["train.csv"], ROWS["test.csv"]
-            write_competition(folder, *stand_in(load_mnist(MNIST), params.seed, rows))
+            rows = competition.rows[0]
+            write_competition(folder, competition, *stand_in(load_mnist(MNIST), params.seed, rows))
         elif source == "mnist-60k":
-            write_competition(folder, *own_split(load_mnist(MNIST)))
+            write_competition(folder, competition, *own_split(load_mnist(MNIST)))
+        elif source == "kaggle":
+            api.download(competition, folder)
         else:
-            origin["competition"] = client.slug(params.competition)
-            if source == "kaggle":
-                client.download(params.competition, folder)
-            else:
-                copy_files(params.folder, folder, f"{origin['competition']}.zip")
-            check_files(folder)
-        origin["sha256"] = {name: sha256(folder / name) for name in ROWS}
-        check_replaceable(RAW, origin["sha256"])
+            copy_files(params.folder, folder, competition)
+        check_files(folder, competition)
+        digests = {name: sha256(folder / name) for name in competition.files}
+        seed = params.seed if source == "mnist" else None
+        origin = {"source": source, "competition": competition.slug, "seed": seed, "sha256": digests}
         write_json(folder / SOURCE.name, origin)
-    print(f"download: {', '.join(ROWS)} from {source}")
+    print(f"download: {', '.join(competition.files)} from {source}")
 
 
-def choose_source():
-    """Choose Kaggle if there are credentials; damaged ones are an error, for they mean Kaggle too."""
-    if credentials := find_credentials():
-        print(f"download: from Kaggle, with the credentials of {credentials.where}")
+def choose_source(competition):
+    """Kaggle if there are credentials; malformed ones raise an error, because the user meant Kaggle."""
+    if account := api.sign_in():
+        print(f"download: from Kaggle, as {account}")
         return "kaggle"
+    if competition.test != "mnist":
+        raise PipelineError(
+            f"no Kaggle credentials found; {competition.slug} needs them, or download.source: folder"
+        )
     print("download: no Kaggle credentials found, so MNIST stands in (real digits, but not to be submitted)")
     return "mnist"
 
 
-def write_competition(folder, train, test):
+def write_competition(folder, competition, train, test):
     images, _ = test
-    write_digits(folder / "train.csv", *train)
-    write_digits(folder / "test.csv", images)
-    write_labels(folder / "sample_submission.csv", range(1, len(images) + 1), 0, len(images))
+    write_digits(folder / "train.csv", competition, *train)
+    write_digits(folder / "test.csv", competition, images)
+    write_submission(folder / "sample_submission.csv", competition, range(1, len(images) + 1), 0)
 
 
 if __name__ == "__main__":

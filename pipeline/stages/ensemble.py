@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from pipeline.competition import find_competition
 from pipeline.files import PipelineError, load_arrays, save_arrays, save_network, write_json
 from pipeline.metrics import averaging_gains, expected_public_score
 from pipeline.params import load_params
@@ -13,19 +14,21 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # Imports TensorFlow, which must not come before its log is out of the way (see run_stage).
-    from pipeline.networks import build_ensemble, load_network, predict, use_one_thread_per_operation
+    # These import TensorFlow, whose log run_stage has to filter from the beginning.
+    from pipeline.architectures import average
+    from pipeline.prediction import load_network, predict, use_one_thread_per_operation
 
     params = load_params()
+    competition = find_competition(params.download.competition)
     test_images, images, labels, folds = load_arrays(
         DIGITS, "prepare", "test_images", "images", "labels", "folds"
     )
     (oof,) = load_arrays(OOF, "train", "probabilities")
     if len(oof) != len(labels):
-        raise PipelineError(f"{OOF}: is of other rows than {DIGITS}; run the stage 'train' again")
+        raise PipelineError(f"{OOF}: has other rows than {DIGITS}; run the stage 'train' again")
     use_one_thread_per_operation()
     models = [load_network(checkpoint(fold)) for fold in range(params.prepare.folds)]
-    ensemble = build_ensemble(models)
+    ensemble = average(models, "ensemble")
     started = time.perf_counter()
     probabilities = predict(ensemble, test_images)
     seconds = time.perf_counter() - started
@@ -37,10 +40,13 @@ def main():
     save_arrays(PREDICTIONS, probabilities=probabilities)
     rows = len(test_images)
     expected = expected_public_score(
-        int(correct.sum()), len(correct), rows, averaging_gains(each, labels[held_out])
+        int(correct.sum()),
+        len(correct),
+        max(1, round(rows * competition.public_share)),
+        averaging_gains(each, labels[held_out]),
     )
     write_json(METRICS / "ensemble.json", {**expected, "images": rows, "seconds": round(seconds, 1)})
-    # Not by the stage `train`: killed before DVC has recorded it, it would have to train again.
+    # Not in the stage `train`: killed before DVC has recorded its outputs, it would train again.
     shutil.rmtree(TRAINING_STATE, ignore_errors=True)
     print(f"ensemble: {len(models)} folds, {rows:,} images in {seconds:.1f} s")
 

@@ -1,41 +1,56 @@
-"""Read and check the CSV files, find MNIST test images, make the folds: data/digits.npz, data/folds.csv."""
+"""Read and check the CSV files, find clean test images among them, make the folds: data/digits.npz."""
 
-import time
+import numpy as np
 
-from pipeline.competition import read_digits
+from pipeline.competition import find_competition, read_digits
 from pipeline.files import save_arrays, write_csv
 from pipeline.folds import find_images, fold_table, make_folds
-from pipeline.mnist import load_mnist
+from pipeline.mnist import check_are_mnist, load_mnist
 from pipeline.params import load_params
-from pipeline.paths import DIGITS, FOLDS_TABLE, MNIST, RAW
+from pipeline.paths import CLEAN, DIGITS, FOLDS_TABLE, MNIST, RAW
 from pipeline.stages import run_stage
 
 
 def main():
     params = load_params()
-    prepare = params.prepare
-    started = time.perf_counter()
-    images, labels = read_digits(RAW / "train.csv", prepare.limit)
-    test_images, _ = read_digits(RAW / "test.csv", prepare.limit)
-    print(
-        f"prepare: {len(images)} rows of train.csv and {len(test_images)} of test.csv, read and checked in "
-        f"{time.perf_counter() - started:.1f} s"
-    )
-    mnist_index = find_images(images, load_mnist(MNIST)["test_images"])
-    in_mnist_test = mnist_index >= 0
-    print(
-        f"prepare: {in_mnist_test.sum()} rows of train.csv are images of the MNIST test split: "
-        + (
-            "held out, no network trains on them"
-            if prepare.hold_out_mnist_test
-            else "not held out (prepare.hold_out_mnist_test is false)"
-        )
-    )
-    folds = make_folds(labels, prepare.folds, params.seed, in_mnist_test & prepare.hold_out_mnist_test)
+    competition, limit = find_competition(params.download.competition), params.prepare.limit
+    images, labels, _ = read_digits(RAW / "train.csv", competition, limit)
+    test_images, _, test_ids = read_digits(RAW / "test.csv", competition, limit)
+    print(f"prepare: {len(images):,} rows of train.csv and {len(test_images):,} of test.csv")
+    clean_images, clean_labels = read_clean_test_set(competition, images)
+    test_index = find_images(images, clean_images)
+    in_clean = test_index >= 0
+    if competition.test:
+        hold_out = params.prepare.hold_out_mnist_test
+        state = "held out" if hold_out else "trained on (prepare.hold_out_mnist_test is false)"
+        name = competition.test_name
+        print(f"prepare: {in_clean.sum():,} rows of train.csv are images of the {name}: {state}")
+    held_out = in_clean & params.prepare.hold_out_mnist_test
+    folds = make_folds(labels, params.prepare.folds, params.seed, held_out, competition.classes)
     save_arrays(
-        DIGITS, images=images, labels=labels, folds=folds, mnist_index=mnist_index, test_images=test_images
+        DIGITS,
+        images=images,
+        labels=labels,
+        folds=folds,
+        test_index=test_index,
+        test_images=test_images,
+        test_ids=test_ids,
+        classes=np.array(competition.classes),
     )
-    write_csv(FOLDS_TABLE, fold_table(labels, folds, mnist_index))
+    save_arrays(CLEAN, images=clean_images, labels=clean_labels)
+    write_csv(FOLDS_TABLE, fold_table(labels, folds, test_index))
+
+
+def read_clean_test_set(competition, images):
+    """Images and labels of the clean test set; empty where the competition has none."""
+    if competition.test is None:
+        return np.empty((0, *images.shape[1:]), np.uint8), np.empty(0, np.uint8)
+    if competition.test == "mnist":
+        mnist = load_mnist(MNIST)
+        check_are_mnist(images, mnist, RAW / "train.csv")
+        return mnist["test_images"], mnist["test_labels"]
+    clean_images, labels, _ = read_digits(RAW / competition.test, competition)
+    return clean_images, labels
 
 
 if __name__ == "__main__":

@@ -1,58 +1,53 @@
-"""Put DVC's own files right that a kill has cut off. `make repro`, `submit` and `sweep` begin with it.
+"""Repair DVC's files that a kill has truncated. `make repro`, `submit` and `sweep` begin with it.
 
-DVC writes `dvc.lock`, and its list of who reads and writes which file, in place, and refuses to read half of
-one. Each stage keeps a copy of `dvc.lock`; without one, finished stages may have to run again.
+DVC writes `dvc.lock` and its list of running commands in place, and refuses to read truncated ones.
+Nothing is computed again: finished stages are in DVC's run cache.
 """
 
-import itertools
 import json
-import re
-import time
+from pathlib import Path
 
-import psutil
-from dvc.rwlock import SCHEMA
-from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
 from pipeline.files import write_bytes
-from pipeline.paths import DVC_LOCK, DVC_LOCK_COPY, DVC_RWLOCK
+from pipeline.git import git
 from pipeline.stages import run_stage
+
+DVC_LOCK = Path("dvc.lock")
+RUNNING_COMMANDS = Path(".dvc/tmp/rwlock")
 
 
 def main():
-    for path, check in ((DVC_LOCK, check_lock), (DVC_RWLOCK, check_rwlock)):
-        # Another DVC may be writing it just now.
-        if problem(path, check) and not time.sleep(1) and (text := problem(path, check)):
-            copied = path == DVC_LOCK and DVC_LOCK_COPY.exists() and not problem(DVC_LOCK_COPY, check)
-            write_bytes(path, DVC_LOCK_COPY.read_bytes()) if copied else path.unlink()
-            print(f"repair: {'put back the copy of' if copied else 'deleted'} {path} after a kill ({text})")
+    if truncated(DVC_LOCK, check_lock):
+        committed = git("show", "HEAD:./dvc.lock")
+        write_bytes(DVC_LOCK, committed.encode()) if committed else DVC_LOCK.unlink()
+        print(f"repair: dvc.lock was cut off; {'took the committed one' if committed else 'deleted it'}")
+    if truncated(RUNNING_COMMANDS, json.loads):
+        RUNNING_COMMANDS.unlink()
+        print(f"repair: {RUNNING_COMMANDS} was cut off; deleted it")
 
 
-def problem(path, check):
+def truncated(path, check):
     try:
-        check(path)
+        check(path.read_text())
     except FileNotFoundError:
-        return None
-    except Exception as error:  # of YAML, JSON, their schemas
-        return " ".join(str(error).split())[:100]
+        return False
+    except Exception:  # any of YAML's and JSON's, and of an unexpected type
+        return True
+    return False
 
 
-def check_lock(path):
-    COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path))
-    if DVC_LOCK_COPY.exists():
-        # DVC can read a file that was cut off between two lines.
-        keys, of_copy = (re.findall("(?m)^.*?:", file.read_text()) for file in (path, DVC_LOCK_COPY))
-        if keys == of_copy[: len(keys)] != of_copy:
-            raise ValueError("its end is missing")
-
-
-def check_rwlock(path):
-    """Refuse also a list of processes that have ended, whose numbers others may have by now."""
-    users = SCHEMA(json.loads(path.read_text()))
-    listed = itertools.chain(*users["read"].values(), users["write"].values())
-    commands = [psutil.Process(user["pid"]).cmdline() for user in listed if psutil.pid_exists(user["pid"])]
-    if list(users["read"]) + list(users["write"]) and not any("dvc" in " ".join(c) for c in commands):
-        raise ValueError("its processes have ended")
+def check_lock(text):
+    """Raise an exception unless each stage has its command, and each file its path, hash and size."""
+    lock = YAML(typ="safe").load(text)
+    values = [lock["schema"]]
+    for stage in lock.get("stages", {}).values():
+        values.append(stage["cmd"])
+        for file in [*stage.get("deps", []), *stage.get("outs", [])]:
+            values += [file["path"], file["md5"], file["size"], file.get("nfiles", 0)]
+        values += [parameters.keys() for parameters in stage.get("params", {}).values()]
+    if None in values:
+        raise ValueError("a value is missing")
 
 
 if __name__ == "__main__":

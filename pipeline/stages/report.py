@@ -1,47 +1,34 @@
-"""Sum up the run: metrics/report.html, report.md with its pictures, and the lines that close `dvc repro`."""
+"""Summarize the run: metrics/report.html, report.md, and the closing lines of `dvc repro`."""
 
-from pipeline.competition import load_source
-from pipeline.files import write_bytes, write_csv
-from pipeline.metrics import FIGURES
-from pipeline.mnist import load_mnist
+from pipeline.competition import find_competition
+from pipeline.files import load_csv, load_json, write_bytes, write_csv
 from pipeline.params import load_params
-from pipeline.paths import CHECK, DIGITS, METRICS, MNIST, OOF, SOURCE, SUBMISSION, TIMES
+from pipeline.paths import CHECK, CLEAN, DIGITS, EPOCHS_TABLE, METRICS, OOF, SOURCE, SUBMISSION, TIMES
 from pipeline.report.analysis import confusion_table, digit_table
 from pipeline.report.page import render
-from pipeline.report.provenance import read_provenance
-from pipeline.report.run import Run, load_figures, load_predictions, load_table
+from pipeline.report.run import Run, load_predictions, load_times
 from pipeline.report.summary import summary
 from pipeline.stages import run_stage
 
 
 def main():
     params = load_params()
-    files = {f"folds/fold_{fold}": ("train", FIGURES) for fold in range(params.prepare.folds)}
-    files |= {
-        "oof": ("train", FIGURES),
-        "ensemble": ("ensemble", ("accuracy", "low", "high", "images")),
-        "check": ("check", FIGURES[:5]),
-        "article": ("article", FIGURES[:5]),
-    }
+    stages = {f"folds/fold_{fold}": "evaluate" for fold in range(params.prepare.folds)}
+    stages |= {"oof": "evaluate", "ensemble": "ensemble", "check": "check", "article": "article"}
     run = Run(
-        source=load_source(SOURCE),
-        metrics={
-            name: load_figures(METRICS / f"{name}.json", stage, names)
-            for name, (stage, names) in files.items()
-        },
-        history=load_table(METRICS / "history.csv", "train"),
-        article=load_table(METRICS / "article.csv", "article"),
-        **load_predictions(DIGITS, OOF, load_mnist(MNIST), CHECK),
+        competition=find_competition(params.download.competition),
+        source=load_json(SOURCE, "download"),
+        metrics={name: load_json(METRICS / f"{name}.json", stage) for name, stage in stages.items()},
+        history=load_csv(EPOCHS_TABLE, "train"),
+        article=load_csv(METRICS / "article.csv", "article"),
+        **load_predictions(DIGITS, OOF, CLEAN, CHECK),
     )
-    page, short, pictures = render(run, params.model_dump(), read_provenance(TIMES))
-    contents = {"report.html": page.encode(), "report.md": short.encode()}
-    contents |= {f"{name}.png": content for name, content in pictures.items()}
-    for name, content in contents.items():
+    for name, content in render(run, params.model_dump(), load_times(TIMES)).items():
         write_bytes(METRICS / name, content)
-    write_csv(METRICS / "digits.csv", digit_table(run))
-    write_csv(METRICS / "confusion.csv", confusion_table(run))
-    print(summary(run.source, run.metrics, run.accuracy_on_all, SUBMISSION))
-    print(f"{'report':15} {(METRICS / 'report.html').resolve()}")
+    write_csv(METRICS / "digits.csv", digit_table(run.parts))
+    write_csv(METRICS / "confusion.csv", confusion_table(run.parts))
+    print(summary(run, SUBMISSION))
+    print(f"{'report':17} {(METRICS / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":

@@ -3,49 +3,40 @@
 MESSAGE="..." in the environment replaces the message, RESUBMIT=1 sends the same bytes again.
 """
 
-import json
 import os
 
-from pipeline.competition import read_labels
-from pipeline.files import sha256, write_json
-from pipeline.kaggle.client import slug
-from pipeline.kaggle.submit import check_origin, describe, submit
+from pipeline.competition import check_ids, find_competition, read_submission
+from pipeline.files import load_json, sha256, write_json
+from pipeline.git import commit
+from pipeline.kaggle import api
+from pipeline.kaggle.submit import check_origin, submit
 from pipeline.params import load_params
-from pipeline.paths import HISTORY, METRICS, SCORE, SOURCE, SUBMISSION
+from pipeline.paths import HISTORY, METRICS, SAMPLE_SUBMISSION, SCORE, SOURCE, SUBMISSION
 from pipeline.stages import run_stage
 
 
 def main():
-    competition = slug(load_params().download.competition)
-    read_labels(SUBMISSION)
-    check_origin(SOURCE, competition)
-    expected, *interval = (metric("ensemble", name) for name in ("accuracy", "low", "high"))
-    message = os.environ.get("MESSAGE") or describe(
-        {"oof": metric("oof", "accuracy"), "clean MNIST": metric("check", "accuracy")}
-    )
-    submission = submit(competition, SUBMISSION, message, HISTORY, resubmit=os.environ.get("RESUBMIT") == "1")
+    competition = find_competition(load_params().download.competition)
+    column = competition.submission[0]
+    ids, test_ids = (read_submission(path, competition)[column] for path in (SUBMISSION, SAMPLE_SUBMISSION))
+    check_ids(SUBMISSION, ids, test_ids.to_numpy())
+    check_origin(load_json(SOURCE, "download"), competition.slug)
+    expected, check = (load_json(METRICS / f"{name}.json", name) for name in ("ensemble", "check"))
+    clean = f", clean test {check['accuracy']:.5f}" if "accuracy" in check else ""
+    message = os.environ.get("MESSAGE") or f"{commit()}, expected {expected['accuracy']:.5f}{clean}"
+    submission = submit(competition.slug, SUBMISSION, message, HISTORY, os.environ.get("RESUBMIT") == "1")
     score = {
         "reference": submission.reference,
         "submitted": submission.submitted,
         "status": submission.status,
         "public_score": submission.public_score,
-        "expected_score": expected,
-        "expected_interval_95": None if None in interval else interval,
+        "rank": api.rank(competition.slug),
+        "expected_score": expected["accuracy"],
+        "expected_interval_95": [expected["low"], expected["high"]],
         "sha256": sha256(SUBMISSION),
     }
     write_json(SCORE, score)
-    comparison = "" if expected is None else f", expected was {expected:.5f}"
-    print(f"submit: public score {submission.public_score:.5f}{comparison}")
-
-
-def metric(name, key):
-    """A value of `metrics/<name>.json`; None, announced, where there is none."""
-    path = METRICS / f"{name}.json"
-    try:
-        return json.loads(path.read_text())[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        print(f"submit: {path} has no {key!r}, going on without it")
-        return None
+    print(f"submit: public score {submission.public_score:.5f}, expected was {expected['accuracy']:.5f}")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
 
-An engine needs nothing of the pipeline: it runs functions of picklable values (`tasks.py`) in processes that
-can import this package.
+It runs functions of picklable values, in processes that can import this package.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-
-import joblib
+from pathlib import Path
 
 from pipeline.files import PipelineError
 from pipeline.machine import available_cores
@@ -30,78 +29,48 @@ WORKER_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "PYTHONWARNINGS": "ignore",  # as errors, warnings of libraries would end a training
 }
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @contextlib.contextmanager
 def local_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes on this machine, each pinned to a core if there is one for each core.
-
-    Args:
-        workers: number of processes.
+    """Worker processes on this machine, each pinned to a core if there are as many workers as cores.
 
     Raises:
-        PipelineError: a worker process died, or the machine does not allow several.
+        PipelineError: a worker process died.
     """
-    others = multiprocessing.active_children()
-    with _worker_environment():
-        pool = _start_pool(workers)
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise PipelineError(
-                "a training process died (out of memory?); run again to go on from the last finished epochs; "
-                "fewer compute.workers need less memory"
-            ) from error
-        except BaseException:
-            # An epoch that nobody waits for would keep this process from ending.
-            for worker in set(multiprocessing.active_children()) - set(others):
-                worker.kill()
-            raise
-        finally:
-            pool.shutdown()
-
-
-@contextlib.contextmanager
-def _worker_environment():
-    """Set `WORKER_ENVIRONMENT`, which processes started meanwhile inherit."""
-    before = dict(os.environ)
-    os.environ.update(WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _start_pool(workers):
     # Forking a process that has threads may hang, so workers start from scratch.
     context = multiprocessing.get_context("spawn")
-    # They inherit that they never see Ctrl-C, which reaches them too: it is the parent that ends them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
+    others, environment = multiprocessing.active_children(), dict(os.environ)
+    os.environ.update(WORKER_ENVIRONMENT)  # the workers inherit it
     try:
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
-        pool.submit(int)  # starts the processes
-        return pool
-    except OSError as error:  # the queues to several processes need semaphores
-        if workers == 1:
-            return ThreadPoolExecutor(1)
+        yield pool
+    except BrokenProcessPool as error:
         raise PipelineError(
-            f"{workers} training processes need shared memory, and /dev/shm cannot be used "
-            f"({error.strerror}); mount it, or set compute.workers: 1, which does without"
+            "a training process died: out of memory, or a limit of threads or CPU time; run again to resume "
+            "from the last finished epochs; fewer compute.workers need less memory"
         ) from error
+    except BaseException:
+        # An epoch that nobody waits for would keep this process from ending.
+        for worker in set(multiprocessing.active_children()) - set(others):
+            worker.kill()
+        raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pool.shutdown()
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def _cores_to_pin(workers, context):
-    """A queue with a core for each worker to stay on, or None if there are more or fewer workers than cores.
+    """A queue with one core for each worker, or None if there are more or fewer workers than cores.
 
-    Left to itself, the scheduler of some virtual machines runs two workers on one core for minutes, with the
-    other one idle.
+    Without pinning, some virtual machines run two workers on one core for minutes while another is idle.
     """
     cores = available_cores()
-    if workers != len(cores):
+    if workers != len(cores) or not hasattr(os, "sched_setaffinity"):
         return None
     queue = context.SimpleQueue()
     for core in cores:
@@ -110,9 +79,10 @@ def _cores_to_pin(workers, context):
 
 
 def _start_worker(cores):
-    if cores is not None and hasattr(os, "sched_setaffinity"):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
-    # Without this a worker would outlive a killed parent and wait for work for ever.
+    # Otherwise a worker would outlive a killed parent and wait forever.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -122,13 +92,19 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """How many workers to start.
+    """The number of workers to start, at most `max_workers`; `"auto"` is one per usable core."""
+    if workers == "auto":
+        workers = min(len(available_cores()), _cpu_quota())
+    return min(workers, max_workers)
 
-    Args:
-        workers: a number, or `"auto"` for one per core, or what a container allows.
-        max_workers: how many could have work.
-    """
-    return min(joblib.cpu_count() if workers == "auto" else workers, max_workers)
+
+def _cpu_quota():
+    """The CPUs that a container may use, rounded up; infinite without a limit."""
+    try:
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        return math.ceil(quota / period)
+    except (OSError, ValueError):  # there is no such file, or the quota is "max"
+        return math.inf
 
 
 @contextlib.contextmanager
@@ -138,8 +114,8 @@ def _local(compute, max_workers):
         yield pool, workers
 
 
-# The values of `compute.engine`; `params.py` lists the names. An engine gets that section of the parameters
-# and how many workers could have work; it yields the executor and the number of its workers.
+# The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`
+# and the largest useful number of workers; it yields an executor and its number of workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
     "local": _local,
     "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),

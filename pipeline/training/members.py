@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.params import ARCHITECTURES, Params
+from pipeline.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURES
+from pipeline.files import PipelineError
+from pipeline.params import Params
 
 
 class Member(NamedTuple):
@@ -13,7 +15,7 @@ class Member(NamedTuple):
 
     Attributes:
         fold: the fold that it does not train on.
-        architecture: one of `networks.ARCHITECTURES`.
+        architecture: one of `architectures.ARCHITECTURES`.
         seed: of all its random streams.
         number: from 0, among those of the same fold and architecture.
     """
@@ -27,16 +29,22 @@ class Member(NamedTuple):
         return f"fold {self.fold}, {self.architecture}" + (f", seed {self.seed}" if self.number else "")
 
     def stream(self, use: str, epoch: int = 0) -> np.random.Generator:
-        """A random generator that depends only on the member, what it is used for and the epoch."""
+        """A random generator that depends only on the member, the use and the epoch."""
         key = f"{self.seed}/{self.architecture}/{self.fold}/{use}/{epoch}"
         digest = hashlib.sha256(key.encode()).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def architectures_of_fold(architecture: str, fold: int) -> list[str]:
-    """The architectures that a fold trains, according to the parameter `model.architecture`."""
-    cycle = ARCHITECTURES[fold % len(ARCHITECTURES)]
-    return {"all": list(ARCHITECTURES), "cycle": [cycle]}.get(architecture, [architecture])
+    """The architectures that a fold trains, according to `model.architecture`; unknown: PipelineError."""
+    if architecture == "all":
+        return list(DEFAULT_ARCHITECTURES)
+    if architecture == "cycle":
+        return [DEFAULT_ARCHITECTURES[fold % len(DEFAULT_ARCHITECTURES)]]
+    if architecture not in ARCHITECTURES:
+        allowed = ", ".join([*ARCHITECTURES, "cycle", "all"])
+        raise PipelineError(f"params.yaml: model.architecture is {architecture!r}, allowed: {allowed}")
+    return [architecture]
 
 
 def members(params: Params) -> list[Member]:

@@ -1,7 +1,7 @@
-"""The runner: which epoch comes next, and going on after a kill.
+"""The runner: chooses the next epoch, and resumes after a kill.
 
-The unit of work is an epoch of a member, state in, state out. So all members share the workers evenly, a
-killed training goes on from each member's last finished epoch, and neither the number of workers nor their
+The unit of work is one epoch of one member, state in, state out. So all members share the workers evenly, a
+killed training resumes from each member's last finished epoch, and neither the number of workers nor their
 order changes one byte of the result.
 """
 
@@ -16,7 +16,7 @@ from pipeline.params import Params
 from pipeline.training.members import Member, members
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import State, StateFiles
-from pipeline.training.tasks import export_fold, train_epoch
+from pipeline.training.trainer import export_fold, train_epoch
 
 
 def train_members(
@@ -27,21 +27,18 @@ def train_members(
     states: StateFiles,
     progress: TrainingProgress,
 ) -> dict[Member, State]:
-    """Train all members, going on where their state files leave off.
+    """Train all members; those with a state file resume from it.
 
     Args:
         executor: runs the epochs.
         workers: epochs that it runs at the same time.
         params: the parameters.
         data: the rows of all folds.
-        states: where each member's state is kept after every epoch.
-        progress: is told `resumed(member, epochs so far)` and `finished(member, figures)`.
+        states: stores each member's state after every epoch.
+        progress: receives each epoch, and those that an earlier run had finished.
 
     Returns:
         The state of each member after its last epoch.
-
-    Raises:
-        PipelineError: the data have other folds than the parameters.
     """
     if (folds := data.folds.max() + 1) != params.prepare.folds:
         raise PipelineError(
@@ -54,11 +51,10 @@ def train_members(
             progress.resumed(member, state.history)
     running = {}
     while True:
-        busy = set(running.values())
         waiting = [
             member
             for member, state in state_of.items()
-            if len(state.history) < params.train.epochs and member not in busy
+            if len(state.history) < params.train.epochs and member not in running.values()
         ]
         # The member that is furthest behind goes first, so that all end at about the same time.
         waiting.sort(key=lambda member: len(state_of[member].history))
@@ -78,14 +74,7 @@ def train_members(
 def export_folds(
     executor: Executor, params: Params, data: TrainingData, states: dict[Member, State]
 ) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Make each trained fold's model; yields what `export_fold` returns, in the order of the folds.
-
-    Args:
-        executor: runs the exports.
-        params: the parameters.
-        data: the rows of all folds.
-        states: of members after training, all of a fold.
-    """
+    """Make the model of each fold with members in `states`; yields the results of `export_fold` in order."""
     jobs = []
     for fold in sorted({member.fold for member in states}):
         of_fold = {member: state for member, state in states.items() if member.fold == fold}

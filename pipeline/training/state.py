@@ -1,7 +1,6 @@
-"""The state of a member between two epochs, and the files that a killed training goes on from."""
+"""The state of a member between two epochs, and the files from which a killed training resumes."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -11,25 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ruamel.yaml import YAML
 
-from pipeline.files import atomic_write, check_archive
+from pipeline.files import atomic_write
 from pipeline.folds import TrainingData
-from pipeline.machine import vector_extensions
+from pipeline.machine import processor_kind
 from pipeline.params import Params
 from pipeline.training.members import Member
 
-PIPELINE = Path(__file__).parents[1]
-FASTLSTM = Path(importlib.util.find_spec("fastlstm").origin).parent
-# The code, besides libraries, that decides what a member becomes: files and folders of `pipeline/`.
-CODE = (
-    "augment.py",
-    "folds.py",
-    "networks.py",
-    "training/members.py",
-    "training/optimizer.py",
-    "training/trainer.py",
-)
+PROJECT = Path(__file__).parents[2]
 LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
+# Environment variables that choose instruction sets, and so the rounding.
+SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_")
 
 
 class State(NamedTuple):
@@ -46,10 +38,10 @@ class State(NamedTuple):
 
 
 class StateFiles:
-    """A file for each member, in a folder of all trainings; a damaged file is as good as none."""
+    """A file for each member, in a folder of this training; corrupt files count as missing."""
 
     def __init__(self, folder: Path, params: Params, data: TrainingData):
-        """Delete what other trainings left behind, with other parameters, data or code."""
+        """Delete the states of trainings with other parameters, data or code."""
         self.folder = folder / fingerprint(params, data)
         if folder.exists():
             for other in set(folder.iterdir()) - {self.folder}:
@@ -58,45 +50,44 @@ class StateFiles:
     def read(self, member: Member) -> State:
         """The member's state after its newest epoch, or before the first if there is no file."""
         try:
-            check_archive(self._path(member))
-            with np.load(self._path(member)) as file:
-                *values, history, digest = (file[name] for name in file.files)
-            same = str(digest) == _digest(values, str(history))
-            return State(values, json.loads(str(history))) if same else State()
-        except Exception:  # there is none, or damaged bytes raise whatever they do
+            with np.load(self._path(member)) as file:  # checks the CRC of each array
+                *values, history = (file[name] for name in file.files)
+            return State(values, json.loads(str(history)))
+        except Exception:  # there is no file, or corrupt bytes, which raise errors of many types
             return State()
 
     def write(self, member: Member, state: State) -> None:
         """Replace the member's file."""
-        history = json.dumps(state.history)
         with atomic_write(self._path(member)) as tmp:
-            np.savez(tmp, *state.values, history, _digest(state.values, history))
+            np.savez(tmp, *state.values, json.dumps(state.history))
 
     def _path(self, member):
         return self.folder / f"fold_{member.fold}_{member.architecture}_{member.seed}.npz"
 
 
-def _digest(values, history):
-    digest = hashlib.sha256(history.encode())
-    for value in values:
-        digest.update(f"{value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value))
-    return digest.hexdigest()
-
-
 def fingerprint(params: Params, data: TrainingData) -> str:
-    """A short hash of what a member depends on: parameters, data, code, libraries, processor."""
-    # Which members are trained and how they are averaged changes none of them.
-    model = params.model.model_dump(exclude={"architecture", "tta"})
+    """A short hash of everything that decides a member: parameters, data, code, libraries, machine."""
+    # These choose the members, but do not change any of them.
+    model = params.model.model_dump(exclude={"architecture"})
     train = params.train.model_dump(exclude={"seeds"})
-    values = [params.seed, model, params.augment.model_dump(), train]
+    values = [params.seed, model, params.augment.model_dump(), train, data.classes, machine_kind()]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in (data.images, data.labels, data.folds):
         digest.update(np.ascontiguousarray(array))
-    for file in (*(PIPELINE / name for name in CODE), *sorted(FASTLSTM.rglob("*.py"))):
+    for file in _code():
         digest.update(file.read_bytes())
-    # Another instruction set rounds differently.
-    machine = [*vector_extensions(), os.environ.get("BILSTM_ISA", "")]
-    for text in (*map(version, LIBRARIES), *machine):
-        digest.update(f"{text}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _code():
+    """The files of code among the dependencies of the stage `train` in dvc.yaml."""
+    stages = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"]
+    paths = [PROJECT / name for name in stages["train"]["deps"] if not name.startswith("data/")]
+    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+
+
+def machine_kind() -> dict[str, str]:
+    """Properties of this machine that decide rounding, by name."""
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)]
+    versions = {library: version(library) for library in LIBRARIES}
+    return {"processor": processor_kind(), "settings": " ".join(settings), **versions}

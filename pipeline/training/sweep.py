@@ -1,153 +1,106 @@
 """A search for better hyperparameters with Optuna, run by `make sweep`; edit `SEARCH`.
 
-A trial trains members as the pipeline does, on fold 0 or on all folds. The search sees only the log loss out
-of fold: after each epoch to stop a trial early, after the last to compare trials. The study is a database and
-trials keep their states in files, so a killed sweep goes on after the last finished epochs.
+A trial trains members as the pipeline does, on `FOLDS`. The search uses only the log loss out of fold: after
+each epoch to stop bad trials early, after the last to compare trials.
 """
 
 import hashlib
-import shutil
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
+import optuna
+from optuna.trial import TrialState
 
-from pipeline.files import PipelineError
 from pipeline.folds import TrainingData
-from pipeline.metrics import accuracy_and_loss
+from pipeline.metrics import METRICS
 from pipeline.params import Params
 from pipeline.training.members import members
 from pipeline.training.runner import export_folds
-from pipeline.training.state import StateFiles, fingerprint
-from pipeline.training.tasks import train_epoch
-
-try:
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-    from optuna.trial import TrialState
-except ImportError:
-    raise PipelineError("the sweep needs Optuna: pip install 'optuna>=4.5,<6'") from None
+from pipeline.training.state import State, fingerprint
+from pipeline.training.trainer import train_epoch
 
 TRIALS = 20
-ALL_FOLDS = False  # or fold 0 alone
-# From a key of params.yaml, in the sections `model`, `augment` and `train`, to the values to try.
-SEARCH: dict[str, BaseDistribution] = {
-    "train.learning_rate": FloatDistribution(0.002, 0.02, log=True),
-    "train.batch_size": CategoricalDistribution([32, 64, 128]),
-    "augment.displacement": FloatDistribution(0, 1.5),
-    "model.dropout": FloatDistribution(0, 0.4),
+FOLDS = (0,)  # the folds to train, and to measure the log loss on
+# From a key of params.yaml, in the sections `model`, `augment` and `train`, to the arguments of Optuna's
+# `suggest_categorical` (`choices`), else of `suggest_float`.
+SEARCH = {
+    "train.learning_rate": {"low": 0.002, "high": 0.02, "log": True},
+    "train.batch_size": {"choices": [32, 64, 128]},
+    "augment.displacement": {"low": 0, "high": 1.5},
+    "model.dropout": {"low": 0, "high": 0.4},
 }
+FINISHED = TrialState.COMPLETE, TrialState.PRUNED
 
-RESUMES = "resumes trial"  # the number of the interrupted trial that this one continues
 
-
-def sweep(
-    executor: Executor,
-    workers: int,
-    params: Params,
-    data: TrainingData,
-    folder: Path,
-    search: dict[str, BaseDistribution] = SEARCH,
-    trials: int = TRIALS,
-    folds: Sequence[int] = (0,),
-) -> optuna.Study:
-    """Try values until there are enough trials, those of an interrupted sweep among them.
+def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, folder: Path) -> optuna.Study:
+    """Run trials until the study has `TRIALS`; after a kill, continue with the next trial.
 
     Args:
         executor: runs the epochs.
         workers: epochs that it runs at the same time.
-        params: the parameters; what is not searched stays as it is, and the first trial is all of them.
+        params: the parameters; the first trial uses them as they are.
         data: the rows of all folds.
-        folder: where the study and the states of its trials are kept.
-        search: see `SEARCH`.
-        trials: how many, counting those that are stopped early.
-        folds: the folds to train, and to measure the log loss on.
+        folder: of the study.
 
     Returns:
         The study; the value of a complete trial is its log loss out of fold.
-
-    Raises:
-        PipelineError: a key or value of `search` is not allowed in `params.yaml`.
     """
-    for name, distribution in search.items():
-        for value in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
-            params.with_values({name: value})
-    study = _open_study(params, data, folder, search, folds)
-    finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-    networks = sum(member.fold in folds for member in members(params))
-    one_at_a_time = threading.Lock()
+    study = _open_study(params, data, folder)
 
-    def run():
-        with one_at_a_time:  # two threads might get the same waiting trial
-            trial = study.ask(search)
-        number = trial.user_attrs.get(RESUMES, trial.number)
-        chosen = params.with_values(rounded(trial.params))
-        files = StateFiles(folder / f"{study.study_name}_{number}", chosen, data)
-        try:
-            accuracy, loss = _train(trial, executor, chosen, data, files, folds)
-            trial.set_user_attr("accuracy", accuracy)
-            study.tell(trial, loss)
-        except optuna.TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        shutil.rmtree(files.folder.parent)
-        print(f"trial {number}: {' | '.join(row(study.trials[trial.number]))}", flush=True)
+    def objective(trial):
+        for name, arguments in SEARCH.items():
+            suggest = trial.suggest_categorical if "choices" in arguments else trial.suggest_float
+            suggest(name, **arguments)
+        return _train(trial, executor, params.with_values(rounded(trial.params)), data)
 
-    # A trial waits for the executor in a thread of its own. One more than the workers need keeps them busy.
-    threads = ThreadPoolExecutor(workers // networks + 1)
+    def show(_, trial):
+        print(f"trial {trial.number}: {' | '.join(row(trial))}", flush=True)
+
+    missing = TRIALS - len(study.get_trials(states=FINISHED))
+    networks = sum(member.fold in FOLDS for member in members(params))
+    trials_at_once = workers // networks + 1  # one more than the workers need keeps them busy
+    thread = ThreadPoolExecutor(1)  # in this one, Ctrl-C would wait for the trials
     try:
-        for job in as_completed([threads.submit(run) for _ in range(trials - len(finished))]):
-            job.result()
+        thread.submit(study.optimize, objective, missing, n_jobs=trials_at_once, callbacks=[show]).result()
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        thread.shutdown(wait=False)
     return study
 
 
-def _open_study(params, data, folder, search, folds):
+def _open_study(params, data, folder):
     """The study of this search, new or with the trials of an earlier sweep."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = fingerprint(params, data), params.model, params.train.seeds, sorted(search.items()), list(folds)
+    recipe = fingerprint(params, data), params.model, params.train.seeds, sorted(SEARCH.items()), FOLDS
     study = optuna.create_study(
         storage=f"sqlite:///{folder}/study.db",
         study_name=hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
         load_if_exists=True,
-        # Rungs at a ninth and a third of the epochs, rounded up; the best third of the trials there goes on.
-        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 9), reduction_factor=3),
+        # After an eighth and three eighths of the epochs, the best third of the trials continues.
+        pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 8), reduction_factor=3),
+        sampler=optuna.samplers.TPESampler(constant_liar=True),  # takes trials that still run into account
     )
-    # A sampler that began with the same numbers again would repeat its first trials.
-    study.sampler = optuna.samplers.TPESampler(seed=params.seed + len(study.trials), constant_liar=True)
-    if not study.trials:
-        study.enqueue_trial({name: attrgetter(name)(params) for name in search})
     for trial in study.get_trials(states=[TrialState.RUNNING]):
-        study.tell(trial.number, state=TrialState.FAIL)
-        number = trial.user_attrs.get(RESUMES, trial.number)
-        study.enqueue_trial(trial.params, user_attrs={RESUMES: number})
+        study.tell(trial.number, state=TrialState.FAIL)  # of a sweep that was killed
+    if not study.get_trials(states=FINISHED):
+        study.enqueue_trial({name: attrgetter(name)(params) for name in SEARCH})
     return study
 
 
-def _train(trial, executor, params, data, files, folds):
-    """Train a trial's members epoch by epoch; their accuracy and log loss out of fold."""
-    states = {member: files.read(member) for member in members(params) if member.fold in folds}
-    for epoch in range(params.train.epochs):
-        jobs = {
-            member: executor.submit(train_epoch, params, data, member, state)
-            for member, state in states.items()
-            if len(state.history) == epoch
-        }
-        for member, job in jobs.items():
-            states[member] = job.result()
-            files.write(member, states[member])
-        loss = np.mean([state.history[epoch]["val_loss"] for state in states.values()])
-        trial.report(loss, epoch + 1)
-        if not np.isfinite(loss) or trial.should_prune():
+def _train(trial, executor, params, data):
+    """Train a trial's members epoch by epoch; returns their log loss out of fold."""
+    states = {member: State() for member in members(params) if member.fold in FOLDS}
+    for epoch in range(1, params.train.epochs + 1):
+        jobs = [executor.submit(train_epoch, params, data, *item) for item in states.items()]
+        states = {member: job.result() for member, job in zip(states, jobs, strict=True)}
+        trial.report(np.mean([state.history[-1]["val_loss"] for state in states.values()]), epoch)
+        if trial.should_prune():
             raise optuna.TrialPruned
-    exports = export_folds(executor, params, data, states)
-    probabilities = np.concatenate([of_fold for _, of_fold in exports])
-    rows = np.concatenate([data.split(fold)[1] for fold in sorted(folds)])
-    return accuracy_and_loss(probabilities, data.labels[rows])
+    probabilities = np.concatenate([of_fold for _, of_fold in export_folds(executor, params, data, states)])
+    rows = np.concatenate([data.split(fold)[1] for fold in sorted(FOLDS)])
+    return METRICS["log_loss"](probabilities, data.labels[rows])
 
 
 def rounded(values: dict) -> dict:
@@ -155,23 +108,14 @@ def rounded(values: dict) -> dict:
     return {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in values.items()}
 
 
-def row(trial: optuna.trial.FrozenTrial) -> list[str]:
-    """A trial's row of the table."""
+def row(trial: optuna.trial.FrozenTrial) -> str:
+    """A finished trial's row of the table."""
+    loss = trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values[trial.last_step]
     values = " ".join(f"-S {name}={value}" for name, value in rounded(trial.params).items())
-    accuracy = (
-        f"{trial.user_attrs['accuracy']:.4f}" if trial.state == TrialState.COMPLETE else "stopped early"
-    )
-    return [f"{_loss(trial):.4f}", accuracy, str(trial.last_step), f"`{values}`"]
-
-
-def _loss(trial):
-    """A complete trial's log loss out of fold; else what the last epoch reported."""
-    return trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values[trial.last_step]
+    return f"| {loss:.4f} | {trial.last_step} | `dvc exp run {values}` |"
 
 
 def table(study: optuna.Study) -> str:
-    """All trials in Markdown: the complete ones by their log loss, then those that were stopped early."""
-    trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-    trials.sort(key=lambda trial: (-trial.last_step, _loss(trial)))
-    rows = [["log loss out of fold", "accuracy", "epochs", "`dvc exp run`"], ["---"] * 4, *map(row, trials)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    """All finished trials in Markdown: by their epochs, then by their log loss."""
+    trials = sorted(study.get_trials(states=FINISHED), key=lambda trial: (-trial.last_step, row(trial)))
+    return "\n".join(["| log loss out of fold | epochs | command |", "|---|---|---|", *map(row, trials), ""])

@@ -1,4 +1,4 @@
-"""An epoch of a member, and the model of a fold: pure functions, run by the workers (see `tasks.py`)."""
+"""Train a member for an epoch, and export the model of a fold: pure functions, run by the workers."""
 
 import tempfile
 import time
@@ -9,19 +9,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.architectures import ARCHITECTURES, average, network_of_params
 from pipeline.augment import augment
-from pipeline.competition import CLASSES
 from pipeline.files import save_network
 from pipeline.folds import TrainingData
-from pipeline.metrics import accuracy_and_loss
-from pipeline.networks import average, network_of_params, predict
-from pipeline.params import Params
+from pipeline.params import Params, Train
 from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
 from pipeline.training.state import State
 
-# Validation rows that are predicted after every epoch; after the last, all are.
+# Validation rows to predict after every epoch but the last, which predicts all.
 VALIDATION_SUBSET = 2000
+PREDICTION_BATCH = 256
+# Images per call of a compiled view.
+VIEW_BATCH = 512
+# Share of all epochs in which images are pruned; the last epochs train on all.
+PRUNED_EPOCHS = 7 / 8
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
@@ -30,53 +33,84 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     Args:
         params: the parameters; `train.precision` is not `auto`.
         data: the rows of all folds.
-        member: which one.
-        state: after the epoch before.
+        member: the member to train.
+        state: the member's state after the epoch before.
 
     Returns:
-        The state after this epoch, its figures added to the history: `epoch` (from 1), `loss`, `accuracy`,
-        `val_loss`, `val_accuracy`, `images` (trained on), `seconds`, and `input_seconds` (what of them went
-        into preparing images).
+        The state after this epoch, with one more row of figures in its history: `epoch` (from 1), `loss` and
+        `val_loss` (log losses in nats), `accuracy`, `val_accuracy`, `images` (trained on), `seconds`, and
+        `input_seconds` (the part of `seconds` that prepared the images).
     """
     epoch, last = len(state.history), len(state.history) + 1 == params.train.epochs
     batch, steps = batch_and_steps(params, data)
-    model, optimizer, train = _shared(member.architecture, params, steps)
-    _assign(model, optimizer, state.values or initial_values(params, data, member))
-    model.reset_metrics()
-    # Each process traces an architecture once; its first one compiles the layer. This may take a minute,
-    # which is not the epoch's.
-    train.get_concrete_function(
-        tf.TensorSpec((batch * steps, *data.images.shape[1:])), tf.TensorSpec((batch * steps, CLASSES))
-    )
+    model, optimizer, train = _shared(member.architecture, params, data.shape, batch, steps)
+    *variables, losses = state.values or initial_values(params, data, member)
+    _assign(model, optimizer, variables)
+    # The learning rate follows the epochs, however many steps each has.
+    optimizer.iterations.assign(epoch * steps)
+    # Tracing takes seconds, and compiling the layer up to a minute; neither counts as time of the epoch.
+    train.get_concrete_function()
 
     started = time.perf_counter()
-    images, targets = _epoch_of_images(params, data, member, epoch, batch * steps)
+    rows = data.split(member.fold)[0]
+    order, weights = choose_images(losses, params.train, epoch, member.stream("shuffle", epoch))
+    order = order[: min(len(order) // batch, steps) * batch]
+    images, targets = _images_of(params, data, member, epoch, rows[order])
     prepared = time.perf_counter()
-    metrics = train(images, targets)
+    new_losses, correct = (result.numpy() for result in train(images, targets, weights[order]))
     finished = time.perf_counter()
+    losses = losses.copy()
+    losses[order] = new_losses
+    losses[np.isinf(losses)] = new_losses.mean()  # rows that filled no batch in the first epoch
 
     validation = data.split(member.fold)[1][: None if last else VALIDATION_SUBSET]
-    probabilities = predict(model, data.images[validation], threads=1)
-    val_accuracy, val_loss = accuracy_and_loss(probabilities, data.labels[validation])
+    probabilities = _predict(model, _view(member.architecture, data.images[validation]))
+    val_accuracy, val_loss = _score(probabilities, data.labels[validation])
     figures = {
         "epoch": epoch + 1,
-        "loss": float(metrics["loss"]),
-        "accuracy": float(metrics["accuracy"]),
+        "loss": float(new_losses.mean()),
+        "accuracy": float(correct.mean()),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
         "images": len(images),
         "seconds": finished - started,
         "input_seconds": prepared - started,
     }
-    return State([v.numpy() for v in _variables(model, optimizer)], [*state.history, figures])
+    values = [*(variable.numpy() for variable in _variables(model, optimizer)), losses]
+    return State(values, [*state.history, figures])
 
 
-def _epoch_of_images(params, data, member, epoch, count):
-    """The images and targets of an epoch, shuffled and distorted."""
-    rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[:count]
-    images, targets = data.images[rows], np.eye(CLASSES, dtype="float32")[data.labels[rows]]
-    # The last epochs see the images as they are. Distorted images are blurred, and the averages that batch
-    # normalization predicts with must be of images that are not. At least half of the epochs are distorted.
+def choose_images(
+    losses: np.ndarray, train: Train, epoch: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the images of an epoch: dynamic pruning (InfoBatch, Qin et al. 2023, arXiv 2303.04947).
+
+    An image whose last loss is below the mean is skipped with probability `prune`. The losses of the other
+    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient.
+
+    Args:
+        losses: `(n,)`, the last loss of each image in nats; infinite before the first epoch.
+        train: the section of the parameters.
+        epoch: counted from 0.
+        random: the choice is a pure function of its state.
+
+    Returns:
+        The numbers of the chosen images in random order, and weights `(n,)` float32 of the losses.
+    """
+    weights, chosen = np.ones(len(losses), np.float32), np.ones(len(losses), bool)
+    if train.prune and epoch < PRUNED_EPOCHS * train.epochs and np.isfinite(losses).all():
+        easy = losses < losses.mean()
+        chosen = ~(easy & (random.random(len(losses)) < train.prune))
+        weights[easy] = 1 / (1 - train.prune)
+    return random.permutation(np.flatnonzero(chosen)), weights
+
+
+def _images_of(params, data, member, epoch, rows):
+    """The images and targets of an epoch, distorted."""
+    targets = np.eye(data.classes, dtype="float32")[data.labels[rows]]
+    images = _view(member.architecture, data.images[rows])
+    # Distorted images are blurred. The last epochs see undistorted ones, so that the averages of batch
+    # normalization, which predictions use, are those of undistorted images. At most half of all epochs.
     epochs = params.train.epochs
     undistorted = min(params.augment.undistorted_epochs, epochs // 2)
     if params.augment.enabled and epoch < epochs - undistorted:
@@ -84,49 +118,83 @@ def _epoch_of_images(params, data, member, epoch, count):
     return images.astype("float32", copy=False), targets
 
 
+def _view(architecture, images):
+    """The images as the architecture's network sees them."""
+    if ARCHITECTURES[architecture].view is None:
+        return images
+    view = _compiled_view(architecture)
+    padded = np.pad(images, ((0, -len(images) % VIEW_BATCH), (0, 0), (0, 0)))
+    batches = np.split(padded, len(padded) // VIEW_BATCH)
+    return np.concatenate([view(batch).numpy() for batch in batches])[: len(images)]
+
+
+@lru_cache
+def _compiled_view(architecture):
+    return tf.function(ARCHITECTURES[architecture].view(), jit_compile=True, autograph=False)
+
+
+def _predict(model, images):
+    """Probabilities `(n, classes)`, in padded batches of one size, so that one graph suffices."""
+    batches = -(-len(images) // PREDICTION_BATCH)
+    padded = np.zeros((batches * PREDICTION_BATCH, *images.shape[1:]), "float32")
+    padded[: len(images)] = images
+    outputs = [model.predict_on_batch(batch) for batch in np.split(padded, batches)]
+    return np.concatenate(outputs)[: len(images)]
+
+
+def _score(probabilities, labels):
+    """Accuracy, and log loss in nats; a probability counts as at least 1e-7."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(float)
+    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
+    return float(accuracy), float(-np.mean(np.log(np.maximum(of_label, 1e-7))))
+
+
 def export_fold(
     params: Params, data: TrainingData, fold: int, states: dict[Member, State]
 ) -> tuple[bytes, np.ndarray]:
-    """Make the fold's model, the average of its members.
+    """Make the model of a fold, the average of its members.
 
     Args:
         params: the parameters.
         data: the rows of all folds.
-        fold: which one.
+        fold: its number.
         states: of the fold's members after training.
 
     Returns:
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
     """
-    _, steps = batch_and_steps(params, data)
-    weights, networks = {}, []
+    batch, steps = batch_and_steps(params, data)
+    weights = {}
     for member, state in states.items():
-        model, optimizer, _ = _shared(member.architecture, params, steps)
-        _assign(model, optimizer, state.values)
+        model, optimizer, _ = _shared(member.architecture, params, data.shape, batch, steps)
+        _assign(model, optimizer, state.values[:-1])
         weights[member] = model.get_weights()
-    # Otherwise Keras numbers layers, and draws their seeds, by what else this process has made.
+    # Otherwise the numbers and seeds of Keras's layers depend on the process's earlier work.
     keras.utils.clear_session()
     keras.utils.set_random_seed(params.seed)
+    networks = []
     for member, values in weights.items():
         # Without the optimizer, which would triple the file.
-        network = network_of_params(member.architecture, params.model, params.train.precision)
+        network = network_of_params(
+            member.architecture, params.model, params.train.precision, **data.shape._asdict()
+        )
         network.set_weights(values)
+        if params.train.seeds > 1:
+            network.name = f"{member.architecture}_{member.seed}"
         networks.append(network)
-    several = params.train.seeds > 1
-    names = [f"{member.architecture}_{member.seed}" if several else member.architecture for member in weights]
-    model = average(networks, names, f"fold_{fold}", params.model.tta)
+    model = average(networks, f"fold_{fold}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         save_network(model, path)
         content = path.read_bytes()
-    return content, predict(model, data.images[data.split(fold)[1]], threads=1)
+    return content, _predict(model, data.images[data.split(fold)[1]])
 
 
 def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
     """The size of a batch, and the steps of an epoch.
 
     All folds take the same number of steps (the smallest fold's), so they share one learning-rate schedule.
-    Rows that do not fill a batch are left to another epoch's shuffle.
+    An incomplete batch at the end of an epoch is dropped.
     """
     rows = min(len(data.split(fold)[0]) for fold in range(data.folds.max() + 1))
     batch = min(params.train.batch_size, rows)
@@ -134,16 +202,21 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
 
 
 def initial_values(params: Params, data: TrainingData, member: Member) -> list[np.ndarray]:
-    """The values of all variables before the member's first epoch, a pure function of the member."""
+    """The values of a state before the first epoch, a pure function of the member.
+
+    They are those of all variables of model and optimizer, and an infinite loss for each training image.
+    """
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
-    model, optimizer, _ = _build(member.architecture, params, batch_and_steps(params, data)[1])
-    return [v.numpy() for v in _variables(model, optimizer)]
+    batch, steps = batch_and_steps(params, data)
+    model, optimizer, _ = _build(member.architecture, params, data.shape, batch, steps)
+    losses = np.full(len(data.split(member.fold)[0]), np.inf, np.float32)
+    return [*(variable.numpy() for variable in _variables(model, optimizer)), losses]
 
 
-def _build(architecture, params, steps):
-    """A compiled Keras model, its optimizer, and a function that trains it for an epoch."""
+def _build(architecture, params, shape, batch, steps):
+    """A Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
-    model = network_of_params(architecture, params.model, train.precision)
+    model = network_of_params(architecture, params.model, train.precision, with_view=False, **shape._asdict())
     warmup = round(train.warmup * steps * train.epochs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else train.learning_rate,
@@ -152,37 +225,48 @@ def _build(architecture, params, steps):
         warmup_steps=warmup,
     )
     optimizer = AdamW(schedule, weight_decay=train.weight_decay)
-    loss = keras.losses.CategoricalCrossentropy()
-    model.compile(optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
     optimizer.build(model.trainable_variables)
-    return model, optimizer, _epoch_function(model, train.batch_size)
+    return model, optimizer, _epoch_function(model, optimizer, batch)
 
 
-def _epoch_function(model, batch):
-    """A function of images and targets that trains on one batch after the other and returns the metrics.
+def _epoch_function(model, optimizer, batch):
+    """Make a function that trains on the batches of an epoch.
 
-    All steps are one call of TensorFlow, because a call from Python for each took a tenth of the time.
-    Keras's `fit` does not serve: its input pipeline waits for threads that a single-threaded process lacks.
+    Its arguments are images, targets `(n, classes)` and weights of the losses `(n,)`; n is a multiple of
+    `batch`. It returns each image's loss in nats and whether the prediction was correct.
+
+    All steps are one call of TensorFlow, because one call from Python per step took a tenth of the time.
+    Keras's `fit` is unsuitable: its input pipeline waits for threads that a single-threaded process lacks.
     """
+    shapes = (None, *model.input_shape[1:]), (None, *model.output_shape[1:]), (None,)
 
-    @tf.function
-    def train_on_batches(images, targets):
-        for start in tf.range(0, len(images), batch):
-            model.train_step((images[start : start + batch], targets[start : start + batch]))
-        return model.get_metrics_result()
+    @tf.function(input_signature=[tf.TensorSpec(shape) for shape in shapes])
+    def train_on_batches(images, targets, weights):
+        steps = len(images) // batch
+        losses, correct = tf.TensorArray(tf.float32, steps), tf.TensorArray(tf.bool, steps)
+        for step in tf.range(steps):
+            part = slice(step * batch, (step + 1) * batch)
+            with tf.GradientTape() as tape:
+                probabilities = model(images[part], training=True)
+                loss = keras.losses.categorical_crossentropy(targets[part], probabilities)
+                total = tf.reduce_mean(loss * weights[part])
+            variables = model.trainable_variables
+            optimizer.apply(tape.gradient(total, variables), variables)
+            losses = losses.write(step, loss)
+            right = tf.argmax(probabilities, axis=1) == tf.argmax(targets[part], axis=1)
+            correct = correct.write(step, right)
+        return losses.concat(), correct.concat()
 
     return train_on_batches
 
 
-# Building and compiling take seconds, so members of the same architecture take turns with the same model.
-# Each trial of a sweep needs another model; the last few are kept.
+# Building and compiling take seconds, so members of the same architecture share a model. Each trial of a
+# sweep needs another model; the last few are cached.
 _shared = lru_cache(maxsize=8)(_build)
 
 
 def _variables(model, optimizer):
-    metrics = {id(variable) for variable in model.metrics_variables}
-    variables = (*model.variables, *optimizer.variables)
-    return [variable for variable in variables if id(variable) not in metrics]
+    return [*model.variables, *optimizer.variables]
 
 
 def _assign(model, optimizer, values):

@@ -1,62 +1,126 @@
-"""What the tests of Kaggle share: a server, and a project folder that talks to it."""
+"""Fixtures: the mock of Kaggle, and a user whose client calls it."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import pytest
-from kaggle_server import SECRETS, KaggleServer
-from project import ROOT, SHORT_ROWS, SMALL, Project, archive
+import requests
+from helpers import ROOT
+from kaggle_server import KEY, NETRC_PASSWORD, SECRETS, USER, KaggleServer
 
+from pipeline.kaggle import api, submit
 
-def competition_archive(train, test):
-    """The competition's archive with these numbers of rows, which are all alike."""
-    pixels = ",".join(f"pixel{i}" for i in range(784))
-    row = ",".join(["7"] * 784)
-    return archive(
-        {
-            "train.csv": f"label,{pixels}\n" + f"7,{row}\n" * train,
-            "test.csv": f"{pixels}\n" + f"{row}\n" * test,
-            "sample_submission.csv": "ImageId,Label\r\n" + "".join(f"{1 + i},0\r\n" for i in range(test)),
-        }
-    )
-
-
-@pytest.fixture(scope="session")
-def full_archive():
-    return competition_archive(42_000, 28_000)
-
-
-@pytest.fixture(scope="session")
-def short_archive():
-    """For stages that run after `project.SHORT`."""
-    return competition_archive(*SHORT_ROWS)
-
-
-@pytest.fixture(scope="session")
-def forker():
-    """What `forked.py` says it is for."""
-    with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("forked.py")],
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        yield process
-        process.stdin.close()
+SUBMISSION = b"ImageId,Label\r\n" + b"".join(b"%d,%d\r\n" % (i, i % 10) for i in range(1, 28_001))
+DIGEST = hashlib.sha256(SUBMISSION).hexdigest()
+STAGE = """
+import runpy
+from pipeline.kaggle import submit
+submit.POLL = 0.05
+runpy.run_module("pipeline.stages.{}", None, "__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture
 def kaggle():
     with KaggleServer() as server:
-        server.files["archive.zip"] = archive(SMALL)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
-    assert server.strangers == []
-    assert not [line for line in server.command_lines for secret in SECRETS if secret.encode() in line]
+        server.closing.set()
+        server.shutdown()
+    assert set(server.storage_credentials) <= {None}  # though ~/.netrc has a default entry
 
 
 @pytest.fixture
-def project(tmp_path, kaggle, forker):
-    return Project(tmp_path, kaggle, forker)
+def environment(tmp_path, kaggle):
+    """The variables of a user with a key, whose home has a `.netrc`."""
+    home = tmp_path / "home"
+    (home / ".kaggle").mkdir(parents=True)
+    (home / ".netrc").write_text(f"default login x password {NETRC_PASSWORD}\n")
+    (home / ".netrc").chmod(0o600)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KAGGLE_", "NETRC"))}
+    return {
+        **{name: value for name, value in kept.items() if not name.lower().endswith("_proxy")},
+        "HOME": str(home),
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "http_proxy": kaggle.address,
+        "https_proxy": kaggle.address,
+        "KAGGLE_USERNAME": USER,
+        "KAGGLE_KEY": KEY,
+    }
+
+
+@pytest.fixture
+def user(tmp_path, environment, monkeypatch, capfd):
+    """The same in this process, in an empty folder; returns the user's home."""
+    for name in list(os.environ):
+        if name not in environment:
+            monkeypatch.delenv(name)
+    for name, value in {**environment, "NETRC": str(tmp_path / "home/.netrc")}.items():
+        monkeypatch.setenv(name, value)
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    # The client takes its value when it is imported, and `sign_in` changes `send`.
+    monkeypatch.setattr(KaggleApi, "config", str(tmp_path / "home/.kaggle/kaggle.json"))
+    monkeypatch.setattr(requests.Session, "send", requests.Session.send)
+    for module, name, seconds in (api, "TIMEOUT", 5), (submit, "POLL", 0.02), (submit, "SCORE_DEADLINE", 0.3):
+        monkeypatch.setattr(module, name, seconds)
+    api._client.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "home"
+    api._client.cache_clear()
+    check_secrets("".join(capfd.readouterr()), tmp_path)
+
+
+@pytest.fixture
+def project(tmp_path, environment):
+    return Project(tmp_path / "project", environment)
+
+
+class Project:
+    """A user's project folder with a submission; its stages run in processes of their own."""
+
+    def __init__(self, folder, environment):
+        self.folder, self.environment = folder, environment
+        for name in ("submissions", "metrics", "data/raw"):
+            (folder / name).mkdir(parents=True)
+        for name in ("submissions/submission.csv", "data/raw/sample_submission.csv"):
+            (folder / name).write_bytes(SUBMISSION)
+        (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+        self.write_json("data/raw/source.json", {"source": "kaggle", "competition": "digit-recognizer"})
+        self.write_json("metrics/check.json", {"images": 10_000, "accuracy": 0.9961})
+        self.write_json("metrics/ensemble.json", {"accuracy": 0.99537, "low": 0.9938, "high": 0.9968})
+
+    def write_json(self, name, content):
+        (self.folder / name).write_text(json.dumps(content))
+
+    def start(self, *command, **environment):
+        changed = {**self.environment, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.folder,
+            text=True,
+            env={name: value for name, value in changed.items() if value is not None},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *command, **environment):
+        """Returns the exit status and the output, which must not contain credentials."""
+        process = self.start(*command, **environment)
+        output = "".join(process.communicate(timeout=100))
+        assert "Traceback" not in output
+        check_secrets(output, self.folder)
+        return process.returncode, output
+
+    def stage(self, name, **environment):
+        """Run a stage with short waiting times."""
+        return self.run("-c", STAGE.format(name), **environment)
+
+
+def check_secrets(output, folder):
+    texts = [path.read_bytes() for path in folder.glob("[!h]*/**/*") if path.is_file()]
+    assert not [secret for secret in SECRETS for text in [output.encode(), *texts] if secret.encode() in text]

@@ -1,337 +1,217 @@
-"""Promises about submissions, kept by the unmodified client against `kaggle_server.py`."""
+"""Submissions and their history, with the unmodified client."""
 
-import contextlib
-import os
+import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from kaggle_server import after, cut, echo, hang, no_fault, status
-from project import DIGEST, HASH, ROOT, SUBMISSION
+from conftest import DIGEST, SUBMISSION
+from helpers import ROOT
+from kaggle_server import after, cut, hang, page, status
+
+from pipeline.files import PipelineError
+from pipeline.kaggle import api
+from pipeline.kaggle.history import Submission, find, read_history
+from pipeline.kaggle.submit import check_origin, submit
+
+SLUG = "digit-recognizer"
+HASH = f"sha256:{DIGEST[:16]}"
 
 
-def test_submit(project, kaggle):
-    out = project.succeeds("submit")
-    assert "9 submissions left today" in out and "public score 0.99532, expected was 0.99537" in out
-    assert [name for name, _ in kaggle.calls if name != "ListSubmissions"] == [
-        "GetSubmissionLimits",
-        "StartSubmissionUpload",
-        "upload",
-        "CreateSubmission",
-    ]
+@pytest.fixture
+def send(user, tmp_path):
+    """The function `submit` for the file `submission.csv` in the user's folder."""
+    (tmp_path / "submission.csv").write_bytes(SUBMISSION)
+
+    def send(message="mine", **options):
+        return submit(SLUG, tmp_path / "submission.csv", message, tmp_path / "history.csv", **options)
+
+    return send
+
+
+def test_stage(project, kaggle):
+    code, output = project.stage("submit")
+    assert code == 0 and "public score 0.99532, expected was 0.99537" in output
+    assert [name for name, _ in kaggle.calls] == [
+        "ListSubmissions", "StartSubmissionUpload", "upload", "CreateSubmission", "ListSubmissions",
+        "ListCompetitions"]  # fmt: skip
     assert kaggle.uploads == [SUBMISSION]
-    assert kaggle.sent() == [f"{HASH} no commit, oof 0.99537, clean MNIST 0.99610"]
-    score = project.read_json("submissions/score.json")
+    assert kaggle.sent() == [f"{HASH} no commit, expected 0.99537, clean test 0.99610"]
+    score = json.loads((project.folder / "submissions/score.json").read_text())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", score.pop("submitted"))
     assert score == {
         "reference": 1000,
         "status": "COMPLETE",
         "public_score": 0.99532,
+        "rank": 7,
         "expected_score": 0.99537,
         "expected_interval_95": [0.9938, 0.9968],
         "sha256": DIGEST,
     }
     header, row = (project.folder / "submissions/history.csv").read_text().splitlines()
     assert header == "submitted,reference,sha256,message,status,public_score"
-    assert row.endswith('clean MNIST 0.99610",COMPLETE,0.99532') and f",1000,{DIGEST}," in row
+    assert row.endswith('clean test 0.99610",COMPLETE,0.99532') and f",1000,{DIGEST}," in row
+    assert "not sent again" in project.stage("submit", MESSAGE="again")[1]
+    code, output = project.stage("submit", MESSAGE="my best\nyet \N{SNOWMAN}", RESUBMIT="1")
+    assert code == 0 and kaggle.sent()[1:] == [f"{HASH} my best yet \N{SNOWMAN}"]
+    output = project.stage("submissions")[1]
+    assert re.search("history.csv:\n.*\n.*1000.*\n.*1001.*my best.*\nKaggle:\n.*\n *1001 .*my best", output)
 
 
-def test_message_names_the_commit_and_whether_the_code_differs_from_it(project, kaggle):
-    git = ["git", "-C", project.folder, "-c", "user.name=x", "-c", "user.email=x@example.com"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "params.yaml"], check=True)
-    subprocess.run([*git, "commit", "-qm", "x"], check=True)
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], stdout=-1, text=True).stdout.strip()
-    (project.folder / "metrics/oof.json").write_text("{}")
-    assert "oof.json has no 'accuracy'" in project.succeeds("submit")
-    project.set_download(source="kaggle")
-    project.succeeds("submit", RESUBMIT="1")
-    assert kaggle.sent() == [
-        f"{HASH} {commit}, clean MNIST 0.99610",
-        f"{HASH} {commit}-dirty, clean MNIST 0.99610",
-    ]
-
-
-def test_own_message_and_resubmission(project, kaggle):
-    project.succeeds("submit", MESSAGE="my best\nyet")
-    assert "with Kaggle as submission 1000" in project.succeeds("submit", MESSAGE="again")
-    assert kaggle.sent() == [f"{HASH} my best yet"]
-    project.succeeds("submit", MESSAGE="again", RESUBMIT="1")
-    assert kaggle.sent() == [f"{HASH} my best yet", f"{HASH} again"]
-    assert project.read_json("submissions/score.json")["reference"] == 1001
-    assert len((project.folder / "submissions/history.csv").read_text().splitlines()) == 3
-
-
-@pytest.mark.slow
 def test_dvc_does_not_send_the_same_bytes_again(project, kaggle):
     shutil.copy(ROOT / "submissions/dvc.yaml", project.folder / "submissions")
-    (project.folder / ".dvc/tmp").mkdir(parents=True)
-    project.write(".dvc/config", b"[core]\nanalytics = false\ncheck_update = false\nno_scm = true\n")
+    (project.folder / ".dvc").mkdir()
+    config = "[core]\nanalytics = false\ncheck_update = false\nno_scm = true\n"
+    (project.folder / ".dvc/config").write_text(config)
     repro = ["-m", "dvc", "repro", "submissions/dvc.yaml"]
-    kaggle.faults["StartSubmissionUpload"] = [status(403)]
-    assert project.run(*repro)[0] != 0
-    assert not (project.folder / "submissions/score.json").exists()
     assert project.run(*repro)[0] == 0
     assert project.run(*repro, "-f")[0] == 0
     assert len(kaggle.sent()) == 1
-    assert project.run(*repro, "-f", RESUBMIT="1")[0] == 0
-    assert len(kaggle.sent()) == 2
-    assert project.read_json("submissions/score.json")["reference"] == 1001
-    assert (project.folder / "submissions/history.csv").read_text().count(DIGEST) == 2
+    assert json.loads((project.folder / "submissions/score.json").read_text())["reference"] == 1000
 
 
-def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle):
-    code, out, _ = project.run(
-        "-m",
-        "kaggle",
-        "competitions",
-        "submit",
-        "-c",
-        "digit-recognizer",
-        "-f",
-        "submissions/submission.csv",
-        "-m",
-        f"by hand {DIGEST[:12]}",
-    )
-    assert code == 0 and "Successfully submitted" in out
-    project.succeeds("submit")
-    assert kaggle.sent() == [f"by hand {DIGEST[:12]}"]
-    assert "by hand" in (project.folder / "submissions/history.csv").read_text()
+def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle, send):
+    message = f"{HASH} by hand"
+    command = f"-m kaggle competitions submit -c {SLUG} -f submissions/submission.csv -m".split()
+    code, output = project.run(*command, message, NETRC="/dev/null")
+    assert code == 0 and "Successfully submitted" in output
+    assert send().message == message and len(kaggle.sent()) == 1
+
+
+def test_submission_of_a_limited_run_is_refused(project, kaggle):
+    (project.folder / "submissions/submission.csv").write_bytes(SUBMISSION[:-9])
+    code, output = project.stage("submit")
+    assert code == 1 and "submission.csv: lacks the id 28000" in output and kaggle.calls == []
 
 
 @pytest.mark.parametrize(
-    "source, problem",
+    "origin, problem",
     [
-        ({"source": "mnist", "seed": 1}, "made from the MNIST stand-in"),
-        ({"source": "kaggle", "competition": "titanic"}, "made from the data of 'titanic'"),
-        ({}, "does not name its source"),
+        ({"source": "mnist", "competition": SLUG}, r"but from mnist \(digit-recognizer\)"),
+        ({"source": "mnist-60k", "competition": SLUG}, r"but from mnist-60k \(digit-recognizer\)"),
+        ({"source": "folder", "competition": "Kannada-MNIST"}, r"but from folder \(Kannada-MNIST\)"),
     ],
 )
-def test_submission_from_other_data_is_refused(project, kaggle, source, problem):
-    project.write_json("data/raw/source.json", source)
-    assert problem in project.fails("submit")
-    assert kaggle.calls == []
-
-
-def test_submission_that_is_not_valid_is_refused(project, kaggle):
-    project.write("submissions/submission.csv", SUBMISSION[:-9])
-    assert "27999 rows, expected 28000" in project.fails("submit")
-    assert kaggle.calls == []
+def test_submission_from_other_data_is_refused(origin, problem):
+    check_origin({"source": "folder", "competition": SLUG}, SLUG)
+    with pytest.raises(PipelineError, match=problem):
+        check_origin(origin, SLUG)
 
 
 @pytest.mark.parametrize(
-    "limits, problem",
+    "call, fault, problem",
     [
-        ({"numToday": 5, "numTotal": 30}, r"no submissions left today \(5 were made\).* 00:00 UTC"),
-        ({"numToday": 1, "numTotal": 99, "limitedByTotal": True}, "no submissions left: 99 were made"),
+        ("ListSubmissions", status(404), "is 'digit-recognizer' the right competition"),
+        ("StartSubmissionUpload", status(403, "You must accept"), r"\(You must accept\): accept the rules"),
+        ("StartSubmissionUpload", hang, "nothing was submitted: no answer from localhost"),
+        ("upload", status(403), "nothing was submitted: storage.test answered 403"),
+        ("upload", status(503), "nothing was submitted: storage.test answered 503"),
+        ("upload", cut, "nothing was submitted: the connection to storage.test failed"),
+        ("upload", hang, "nothing was submitted: no answer from storage.test"),
+        ("CreateSubmission", status(400, "No submissions left"), r"nothing .* 400 \(No submissions left\)"),
+        ("CreateSubmission", status(429), "nothing was submitted: .* too many requests"),
+        ("CreateSubmission", status(500), "Kaggle does not list the submission so far"),
+        ("CreateSubmission", cut, "connection to localhost failed.* does not list the submission so far"),
+        ("CreateSubmission", hang, "no answer from localhost.* does not list the submission so far"),
+        ("CreateSubmission", page, "a web page came .* does not list the submission so far"),
+        ("CreateSubmission", lambda handler: handler.answer({"message": "hm"}), r"no number \(hm\).* not"),
     ],
-)
-def test_no_submissions_left(project, kaggle, limits, problem):
-    kaggle.limits = limits
-    assert re.search(problem, project.fails("submit"))
-    assert kaggle.count("StartSubmissionUpload") == 0
+)  # fmt: skip
+def test_submission_that_did_not_happen(kaggle, send, tmp_path, monkeypatch, call, fault, problem):
+    monkeypatch.setattr(api, "TIMEOUT", 0.3 if fault is hang else 5)
+    kaggle.faults[call] = [fault]
+    with pytest.raises(PipelineError, match=problem):
+        send()
+    assert kaggle.count("CreateSubmission") == (call == "CreateSubmission") and not kaggle.submissions
+    assert not (tmp_path / "history.csv").exists()
+    send()
+    assert len(kaggle.submissions) == 1 and kaggle.uploads[-1] == SUBMISSION
 
 
-def test_first_submission_ever(project, kaggle):
-    kaggle.limits = {}
-    project.succeeds("submit")
-    assert len(kaggle.sent()) == 1
-
-
-@pytest.mark.parametrize(
-    "call, faults, problem, sent",
-    [
-        ("ListSubmissions", [status(404)], "is 'digit-recognizer' the right competition?", 0),
-        ("ListSubmissions", [status(401)], "refuses the credentials of KAGGLE_USERNAME and KAGGLE_KEY: ", 0),
-        ("ListSubmissions", [hang], "no answer from localhost within 1 s; run it again", 0),
-        (
-            "ListSubmissions",
-            [lambda handler: handler.answer({"submissions": [{"status": "NEW"}]})],
-            "what Kaggle sent cannot be used",
-            0,
-        ),
-        ("StartSubmissionUpload", [status(403, "You must accept")], r"You must accept.*recognizer/rules", 0),
-        ("StartSubmissionUpload", [status(500)] * 4, "answered 500.*run it again later$", 0),
-        ("StartSubmissionUpload", [hang], "no answer from localhost within 1 s; run it again$", 0),
-        ("upload", [status(403)], "the upload failed: localhost answered 403; nothing was submitted", 0),
-        ("upload", [status(503)] * 4, "the upload failed: localhost answered 503", 0),
-        ("upload", [cut] * 4, "the upload failed: the connection to localhost failed; nothing", 0),
-        ("upload", [hang], "the upload failed: no answer from localhost within 1 s; nothing", 0),
-        ("StartSubmissionUpload", [echo], r"\(you are Basic \*\*\*, \*\*\*\)", 0),
-        ("CreateSubmission", [status(400, "Submission not allowed")], r"400 \(Submission not allowed\)", 1),
-        ("CreateSubmission", [status(429, headers={"Retry-After": "9"})], "run it again in 9 s", 1),
-        ("CreateSubmission", [status(500)], "answered 500.* is not settled: `make submissions`", 1),
-        ("CreateSubmission", [cut], "connection to localhost failed.* is not settled", 1),
-        ("CreateSubmission", [hang], "no answer from localhost within 1 s.* is not settled", 1),
-        ("CreateSubmission", [lambda handler: handler.answer({"message": "hm"})], r"\(hm\).* not settled", 1),
-    ],
-)
-def test_submission_that_did_not_happen(project, kaggle, call, faults, problem, sent):
-    kaggle.faults[call] = faults
-    timeout = "1" if hang in faults else "10"
-    assert re.search(problem, project.fails("submit", NETWORK_TIMEOUT=timeout))
-    assert len(kaggle.sent()) == sent and not kaggle.submissions
-    assert not (project.folder / "submissions/score.json").exists()
-    assert not (project.folder / "submissions/history.csv").exists()
-    if "not settled" in problem:
-        project.succeeds("submit")
-        assert len(kaggle.submissions) == 1 and kaggle.uploads[-1] == SUBMISSION
-
-
-@pytest.mark.parametrize("fault", [cut, status(500), hang])
-def test_submission_that_happened_though_the_answer_was_lost(project, kaggle, fault):
+@pytest.mark.parametrize("fault", [cut, status(500), hang, page, lambda handler: handler.answer({})])
+def test_lost_answer_is_looked_up(kaggle, send, monkeypatch, fault):
+    monkeypatch.setattr(api, "TIMEOUT", 0.3)
+    kaggle.add(f"{HASH} the same bytes, sent before")
     kaggle.faults["CreateSubmission"] = [after(fault)]
-    project.succeeds("submit", NETWORK_TIMEOUT="1")
+    assert send(resubmit=True).reference == 1001
     assert len(kaggle.sent()) == 1
-    assert project.read_json("submissions/score.json")["public_score"] == 0.99532
 
 
-@pytest.mark.slow
-def test_passing_trouble_is_waited_out(project, kaggle):
-    kaggle.faults = {
-        "ListSubmissions": [status(429, headers={"Retry-After": "1"}), cut],
-        "GetSubmissionLimits": [status(502)],
-        "StartSubmissionUpload": [status(503)],
-        "upload": [status(503), cut],
-    }
-    project.succeeds("submit")
-    assert kaggle.times[1] - kaggle.times[0] >= 1
-    assert kaggle.uploads == [SUBMISSION] and len(kaggle.sent()) == 1
-
-
-def test_score_that_is_late_is_picked_up_later(project, kaggle):
+def test_late_score_is_picked_up_later(kaggle, send, tmp_path):
     kaggle.new = {"status": "PENDING"}
-    line = project.fails("submit", SCORE_DEADLINE="0.5")
-    assert "no score after 0.5 s" in line and "picks it up without sending again" in line
-    assert "PENDING," in (project.folder / "submissions/history.csv").read_text()
-    kaggle.submissions[0].update({"status": "COMPLETE"})  # Kaggle's score may come after its status
-    project.fails("submit", SCORE_DEADLINE="0.5")
+    with pytest.raises(PipelineError, match=r"no score after 0.3 s; `make submit` waits again"):
+        send()
+    assert read_history(tmp_path / "history.csv")["status"].tolist() == ["PENDING"]
+    kaggle.submissions[0].update({"status": "COMPLETE"})  # the score may come after the status
+    kaggle.faults["ListSubmissions"] = [lambda handler: handler.answer(handler.take())] + [status(500)] * 99
+    with pytest.raises(PipelineError, match=r"no score after 0.3 s \(.* answered 500"):
+        send()
+    kaggle.faults.clear()
     kaggle.submissions[0].update({"publicScore": "0.9953"})
-    project.succeeds("submit")
+    assert send().public_score == 0.9953
     assert len(kaggle.sent()) == 1
-    assert project.read_json("submissions/score.json")["public_score"] == 0.9953
 
 
-def test_kaggle_could_not_score_it(project, kaggle):
+def test_kaggle_could_not_score_it(kaggle, send, tmp_path):
     kaggle.new = {"status": "ERROR", "errorDescription": "Evaluation\nException: bad ids"}
     for _ in range(2):
-        assert "could not score submission 1000: Evaluation Exception: bad ids" in project.fails("submit")
+        with pytest.raises(PipelineError, match="submission 1000: Evaluation Exception: bad ids"):
+            send()
     assert len(kaggle.sent()) == 1
-    assert not (project.folder / "submissions/score.json").exists()
-    assert ",ERROR," in (project.folder / "submissions/history.csv").read_text()
+    assert read_history(tmp_path / "history.csv")["status"].tolist() == ["ERROR"]
 
 
-def kill_when(condition, process):
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment, sent", [("before", 2), ("at", 1), ("after", 1)])
-def test_kill_between_upload_and_score(project, kaggle, moment, sent):
-    """Before Kaggle takes the submission, when it has but did not say so, and when it has said so."""
-    kaggle.new = {"status": "PENDING"}
-    kaggle.faults["CreateSubmission"] = {"before": [hang], "at": [after(hang)], "after": []}[moment]
+def test_kill_before_the_answer_to_a_submission(project, kaggle):
+    kaggle.faults["CreateSubmission"] = [after(hang)]
     process = project.start("-m", "pipeline.stages.submit")
-    asked = "ListSubmissions" if moment == "after" else "CreateSubmission"
-    kill_when(lambda: kaggle.sent() and kaggle.calls[-1][0] == asked, process)
-    kaggle.new = {"status": "COMPLETE", "publicScore": "0.9"}
-    for submission in kaggle.submissions:
-        submission.update(kaggle.new)
-    project.succeeds("submit")
-    assert len(kaggle.sent()) == sent and len(kaggle.submissions) == 1
-    assert project.read_json("submissions/score.json")["public_score"] == 0.9
+    deadline = time.monotonic() + 60
+    while not kaggle.submissions and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert project.stage("submit")[0] == 0
+    assert len(kaggle.sent()) == 1
     assert (project.folder / "submissions/history.csv").read_text().count(DIGEST) == 1
 
 
-def test_verbose_does_not_print_credentials(project, kaggle):
-    project.succeeds("submit", VERBOSE="1")  # `run` looks for them
-
-
-def test_wait_that_is_no_number(project, kaggle):
-    assert "NETWORK_TIMEOUT is 'soon', allowed: " in project.fails("submit", NETWORK_TIMEOUT="soon")
-
-
-def test_errors_are_short_whatever_kaggle_says(project, kaggle):
-    long = "no reason at all, " * 99
-    for code in (400, 403, 404, 429, 500):
-        kaggle.faults["CreateSubmission"] = [status(code, long)]
-        project.fails("submit")  # `fails` looks for the length
-    kaggle.new = {"status": "ERROR", "errorDescription": long}
-    project.fails("submit")
-    kaggle.submissions[0]["status"] = "PENDING"
-    kaggle.faults["ListSubmissions"] = [no_fault, no_fault, status(403, long)]
-    assert "score could not be asked for" in project.fails("submit")
-    project.set_download(competition="x" * 80)
-    project.write_json("data/raw/source.json", {"source": "kaggle", "competition": "x" * 80})
-    kaggle.faults["ListSubmissions"] = [status(403, long)]
-    assert f"/{'x' * 80}/rules" in project.fails("submit")
-    project.set_download(competition="y" * 999)
-    project.fails("submit")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["submit", "submissions"])
-def test_log_files_have_no_colours(project, kaggle, stage):
-    kaggle.new = {"status": "PENDING"}
-    _, out, err = project.run(
-        "-m",
-        f"pipeline.stages.{stage}",
-        SCORE_DEADLINE="0.3",
-        FORCE_COLOR="1",
-        TTY_COMPATIBLE="1",
-        CLICOLOR_FORCE="1",
-    )
-    assert "\x1b" not in out + err
-
-
-@pytest.mark.slow
-def test_progress_is_shown_in_a_terminal(project, kaggle):
-    kaggle.new = {"status": "PENDING"}
-    here, there = os.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.stages.submit"],
-        cwd=project.folder,
-        stderr=there,
-        env=project.variables({"SCORE_DEADLINE": "0.5", "TERM": "xterm"}),
-        stdout=subprocess.DEVNULL,
-    ):
-        os.close(there)
-        shown = b""
-        with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
-            while part := os.read(here, 4096):
-                shown += part
-    os.close(here)
-    assert b"submission 1000" in shown and b"\x1b[" in shown
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("message", ["größer", b"gr\xf6\xdfer", "größer \N{SNOWMAN}"])
-def test_message_that_the_terminal_cannot_show(project, kaggle, message):
-    kaggle.new = {"status": "PENDING"}
-    command = ["-m", "pipeline.stages.submit"]
-    options = {"MESSAGE": message, "PYTHONIOENCODING": "ascii", "SCORE_DEADLINE": "0.1"}
-    code, out, _ = project.run(*command, **options)
-    assert code == 1 and "sent as submission 1000: " in out and "gr??er" in out
-    assert len((project.folder / "submissions/history.csv").read_bytes().splitlines()) == 2
-    code, out, _ = project.run("-m", "pipeline.stages.submissions", **options)
-    assert code == 0 and "gr??er" in out
-
-
-@pytest.mark.slow
-def test_submission_is_recorded_before_it_is_told(project, kaggle):
-    """Nobody reads the output any more: the stage fails as it tells, after it has recorded."""
-    process = project.start("-m", "pipeline.stages.submit", PYTHONUNBUFFERED="1")
-    while b"left today" not in process.stdout.buffer.readline():
-        pass
-    process.stdout.close()
-    process.wait()
+def test_history_knows_what_the_message_does_not_tell(kaggle, send):
+    send()
+    kaggle.submissions[0]["description"] = "edited on the site"
+    assert send().reference == 1000
+    kaggle.submissions.clear()
+    with pytest.raises(PipelineError, match="this file was sent, but Kaggle does not list it"):
+        send()
     assert len(kaggle.sent()) == 1
-    assert ",1000," in (project.folder / "submissions/history.csv").read_text()
+
+
+def test_find_takes_the_newest(tmp_path):
+    listed = [Submission(reference, "", f"{HASH} x", "ERROR") for reference in (5, 9, 7)]
+    history = read_history(tmp_path / "history.csv")
+    assert find(listed, DIGEST, history).reference == 9
+    assert find(listed, "0" * 64, history) is None
+
+
+@pytest.mark.parametrize(
+    "damage, problem",
+    [
+        (lambda text: text[:-60], "row 2"),
+        (lambda text: text.replace(",1001,", ",1.0E+03,"), "row 2"),
+        (lambda text: text.replace(DIGEST, DIGEST[:9]), "row 1"),
+        (lambda text: text.replace(",COMPLETE", ",COMPLETE,x"), "row 1"),
+        (lambda text: text.replace(",", ";"), ".*submitted"),
+        (lambda text: "", "No columns"),
+    ],
+)
+def test_damaged_history(kaggle, send, tmp_path, damage, problem):
+    send("a message, with a comma")
+    send(resubmit=True)
+    history = tmp_path / "history.csv"
+    text = history.read_text()
+    history.write_text(damage(text))
+    with pytest.raises(PipelineError, match=f"history.csv: is damaged: {problem}"):
+        send(resubmit=True)
+    assert len(kaggle.sent()) == 2
+    history.write_bytes(b"\xef\xbb\xbf" + text.encode().replace(b"\n", b"\r\n\r\n"))  # by a spreadsheet
+    send()
+    assert sorted(history.read_text().splitlines()) == sorted(text.splitlines())

@@ -1,4 +1,4 @@
-"""What the tests of the report share."""
+"""The finished run that the tests of the report share."""
 
 import pytest
 from finished_run import Finished

@@ -1,98 +1,75 @@
-"""The stage `report`: a page for any run, and one line for any file that it cannot use."""
+"""The stage `report`: one page for any run of any competition."""
 
-import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from pipeline.files import PipelineError, load_arrays
-from pipeline.metrics import worst_first
+from pipeline.competition import COMPETITIONS
+from pipeline.files import PipelineError, load_arrays, save_arrays, write_json
+from pipeline.metrics import METRICS
+from pipeline.report.page import DISPUTED
 
-FILES = {
-    "data/raw/source.json": "download",
-    "metrics/folds/fold_1.json": "train",
-    "metrics/oof.json": "train",
-    "metrics/history.csv": "train",
-    "metrics/ensemble.json": "ensemble",
-    "metrics/check.json": "check",
-    "metrics/article.json": "article",
-    "metrics/article.csv": "article",
-    "data/check.npz": "check",
-    "data/oof.npz": "train",
-}
-SMALL = {"folds": 2, "epochs": 1, "rows": 300, "steps": 20}
+SMALL = {"folds": 2, "epochs": 1, "rows": 300}
 
 
-def test_a_file_that_cannot_be_used_is_named_with_its_stage(finished):
-    for file, stage in FILES.items():
-        finished.write(**SMALL)
-        refuses(finished, file, stage)
-
-
-def refuses(finished, file, stage):
-    path = finished.folder / file
-    for content in (None, b"", b"{}", b"[1]", b"step,fold\n", b"\xff\xfe"):
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(PipelineError) as error:
-            finished.report()
-        line = str(error.value)
-        assert line.startswith(f"{file}: ") and repr(stage) in line and "\n" not in line
-        assert not (finished.folder / "metrics/report.html").exists()
-
-
-def test_figures_that_are_no_numbers_are_refused(finished):
-    finished.write(**SMALL)
-    figures = finished.json("check.json")
-    (finished.folder / "metrics/check.json").write_text(json.dumps({**figures, "accuracy": "high"}))
-    with pytest.raises(PipelineError, match=r"'accuracy'.*'check'"):
+@pytest.mark.parametrize(("file", "stage"), [("metrics/oof.json", "evaluate"), ("data/check.npz", "check")])
+def test_a_missing_file_is_named_with_its_stage(finished, file, stage):
+    (finished.write(**SMALL).folder / file).unlink()
+    with pytest.raises(PipelineError, match=f"{file}: .*'{stage}'"):
         finished.report()
 
 
-def test_arrays_of_another_run_are_refused(finished):
-    finished.write(**SMALL)
-    oof = (finished.folder / "data/oof.npz").read_bytes()
-    finished.write(**{**SMALL, "rows": 400})
-    (finished.folder / "data/oof.npz").write_bytes(oof)
-    with pytest.raises(PipelineError, match=r"data/oof.npz: .*'train'"):
-        finished.report()
+def test_a_misread_digit_has_all_votes_beside_it_and_a_mark_if_its_label_is_disputed(finished):
+    path = finished.write(**SMALL, errors=0).folder / "data/check.npz"
+    names = ("probabilities", "each", "clean")
+    check = dict(zip(names, load_arrays(path, "check", *names), strict=True))
+    labels, wrong = finished.mnist["test_labels"], [2, *sorted(DISPUTED)[:3]]
+    check["probabilities"][wrong] = check["each"][0, wrong] = np.eye(10)[(labels[wrong] + 1) % 10]
+    save_arrays(path, **check)
+    page = finished.report()
+    assert "3 of these errors are among the 15 test labels" in page and "None." in page
+    for row in wrong:
+        mark = "<br><b>label disputed</b>" if row in DISPUTED else ""
+        assert f"<br>{(labels[row] + 1) % 10}, {labels[row]}<br>test image {row}{mark}</li>" in page
 
 
-def test_a_misread_digit_has_the_votes_of_all_networks_beside_it(finished):
+def test_a_new_metric_is_in_the_tables(finished, monkeypatch):
+    monkeypatch.setitem(METRICS, "brier_score", lambda probabilities, labels: 0.1234)
     page = finished.write(**SMALL).report()
-    probabilities, each, clean = load_arrays(
-        finished.folder / "data/check.npz", "check", "probabilities", "each", "clean"
-    )
-    worst = next(n for n in worst_first(probabilities, finished.mnist["test_labels"]) if clean[n])
-    votes = ", ".join(map(str, each[:, worst].argmax(axis=1)))
-    assert f"<br>{votes}<br>test image {worst}</li>" in page
+    table = re.search('<table[^>]*id="fold-table".*?</table>', page, re.DOTALL)[0]
+    assert table.count("0.1234") == 3 and '<th scope="col">brier score</th>' in table
+    assert (finished.folder / "metrics/report.md").read_text().count("0.1234") == 5
 
 
-@pytest.mark.parametrize(
-    ("trial", "says"),
-    [
-        ({"errors": 0, "reads": False}, ["None.", "No network of this run reads an image row by row"]),
-        ({"errors": 1, "held_out": False}, ["contaminated", "more, of "]),
-    ],
-    ids=["no mistake", "nothing learned"],
-)
-def test_a_small_trial_has_a_report(finished, trial, says):
-    (finished.folder / "data/times").mkdir()
-    times = {
-        "commit": "abc1234",
-        "seconds": 150.0,
-        "finished": "2026-01-02 03:04 UTC",
-        "machine": "Abacus, 2 cores",
-    }
-    (finished.folder / "data/times/train.json").write_text(json.dumps(times))
-    (finished.folder / "data/times/check.json").write_text("damaged")
-    page = finished.write(**{**SMALL, "rows": 1200, **trial}).report()
-    when_and_where = "abc1234", "2026-01-02 03:04 UTC", "Abacus, 2 cores", "2.5 minutes", "not recorded here"
-    assert all(words in page for words in (*says, *when_and_where))
+def test_another_clean_test_set_is_called_by_its_file(finished):
+    page = finished.write(**SMALL, slug="Kannada-MNIST").report()
+    short = (finished.folder / "metrics/report.md").read_text()
+    assert "Accuracy on Dig-MNIST.csv" in page and "Dig-MNIST.csv" in short
+    for words in ("MNIST test", "published", "article's", "leak in", "disputed", "contaminated"):
+        assert words not in page and words not in short
+
+
+def test_without_a_clean_test_set_its_parts_are_left_out(finished, monkeypatch, capsys):
+    other = replace(COMPETITIONS["Kannada-MNIST"], slug="other", classes=12, size=20, test=None)
+    monkeypatch.setitem(COMPETITIONS, "other", other)
+    page = finished.write(**SMALL, slug="other").report()
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections == ["folds", "errors", "calibration", "gallery", "provenance"]
+    assert 'id="check"' not in page and "None" not in page and not re.search(r"\bnan\b", page)
+    assert re.search("clean test set +none", capsys.readouterr().out)
+
+
+def test_a_trial_that_learned_nothing_has_a_report(finished):
+    record = {"commit": "abc1234", "seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus"}
+    write_json(finished.folder / "data/times/train.json", record)
+    page = finished.write(**{**SMALL, "rows": 1200}, errors=1, held_out=False).report()
+    for words in (*map(str, record.values()), "contaminated", "more, of "):
+        assert words.replace("150.0", "2.5 minutes, 1 of 9 stages") in page
     assert len(page) < 2_000_000 and not re.search(r"\bnan\b", page)
     short = (finished.folder / "metrics/report.md").read_text()
     for name in re.findall(r"!\[.+\]\((.+)\)", short):
         picture = (finished.folder / "metrics" / name).read_bytes()
         assert picture.startswith(b"\x89PNG") and len(picture) < 200_000
-    assert f"{finished.json('check.json')['accuracy']:.4f}" in short
+    assert f"{finished.metrics('check')['accuracy']:.4f}" in short

@@ -4,31 +4,29 @@ import shutil
 
 import pytest
 from clone import SMALL, Project
-from helpers import copy_project, watch_command_lines
+from helpers import copy_project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The project after `dvc repro`, its results committed, as after the run of record."""
+    """The project after `dvc repro`, with its results committed, as after a run of record."""
     folder = tmp_path_factory.mktemp("clone") / "project"
     copy_project(folder)
     project = Project(folder)
-    for command in ("git init -q", "git config user.name Tester", "git config user.email tester@localhost"):
-        project.run(command)
     project.set(**SMALL)
-    for command in ("git add -A", "git commit -qm project"):
-        project.run(command)
-    with watch_command_lines() as project.command_lines:
-        project.output = project.run("dvc repro")
-    for command in ("git add -A", "git commit -qm run"):
-        project.run(command)
+    for command in ("init -q", "config user.name Tester", "config user.email tester@localhost", "add -A"):
+        project.run(f"git {command}")
+    project.run("git commit -qm project")
+    project.output = project.run("dvc repro")
+    project.run("git add -A")
+    project.run("git commit -qm run")
     yield project
     shutil.rmtree(folder)
 
 
 @pytest.fixture
 def project(finished):
-    """The finished project; what a test changes in it is put back."""
+    """The finished project; changes by a test are undone."""
     yield finished
     changed = finished.run("git status --porcelain")
     finished.run("git reset -q --hard")

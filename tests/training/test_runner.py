@@ -1,9 +1,7 @@
-"""Training all members: the same bytes whatever the executor, the workers, and whoever kills it."""
+"""Training all members: the same bytes for any executor, any number of workers, and after any kill."""
 
 import dataclasses
-import errno
 import glob
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -19,19 +17,16 @@ from helpers import ROOT, run_python, small_params
 from ruamel.yaml import YAML
 
 from pipeline.files import PipelineError
-from pipeline.metrics import fold_figures, history_table
-from pipeline.params import ARCHITECTURES
-from pipeline.training import engines, runner
-from pipeline.training.engines import ENGINES, local_pool, number_of_workers
-from pipeline.training.members import Member, members
+from pipeline.training import runner
+from pipeline.training.engines import ENGINES, local_pool
+from pipeline.training.members import members
+from pipeline.training.progress import history_table
 from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
-from pipeline.training.tasks import export_fold
 
 FOLDS = 2
 CYCLE = small_params()
 ALL = small_params(model={"architecture": "all"})
-ALL_TTA = small_params(model={"architecture": "all", "tta": True})
 SEEDS = small_params(train={"seeds": 2})
 
 
@@ -39,7 +34,7 @@ SEEDS = small_params(train={"seeds": 2})
 
 
 def test_the_member_furthest_behind_goes_first(digits, tmp_path, monkeypatch):
-    """An epoch adds a figure to the history; here it trains nothing."""
+    """Mock of the training: an epoch only adds a figure to the history."""
     order = []
 
     def train_epoch(params, data, member, state):
@@ -57,7 +52,7 @@ def test_the_member_furthest_behind_goes_first(digits, tmp_path, monkeypatch):
     assert all(len(state.history) == 3 for state in trained.values())
     progress.resumed.assert_called_once()
     assert len(progress.finished.call_args_list) == len(order)
-    # All is done, and nothing is done again.
+    # A finished training does nothing.
     with ThreadPoolExecutor(1) as executor:
         assert train_members(executor, 1, ALL, digits, states, Mock()).keys() == trained.keys()
     assert len(order) == 2 * 5 + 6
@@ -69,64 +64,16 @@ def test_data_of_other_folds_are_refused(digits):
         train_members(None, 1, params, digits, None, None)
 
 
-def test_the_number_of_workers(monkeypatch):
-    assert 1 <= number_of_workers("auto", 100) <= len(os.sched_getaffinity(0))
-    monkeypatch.setattr(engines.joblib, "cpu_count", lambda: 2)  # of a container with a limit
-    assert number_of_workers("auto", 100) == 2 and number_of_workers("auto", 1) == 1
-    assert number_of_workers(3, 100) == 3 and number_of_workers(3, 2) == 2
-
-
-def test_the_parameters_allow_the_engines_that_there_are():
-    for engine in ENGINES:
-        assert small_params(compute={"engine": engine}).compute.engine == engine
-    with pytest.raises(ValueError):
-        small_params(compute={"engine": "spark"})
-
-
-def test_a_worker_that_dies_is_an_error_for_the_user():
-    with pytest.raises(PipelineError, match=r"a training process died .* fewer compute\.workers"):  # noqa: SIM117
-        with local_pool(1) as executor:
-            executor.submit(os._exit, 1).result()
-
-
-def test_an_error_kills_the_workers_and_no_other_process():
-    started, environment = time.monotonic(), dict(os.environ)
-    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
-    other.start()
-    with pytest.raises(KeyboardInterrupt), local_pool(1) as executor:
-        executor.submit(time.sleep, 600)
-        raise KeyboardInterrupt
-    assert time.monotonic() - started < 60 and other.is_alive()
-    assert os.environ == environment
-    other.kill()
-
-
-def test_without_shared_memory_one_worker_is_this_process(monkeypatch):
-    def fail(*_):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(engines, "ProcessPoolExecutor", fail)
-    with local_pool(1) as executor:
-        assert executor.submit(os.getpid).result() == os.getpid()
-    with pytest.raises(PipelineError, match=r"/dev/shm .*Read-only file system.* compute\.workers: 1"):  # noqa: SIM117
-        with local_pool(2):
-            pass
-
-
-# A small training of all architectures
+# A small training
 
 
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
-    """Two members, and all six, by one worker: for each (states, progress, export of each fold)."""
-    result = {}
+    """One network per fold, trained by one worker: states, and the export of each fold."""
     with local_pool(1) as executor:
-        for params in (CYCLE, ALL):
-            files, progress = StateFiles(tmp_path_factory.mktemp("state"), params, digits), Mock()
-            states = train_members(executor, 1, params, digits, files, progress)
-            exported = list(export_folds(executor, params, digits, states))
-            result[params] = states, progress, exported
-    return result
+        files = StateFiles(tmp_path_factory.mktemp("state"), CYCLE, digits)
+        states = train_members(executor, 1, CYCLE, digits, files, Mock())
+        return states, list(export_folds(executor, CYCLE, digits, states))
 
 
 @pytest.fixture
@@ -147,16 +94,8 @@ def predict(model, images):
 
 
 @pytest.mark.slow
-def test_other_members_change_no_byte(trained):
-    few, many = trained[CYCLE][0], trained[ALL][0]
-    assert len(few) == 2 and len(many) == 6
-    for member, state in few.items():
-        assert len(state.values) > 10 and values(many[member]) == values(state)
-
-
-@pytest.mark.slow
 def test_training_learns(trained):
-    for state in trained[ALL][0].values():
+    for state in trained[0].values():
         assert [epoch["epoch"] for epoch in state.history] == [1, 2, 3]
         assert state.history[-1]["loss"] < state.history[0]["loss"]
         assert state.history[-1]["val_loss"] < state.history[0]["val_loss"]
@@ -165,71 +104,18 @@ def test_training_learns(trained):
 
 @pytest.mark.slow
 def test_a_checkpoint_is_the_model_that_made_the_probabilities(digits, trained, load):
-    for fold, (content, probabilities) in enumerate(trained[CYCLE][2]):
+    for fold, (content, probabilities) in enumerate(trained[1]):
         images = digits.images[digits.split(fold)[1]]
         np.testing.assert_allclose(predict(load(content), images), probabilities, atol=1e-5)
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_members_of_a_fold_are_averaged(digits, trained, load):
-    fold = 1
-    content, probabilities = trained[ALL][2][fold]
-    model, images = load(content), digits.images[digits.split(fold)[1]]
-    parts = [predict(model.get_layer(architecture), images) for architecture in ARCHITECTURES]
-    np.testing.assert_allclose(parts[fold], trained[CYCLE][2][fold][1], atol=1e-5)
-    np.testing.assert_allclose(np.mean(parts, axis=0), probabilities, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_any_executor_will_do_and_averaging_over_shifts_changes_no_weight(digits, trained, load):
-    """Here a thread in this process; what it exports are the states of another process."""
-    states = {member: state for member, state in trained[ALL][0].items() if member.fold == 0}
-    with ThreadPoolExecutor(1) as executor:
-        again, shifted = (
-            executor.submit(export_fold, params, digits, 0, states).result() for params in (ALL, ALL_TTA)
-        )
-    expected = trained[ALL][2][0]
-    assert again[0] == expected[0]
-    plain, model = load(expected[0]), load(shifted[0])
-    assert [w.tobytes() for w in plain.get_weights()] == [w.tobytes() for w in model.get_weights()]
-    np.testing.assert_allclose(predict(model, digits.images[digits.split(0)[1]]), shifted[1], atol=1e-5)
-    assert np.abs(shifted[1] - expected[1]).max() > 1e-4
-
-
-@pytest.mark.slow
-def test_progress_is_told_of_every_epoch(trained):
-    states, progress, _ = trained[ALL]
-    progress.resumed.assert_not_called()
-    told = sorted((*call.args[0], call.args[1]["epoch"]) for call in progress.finished.call_args_list)
-    assert told == sorted((*member, epoch) for member in states for epoch in (1, 2, 3))
-
-
-@pytest.mark.slow
-def test_the_tables_of_folds_with_three_members(digits, trained):
-    states, _, exported = trained[ALL]
-    histories = {member: state.history for member, state in states.items()}
-    of_fold_1 = [histories[Member(1, architecture, ALL.seed)] for architecture in ARCHITECTURES]
-    oof = np.full((400, 10), np.nan)
-    for fold, (_, probabilities) in enumerate(exported):
-        oof[digits.split(fold)[1]] = probabilities
-    table = history_table(histories)
-    folds = fold_figures(digits, oof, table)
-    assert folds["folds/fold_1"]["epochs"] == 3
-    seconds = sum(epoch["seconds"] for history in of_fold_1 for epoch in history)
-    assert folds["folds/fold_1"]["seconds"] == round(seconds, 1)
-    assert folds["oof"]["images"] == sum(folds[f"folds/fold_{fold}"]["images"] for fold in range(FOLDS))
-    assert table["epoch"].tolist() == [1, 2, 3] * len(histories)
-    for member, epochs in histories.items():
-        assert table[table["member"] == str(member)]["loss"].tolist() == [epoch["loss"] for epoch in epochs]
 
 
 # On a Ray cluster
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained, load, tmp_path, capsys):
-    """Two nodes train four members; when the first epoch ends, one is killed in the middle of another."""
+def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained, load, tmp_path):
+    """Two nodes train four members; after the first epoch, one node is killed during another."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra `ray`")
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -250,9 +136,8 @@ def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained,
             content, probabilities = next(export_folds(executor, SEEDS, digits, states))
     finally:
         cluster.shutdown()
-    assert capsys.readouterr().out.count("ray: lost work on node") == 1
     assert len(states) == 4 and all(len(state.history) == 3 for state in states.values())
-    for member, state in trained[CYCLE][0].items():
+    for member, state in trained[0].items():
         assert values(states[member]) == values(state)
         assert values(states[member._replace(seed=member.seed + 1, number=1)]) != values(state)
     model, images = load(content), digits.images[digits.split(0)[1]]
@@ -265,7 +150,7 @@ def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained,
 
 @pytest.fixture
 def folder(digits, tmp_path):
-    """A project folder in which `python -m pipeline.stages.train` does the training of `CYCLE`."""
+    """A project folder in which the stage `train` trains `CYCLE`."""
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data/digits.npz", **dataclasses.asdict(digits))
     params = small_params(compute={"workers": FOLDS})
@@ -274,8 +159,8 @@ def folder(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder, digits, trained):
-    """Two workers, killed and started again, change no byte of what one has trained."""
+def test_a_killed_training_resumes_as_if_nothing_had_happened(folder, digits, trained):
+    """Two workers, killed and restarted, produce the bytes of a single worker."""
     stage = "-m", "pipeline.stages.train"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -285,18 +170,18 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(folder, digits, tr
             assert process.poll() is None
             time.sleep(0.005)
         process.kill()
-        # The pipe ends when the workers, who share it, have followed.
+        # The pipe closes when the workers, which share it, have ended.
         process.communicate()
-    assert not (folder / "data/oof.npz").exists() and not (folder / "metrics/oof.json").exists()
+    assert not (folder / "data/oof.npz").exists()
 
     done = run_python(*stage, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "goes on after epoch" in done.stdout
+    assert "resumes after epoch" in done.stdout
     assert not list(folder.rglob(".*"))
     with np.load(folder / "data/oof.npz") as file:
         oof, labels = file["probabilities"], file["labels"]
     assert labels.tolist() == digits.labels.tolist()
-    states, _, exported = trained[CYCLE]
+    states, exported = trained
     for fold, (content, probabilities) in enumerate(exported):
         assert oof[digits.split(fold)[1]].tobytes() == probabilities.tobytes()
         assert (folder / f"data/checkpoints/fold_{fold}.keras").read_bytes() == content

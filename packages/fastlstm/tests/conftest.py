@@ -1,22 +1,29 @@
-"""Digits for the tests of the layer, which needs neither MNIST nor the rest of the pipeline."""
+"""Images for the tests, and the header that names the instruction set."""
 
+import os
 from types import SimpleNamespace
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-
 from fastlstm.isa import ISA, available
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: compiles the operations, or takes seconds")
+
+
 def pytest_report_header():
-    return f"BiLSTM layer: compiled for {ISA}; test_isa.py tests {', '.join(available())}"
+    return f"fastlstm: compiled for {ISA}; test_isa.py tests {', '.join(available())}"
 
 
 @pytest.fixture(scope="session")
 def digits():
-    """Scikit-learn's scans of 8 by 8 pixels, enlarged to images `(400, 28, 28)` uint8, and labels."""
-    scans, labels = load_digits(return_X_y=True)
-    scans = (scans[:400].reshape(-1, 8, 8) * (255 / 16)).astype("uint8")
-    images = np.pad(scans.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2)))
-    return SimpleNamespace(images=images, labels=labels[:400])
+    """Images `(400, 28, 28)` uint8 of ten patterns with noise, and the patterns' numbers."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 10
+    patterns = rng.integers(0, 200, (10, 28, 28))
+    return SimpleNamespace(
+        images=(patterns[labels] + rng.integers(0, 55, (400, 28, 28))).astype("uint8"), labels=labels
+    )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-
 from fastlstm import jit, kernels
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
-
 from fastlstm import BiLSTM, isa
+from stock import run_python
 
 TESTS = Path(__file__).with_name("test_numbers.py")
 needs_amx = pytest.mark.skipif(isa.ISA != "amx", reason="the processor has no AMX, or it is not used")

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
+from fastlstm import BiLSTM, dispatch
+from fastlstm.graph import whole_batches
 from stock import (
     BATCH,
     BFLOAT16_GRADIENT,
@@ -15,49 +16,37 @@ from stock import (
     UNITS,
     assert_close,
     outcome,
-    states,
+    run_python,
     stock_layer,
     stock_output,
     values,
 )
 
-from fastlstm import BiLSTM
-from fastlstm import layer as layer_module
-from fastlstm.graph import whole_batches
-
 # The first use of the layer compiles it, which takes a minute for each precision.
 pytestmark = pytest.mark.slow
 
 
-CASES = [  # steps, with initial states, lengths
-    (1, False, None),
-    (2, False, None),
-    (3, True, None),
-    (8, False, None),
-    (9, True, None),
-    (28, False, None),
-    (1, True, [1, 1, 1, 1]),
-    (2, False, [1, 2, 2, 1]),
-    (6, False, [6, 1, 3, 4]),
-    (7, True, [2, 7, 4, 1]),
+CASES = [  # steps, lengths
+    (1, None),
+    (2, None),
+    (9, None),
+    (28, None),
+    (1, [1, 1, 1, 1]),
+    (2, [1, 2, 2, 1]),
+    (7, [2, 7, 4, 1]),
 ]
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("steps", "with_states", "lengths"), CASES)
-def test_outputs_and_gradients_are_keras_own(readout, steps, with_states, lengths):
+@pytest.mark.parametrize(("steps", "lengths"), CASES)
+def test_outputs_and_gradients_are_keras_own(readout, steps, lengths):
     stock = stock_layer()
     layer = BiLSTM.from_keras(stock, readout=readout)
     x = tf.constant(values(BATCH, steps, FEATURES))
-    initial = states() if with_states else None
-    inputs = [x, *(initial or [])]
-    theirs = outcome(
-        lambda: stock_output(stock, readout, x, initial, lengths), inputs, stock.trainable_variables
-    )
-    ours = outcome(
-        lambda: layer(x, initial_state=initial, lengths=lengths), inputs, layer.trainable_variables
-    )
+    theirs = outcome(lambda: stock_output(stock, readout, x, lengths), [x], stock.trainable_variables)
+    ours = outcome(lambda: layer(x, lengths=lengths), [x], layer.trainable_variables)
     assert_close(ours, theirs)
+    assert layer.fallback is None
 
 
 @pytest.mark.parametrize("units", [4, 16, 32, 37])
@@ -83,15 +72,9 @@ def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
     layer = BiLSTM.from_keras(stock, readout=readout, precision="bfloat16")
     for batch in (1, 77):
         x = tf.constant(values(batch, 6, features))
-        initial = [tf.constant(values(batch, units, seed=seed)) for seed in (10, 11, 12, 13)]
         lengths = [1 + n % 6 for n in range(batch)] if with_lengths else None
-        inputs = [x, *initial]
-        theirs = outcome(
-            lambda: stock_output(stock, readout, x, initial, lengths), inputs, stock.trainable_variables
-        )
-        ours = outcome(
-            lambda: layer(x, initial_state=initial, lengths=lengths), inputs, layer.trainable_variables
-        )
+        theirs = outcome(lambda: stock_output(stock, readout, x, lengths), [x], stock.trainable_variables)
+        ours = outcome(lambda: layer(x, lengths=lengths), [x], layer.trainable_variables)
         assert_close(ours[:1], theirs[:1], BFLOAT16_OUTPUT)
         assert_close(ours[1:], theirs[1:], BFLOAT16_GRADIENT)
 
@@ -101,17 +84,12 @@ def test_bfloat16_of_any_size_and_batch(readout, units, features, with_lengths):
 def test_parts_of_a_batch_change_nothing(monkeypatch, readout, batch):
     """A batch is cut into as many parts as there are threads, even where some get no sample."""
     layer, x = BiLSTM(UNITS, readout=readout), tf.constant(values(batch, 6, FEATURES))
-    initial = [tf.constant(values(batch, UNITS, seed=seed)) for seed in (10, 11, 12, 13)]
     results = []
     for parts in (1, 3):
-        monkeypatch.setattr(layer_module, "parts_of_a_batch", lambda: parts)
+        monkeypatch.setattr(dispatch, "parts_of_a_batch", lambda: parts)
         layer(x)
         results.append(
-            outcome(
-                lambda: layer(x, initial_state=initial, lengths=[6, 3, 1, 2, 4][:batch]),
-                [x, *initial],
-                layer.trainable_variables,
-            )
+            outcome(lambda: layer(x, lengths=[6, 3, 1, 2, 4][:batch]), [x], layer.trainable_variables)
         )
     assert np.array_equal(results[0][0], results[1][0])
     assert_close(*results)
@@ -198,23 +176,18 @@ import tensorflow as tf
 
 v1, data = tf.compat.v1, dict(np.load(sys.argv[1]))
 v1.disable_v2_behavior()
-units, results = data["h_fw"].shape[1], {}
-for case in ("plain", "full"):
+units, results = len(data["bias_fw"]) // 4, {}
+for case in ("plain", "lengths"):
     with tf.Graph().as_default():
         x = tf.constant(data["x"])
-        states = {name: tf.constant(data[name]) for name in ("h_fw", "c_fw", "h_bw", "c_bw")}
-        options = {"dtype": tf.float32}
-        if case == "full":
-            options |= {
-                "initial_state_fw": v1.nn.rnn_cell.LSTMStateTuple(states["c_fw"], states["h_fw"]),
-                "initial_state_bw": v1.nn.rnn_cell.LSTMStateTuple(states["c_bw"], states["h_bw"]),
-                "sequence_length": data["lengths"]}
+        options = {"sequence_length": data["lengths"]} if case == "lengths" else {}
         cells = [v1.nn.rnn_cell.BasicLSTMCell(units, forget_bias=1.0) for _ in range(2)]
-        outputs, *_ = v1.nn.static_bidirectional_rnn(*cells, tf.unstack(x, axis=1), **options)
+        outputs, *_ = v1.nn.static_bidirectional_rnn(
+            *cells, tf.unstack(x, axis=1), dtype=tf.float32, **options)
         output = tf.stack(outputs, axis=1)
         weights = v1.trainable_variables()
         loss = tf.reduce_sum(output * data["direction"])
-        sources = [x, *(states.values() if case == "full" else ()), *weights]
+        sources = [x, *weights]
         with v1.Session() as session:
             for weight, name in zip(weights, ("kernel_fw", "bias_fw", "kernel_bw", "bias_bw")):
                 weight.load(data[name], session)
@@ -241,10 +214,9 @@ def test_outputs_and_gradients_are_tensorflow_1s(tmp_path):
     """`static_bidirectional_rnn` over `BasicLSTMCell`, as tutorials of its time used it."""
     stock, steps = stock_layer(), 6
     lengths = np.array([6, 0, 3, 1], "int32")
-    x, initial = tf.constant(values(BATCH, steps, FEATURES)), states()
+    x = tf.constant(values(BATCH, steps, FEATURES))
     weights = stock.get_weights()
     (kernel_fw, bias_fw), (kernel_bw, bias_bw) = (to_basic_cell(*weights[k : k + 3], 1.0) for k in (0, 3))
-    names = ("h_fw", "c_fw", "h_bw", "c_bw")
     np.savez(
         tmp_path / "in.npz",
         x=x,
@@ -254,23 +226,19 @@ def test_outputs_and_gradients_are_tensorflow_1s(tmp_path):
         bias_fw=bias_fw,
         kernel_bw=kernel_bw,
         bias_bw=bias_bw,
-        **dict(zip(names, map(np.asarray, initial), strict=True)),
     )
     done = run_python("-c", TENSORFLOW_1, tmp_path / "in.npz", tmp_path / "out.npz", TF_USE_LEGACY_KERAS="1")
     assert done.returncode == 0, done.stderr
     theirs = np.load(tmp_path / "out.npz")
 
     layer = BiLSTM.from_keras(stock)
-    for case, inputs, options in (
-        ("plain", [x], {}),
-        ("full", [x, *initial], {"initial_state": initial, "lengths": lengths}),
-    ):
-        output, *gradients = outcome(lambda: layer(x, **options), inputs, layer.trainable_variables)
-        ours, last = [output, *gradients[: len(inputs)]], gradients[len(inputs) :]
+    for case, options in (("plain", {}), ("lengths", {"lengths": lengths})):
+        output, d_x, *last = outcome(lambda: layer(x, **options), [x], layer.trainable_variables)
+        ours = [output, d_x]
         for k in (0, 3):
             ours += to_basic_cell(*map(np.asarray, last[k : k + 3]), 0.0)
         assert_close(ours, [theirs[f"{case}_{number}"] for number in range(len(ours))])
-        if case == "full":
+        if case == "lengths":
             assert not np.any(output[1]) and not np.any(output[2, 3:])
 
 
@@ -282,7 +250,7 @@ def test_bfloat16_stays_within_its_bound(digits, readout):
     x = tf.constant(digits.images[:64] / np.float32(255))
     stock.build(x.shape)
     layer = BiLSTM.from_keras(stock, readout=readout, precision="bfloat16")
-    theirs = outcome(lambda: stock_output(stock, readout, x, None, None), [x], stock.trainable_variables)
+    theirs = outcome(lambda: stock_output(stock, readout, x, None), [x], stock.trainable_variables)
     ours = outcome(lambda: layer(x), [x], layer.trainable_variables)
     assert all(value.dtype == "float32" for value in ours)
     assert_close(ours[:1], theirs[:1], BFLOAT16_OUTPUT)

@@ -1,5 +1,6 @@
-"""BiLSTM: a bidirectional LSTM layer for Keras that trains fast on a CPU. See README.md in this folder."""
+"""LSTM layers for Keras that train fast on a CPU; see README.md of the distribution."""
 
-from fastlstm.layer import BiLSTM
+from fastlstm.convert import accelerate, explain, to_keras
+from fastlstm.layers import LSTM, Bidirectional, BiLSTM
 
-__all__ = ["BiLSTM"]
+__all__ = ["LSTM", "BiLSTM", "Bidirectional", "accelerate", "explain", "to_keras"]

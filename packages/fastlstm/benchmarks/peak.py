@@ -2,7 +2,6 @@
 
 import numba
 import numpy as np
-
 from fastlstm import tiles
 from fastlstm.isa import ISA
 from fastlstm.matmul import ROWS, VECTORS, multiply_tile

@@ -1,0 +1,154 @@
+"""Models of Keras's layers to models of fast ones, and back."""
+
+import keras
+
+from fastlstm.dispatch import unsupported
+from fastlstm.layers import LSTM, Bidirectional, check_precision, make_fast, unsupported_pair
+
+
+def _reason(layer) -> str | None:
+    """Reason why a recurrent layer of Keras is not replaced, or None."""
+    if type(layer) not in (keras.layers.LSTM, keras.layers.Bidirectional):
+        return f"{type(layer).__name__} is not an LSTM of Keras"
+    if layer.return_state:
+        return "it returns its state"
+    if type(layer) is keras.layers.LSTM:
+        return unsupported(layer)
+    return unsupported_pair(layer.forward_layer, layer.backward_layer)
+
+
+def accelerate(model: keras.Model, precision: str = "float32") -> keras.Model:
+    """Replace every `LSTM` and `Bidirectional(LSTM)` that can be computed faster.
+
+    The model is changed in place: weights, optimizer state, shared and nested layers stay as they are, and
+    so does every layer that cannot be replaced (see `explain`). XLA is switched off, because it cannot
+    compile the fast layers.
+
+    Args:
+        model: a model or layer of any kind, compiled or not.
+        precision: `"float32"` for Keras's numbers, or `"bfloat16"` for matrix products of bfloat16.
+
+    Returns:
+        The same model.
+    """
+    check_precision(precision)
+    layers = model._flatten_layers()
+    replaceable = [layer for layer in layers if _is_recurrent(layer) and _reason(layer) is None]
+    for layer in replaceable:
+        make_fast(layer, precision)
+    for layer in layers if replaceable else []:
+        if isinstance(layer, keras.Model):
+            layer.jit_compile = False
+            # Compiled functions of the old layers.
+            layer.train_function = layer.test_function = layer.predict_function = None
+    return model
+
+
+def _is_recurrent(layer):
+    return isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional)
+
+
+def _fallback(layer):
+    """Reason why the last call of a fast layer was computed by Keras's own, or None."""
+    reason = getattr(layer, "fallback", None)
+    if reason and isinstance(layer, Bidirectional):
+        # One direction at a time is fast, too.
+        return _fallback(layer.forward_layer) or _fallback(layer.backward_layer)
+    return reason
+
+
+def explain(model: keras.Model) -> list[tuple[str, str]]:
+    """List each recurrent layer, and whether it is fast or why not.
+
+    Returns:
+        Pairs of a layer's name and a sentence. The two layers inside a fast Bidirectional are left out.
+    """
+    lines, inside = [], set()
+    for layer in model._flatten_layers():
+        if not _is_recurrent(layer) or id(layer) in inside:
+            continue
+        if not isinstance(layer, LSTM | Bidirectional):
+            reason = _reason(layer)
+            text = f"stays Keras's own: {reason}" if reason else "can be replaced by accelerate"
+        elif reason := _fallback(layer):
+            text = f"fast, but the last call was computed by Keras's layer: {reason}"
+        else:
+            text = "fast"
+        if isinstance(layer, keras.layers.Bidirectional) and not text.startswith("stays"):
+            inside |= {id(layer.forward_layer), id(layer.backward_layer)}
+        lines.append((layer.name, text))
+    return lines
+
+
+def to_keras(model: keras.Model) -> keras.Model:
+    """Copy a model or layer with Keras's own layers in place of fast ones, and the same weights.
+
+    The copy can be saved and loaded where only Keras is installed. A BiLSTM that reads the middle or the mean
+    becomes a `Sequential` of Keras's layers.
+
+    Raises:
+        ValueError: if a BiLSTM gets `lengths` or states where Keras's layers cannot take them.
+    """
+    layers = model._flatten_layers()
+    custom = {type(layer).__name__: type(layer) for layer in layers}
+    config = _stock_config(keras.saving.serialize_keras_object(model))
+    copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+    if model.built:
+        copy.set_weights(model.get_weights())
+    return copy
+
+
+def _stock_config(config):
+    """A serialized object, with every fast layer in it replaced."""
+    if isinstance(config, list | tuple):
+        return [_stock_config(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _stock_config(value) for key, value in config.items()}
+    kind = str(config.get("registered_name")).removeprefix("fastlstm>")
+    if kind in ("LSTM", "Bidirectional"):
+        arguments = {key: value for key, value in config["config"].items() if key != "precision"}
+        return {**config, **_serialized(kind, arguments)}
+    return _stock_bilstm(config) if kind == "BiLSTM" else config
+
+
+def _serialized(class_name, arguments):
+    return {
+        "module": "keras" if class_name == "Sequential" else "keras.layers",
+        "class_name": class_name,
+        "config": arguments,
+        "registered_name": None,
+    }
+
+
+def _stock_bilstm(config):
+    arguments, shape = config["config"], (config.get("build_config") or {}).get("input_shape")
+    for node in config.get("inbound_nodes", []):
+        passed = {name for name, value in node["kwargs"].items() if value is not None}
+        if "lengths" in passed or ("initial_state" in passed and arguments["readout"] in ("middle", "mean")):
+            raise ValueError(f"to_keras: {arguments['name']}: Keras's layers cannot take {sorted(passed)}")
+    common = {key: arguments[key] for key in ("name", "trainable", "dtype")}
+    lstm = {
+        "name": "lstm",
+        "units": arguments["units"],
+        "dtype": arguments["dtype"],
+        "return_sequences": arguments["readout"] != "last",
+    }
+    stock = _serialized("Bidirectional", {**common, "layer": _serialized("LSTM", lstm)})
+    readout = {
+        "middle": lambda: [
+            _serialized("Cropping1D", {"cropping": (shape[1] // 2, shape[1] - 1 - shape[1] // 2)}),
+            _serialized("Flatten", {}),
+        ],
+        "mean": lambda: [_serialized("GlobalAveragePooling1D", {})],
+    }.get(arguments["readout"])
+    if readout is None:
+        return {**config, **stock}
+    if arguments["readout"] == "middle" and not (shape and shape[1]):
+        raise ValueError(f"to_keras: {arguments['name']}: the number of steps must be known")
+    sequential = {
+        "name": arguments["name"],
+        "trainable": arguments["trainable"],
+        "layers": [stock, *readout()],
+    }
+    return {**config, **_serialized("Sequential", sequential)}

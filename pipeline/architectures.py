@@ -1,0 +1,349 @@
+"""The networks: BiLSTM layers on images, a softmax over the classes, and averages of such networks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from fastlstm import BiLSTM, to_keras
+from keras import ops
+
+from pipeline.params import Model
+
+# Only 1 image of MNIST in 76 has ink in its outermost pixels; they are not read.
+MARGIN = 1
+# Stride of a grid's patches in pixels; a patch extends OVERLAP pixels further on each side.
+PATCH_HEIGHT, PATCH_WIDTH = 2, 4
+OVERLAP = 1
+
+
+@keras.saving.register_keras_serializable("pipeline")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's layer over the last axis, with one fused TensorFlow operation in training.
+
+    Keras's own passes over the values some twenty times, which took a quarter of the training time.
+
+    The moving averages start with a lower momentum, `(1 + steps) / (10 + steps)` as in TensorFlow's
+    `ExponentialMovingAverage`, so that a short training does not end with their initial values.
+    """
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.steps = self.add_weight(name="steps", initializer="zeros", trainable=False)
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable):
+            return super().call(inputs, training=False)
+        rows = tf.reshape(inputs, (-1, 1, 1, inputs.shape[-1]))
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=rows,
+            scale=tf.convert_to_tensor(self.gamma),
+            offset=tf.convert_to_tensor(self.beta),
+            mean=tf.zeros(0),
+            variance=tf.zeros(0),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # The operation returns the unbiased variance.
+        count = tf.cast(tf.shape(rows)[0], tf.float32)
+        variance *= (count - 1) / count
+        momentum = tf.minimum(self.momentum, (1 + self.steps) / (10 + self.steps))
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(average * momentum + value * (1 - momentum))
+        self.steps.assign_add(1)
+        return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
+
+
+@keras.saving.register_keras_serializable("pipeline")
+class SpatialDropout(keras.layers.Dropout):
+    """`keras.layers.SpatialDropout1D` and `2D`: drops a feature at all positions of a sample.
+
+    It multiplies by the mask. Keras selects by it, which takes three times as long.
+    """
+
+    def call(self, inputs, training=False):
+        if not training:
+            return inputs
+        _, *positions, features = inputs.shape
+        ones = tf.ones((tf.shape(inputs)[0], *(1 for _ in positions), features))
+        return inputs * super().call(ones, training=True)
+
+
+@keras.saving.register_keras_serializable("pipeline")
+class Patches(keras.layers.Layer):
+    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)` with the default sizes.
+
+    Args:
+        size: height and width of a patch in pixels.
+        strides: distances between patches in pixels.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int] = (PATCH_HEIGHT + 2 * OVERLAP, PATCH_WIDTH + 2 * OVERLAP),
+        strides: Sequence[int] = (PATCH_HEIGHT, PATCH_WIDTH),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.size, self.strides = tuple(size), tuple(strides)
+
+    def call(self, images):
+        return ops.image.extract_patches(
+            images[..., None],
+            size=self.size,
+            strides=self.strides,
+            padding="valid",
+            data_format="channels_last",
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size, "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable("pipeline")
+class Deslant(keras.layers.Layer):
+    """Shear each image horizontally until its second moment xy is zero: `(batch, height, width)`.
+
+    The shear is the slope of the regression of x on y, weighted by the pixels. A row is shifted about the
+    centroid and interpolated linearly, with zeros outside of the image. A blank image stays as it is.
+    """
+
+    def call(self, images):
+        images = ops.cast(images, "float32")
+        _, height, width = images.shape
+        y = np.arange(height, dtype="float32")[None, :, None]
+        x = np.arange(width, dtype="float32")[None, None, :]
+
+        def moment(values):
+            return ops.sum(images * values, axis=(1, 2), keepdims=True)
+
+        mass = moment(1.0) + 1e-6
+        # Functions in place of operators: `to_stock` calls this with symbolic images.
+        dy, dx = ops.subtract(y, moment(y) / mass), ops.subtract(x, moment(x) / mass)
+        position = ops.add(x, moment(dy * dx) / (moment(dy * dy) + 1e-6) * dy)
+        left = ops.floor(position)
+        padded = ops.pad(images, ((0, 0), (0, 0), (1, 1)))
+
+        def pixels(column):
+            index = ops.clip(ops.cast(column, "int32") + 1, 0, width + 1)
+            return ops.take_along_axis(padded, index, axis=2)
+
+        fraction = position - left
+        return (1 - fraction) * pixels(left) + fraction * pixels(left + 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and options of a network; makes its layers.
+
+    Attributes:
+        layers: number of BiLSTM layers.
+        units: see `BiLSTM`.
+        readout: see `BiLSTM`; of the last layer.
+        normalize: batch normalization after each BiLSTM layer.
+        dropout: share of values that training drops before the softmax and between layers; half of it
+            between the layers of a grid.
+        precision: see `BiLSTM`.
+    """
+
+    layers: int
+    units: int
+    readout: str
+    normalize: bool
+    dropout: float
+    precision: str
+
+    @property
+    def last(self):
+        return self.layers - 1
+
+    def bilstm(self, number, values, units=None, last=None):
+        readout = self.readout if number == (self.last if last is None else last) else "sequence"
+        layer = BiLSTM(
+            units or self.units, readout=readout, precision=self.precision, name=f"bilstm_{number}"
+        )
+        return layer(values)
+
+    def normalization(self, number, values):
+        if not self.normalize:
+            return values
+        return BatchNormalization(name=f"normalization_{number}")(values)
+
+
+def build_rows(images, shape: Shape):
+    """Layers that read the image row by row: `(batch, rows, columns)` -> `(batch, 2 * units)`."""
+    values = images
+    for number in range(shape.layers):
+        values = shape.normalization(number, shape.bilstm(number, values))
+        if number < shape.last:
+            # One mask for all steps (Gal & Ghahramani 2016), which is also far cheaper to draw.
+            values = SpatialDropout(shape.dropout, name=f"dropout_{number}")(values)
+    return values
+
+
+def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[int, int]]):
+    """Layers that read a grid of features along its rows and down its columns in turn.
+
+    Each row (or column) is a sequence of its own, and the same layer reads all of them, as in ReNet (Visin et
+    al. 2015). The last layer's readouts are averaged over the rows or columns.
+
+    Args:
+        grid: `(batch, rows, columns, features)`.
+        shape: options of the network.
+        widths: units of each layer.
+        pools: maximum pooling after layers, by number: its height and width.
+
+    Returns:
+        `(batch, 2 * widths[-1])`.
+    """
+    last = len(widths) - 1
+    for number, units in enumerate(widths):
+        down = number % 2 == 1
+        if down:
+            grid = ops.transpose(grid, (0, 2, 1, 3))
+        _, lines, steps, features = grid.shape
+        read = shape.bilstm(number, ops.reshape(grid, (-1, steps, features)), units, last)
+        read = ops.reshape(read, (-1, lines, *read.shape[1:]))
+        if number == last:
+            return shape.normalization(number, ops.mean(read, axis=1))
+        grid = ops.transpose(read, (0, 2, 1, 3)) if down else read
+        if number in pools:
+            grid = keras.layers.MaxPooling2D(pools[number], padding="same", name=f"pool_{number}")(grid)
+        grid = shape.normalization(number, grid)
+        grid = SpatialDropout(shape.dropout / 2, name=f"dropout_{number}")(grid)
+
+
+def build_grid_rows(images, shape: Shape):
+    """`read_grid` on wide patches; pooling makes the grid square.
+
+    `(batch, 26, 26)` -> `(batch, 2 * units)`
+    """
+    pools = {1: (PATCH_WIDTH // PATCH_HEIGHT, 1)}
+    return read_grid(Patches(name="patches")(images), shape, [shape.units] * shape.layers, pools)
+
+
+def build_grid_columns(images, shape: Shape):
+    """`build_grid_rows` on the transposed image: patches are upright, and columns are read first."""
+    return build_grid_rows(ops.transpose(images, (0, 2, 1)), shape)
+
+
+def build_fine_grid(images, shape: Shape):
+    """`read_grid` on 12 by 12 patches; every second layer halves the grid and doubles the units.
+
+    `(batch, 26, 26)` -> `(batch, 2 * units * 2 ** ((layers - 1) // 2))`
+    """
+    size = PATCH_HEIGHT + 2 * OVERLAP
+    grid = Patches((size, size), (PATCH_HEIGHT, PATCH_HEIGHT), name="patches")(images)
+    widths = [shape.units * 2 ** (number // 2) for number in range(shape.layers)]
+    return read_grid(grid, shape, widths, {number: (2, 2) for number in range(1, shape.layers, 2)})
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of network.
+
+    Attributes:
+        build: from pixels 0..1 `(batch, rows, columns)` and a `Shape` to features `(batch, n)`.
+        sizes: prefix of the keys `layers` and `units` in the section `model` of params.yaml.
+        view: layer that normalizes the images before distortions, or None.
+    """
+
+    build: Callable
+    sizes: str = ""
+    view: type[keras.layers.Layer] | None = None
+
+
+ARCHITECTURES = {
+    "rows": Architecture(build_rows),
+    "grid_rows": Architecture(build_grid_rows, "grid_"),
+    "grid_columns": Architecture(build_grid_columns, "grid_"),
+    "deslanted_grid": Architecture(build_grid_rows, "grid_", Deslant),
+    "fine_grid": Architecture(build_fine_grid, "fine_"),
+}
+# `model.architecture: cycle` trains one of these in each fold, in turn; `all` trains all of them in each.
+DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
+
+
+def build_network(
+    architecture: str,
+    *,
+    size: int = 28,
+    classes: int = 10,
+    margin: int = MARGIN,
+    with_view: bool = True,
+    **shape,
+) -> keras.Model:
+    """Build an untrained network.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        size: height and width of the images.
+        classes: number of classes.
+        margin: pixels on each side of an image that are not read.
+        with_view: begin with the architecture's view; training applies it before the distortions instead.
+        **shape: see `Shape`.
+
+    Returns:
+        A Keras model named like the architecture, from images `(batch, size, size)`, pixels 0..255, to
+        probabilities `(batch, classes)`.
+    """
+    kind, shape = ARCHITECTURES[architecture], Shape(**shape)
+    images = keras.Input((size, size), name="images")
+    view = kind.view(name="view")(images) if kind.view and with_view else images
+    inner = slice(margin, size - margin)
+    pixels = keras.layers.Rescaling(1 / 255)(view[:, inner, inner])
+    features = keras.layers.Dropout(shape.dropout, name="dropout")(kind.build(pixels, shape))
+    probabilities = keras.layers.Dense(classes, activation="softmax", name="probabilities")(features)
+    return keras.Model(images, probabilities, name=architecture)
+
+
+def network_of_params(architecture: str, model: Model, precision: str, **options) -> keras.Model:
+    """`build_network` with the sizes of `params.yaml`; options: `size`, `classes`, `with_view`."""
+    layers, units = (getattr(model, ARCHITECTURES[architecture].sizes + name) for name in ("layers", "units"))
+    shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
+    return build_network(architecture, **asdict(shape), **options)
+
+
+def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
+    """Average the probabilities of networks.
+
+    Args:
+        networks: models from images to probabilities, with different names.
+        name: the name of the average.
+
+    Returns:
+        A model from images `(batch, size, size)` to probabilities `(batch, classes)`.
+    """
+    images = keras.Input(networks[0].input_shape[1:], name="images")
+    outputs = [network(images) for network in networks]
+    probabilities = keras.layers.Average(name="probabilities")(outputs) if len(outputs) > 1 else outputs[0]
+    return keras.Model(images, probabilities, name=name)
+
+
+def to_stock(network: keras.Model) -> keras.Model:
+    """Copy a network with Keras's own layers in place of this project's, and the same weights.
+
+    It computes in float32, whatever the precision of the network.
+    """
+
+    def clone(layer):
+        if isinstance(layer, BatchNormalization):
+            return keras.layers.BatchNormalization.from_config(layer.get_config())
+        if isinstance(layer, SpatialDropout):
+            stock = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D}
+            return stock[len(layer.input.shape)](layer.rate, name=layer.name)
+        return layer.__class__.from_config(layer.get_config())
+
+    def call(layer, *arguments, **options):
+        # These two become operations of `keras.ops` in the model's graph.
+        if isinstance(layer, Patches | Deslant):
+            return layer.call(*arguments)
+        return layer(*arguments, **options)
+
+    copy = keras.models.clone_model(
+        to_keras(network), clone_function=clone, call_function=call, recursive=True
+    )
+    # All but the counts of steps, which only this project's normalization has.
+    copy.set_weights([weight.numpy() for weight in network.weights if weight.name != "steps"])
+    return copy

@@ -1,0 +1,230 @@
+"""Calls to Kaggle through its own client, for the stages `download`, `submit` and `submissions`.
+
+Only this module imports the client, and only when Kaggle is needed, because the import signs in.
+A failure is a PipelineError of one line, without credentials and without signed addresses.
+"""
+
+import base64
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+from requests import exceptions
+
+from pipeline.competition import Competition, is_html, unpack
+from pipeline.files import PipelineError, one_line
+from pipeline.kaggle.history import PENDING, Submission
+
+TIMEOUT = 30  # seconds, to connect and for the next bytes
+SITE = "https://www.kaggle.com"
+NEW_TOKEN = f"make a new token at {SITE}/settings/api"
+PROXY = "the proxy (https_proxy, http_proxy or all_proxy)"
+PROXY_LOGIN = f"{PROXY} wants a name and password: http://NAME:PASSWORD@HOST:PORT"
+WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
+
+
+class AnswerLost(PipelineError):
+    """Kaggle may or may not have created the submission."""
+
+
+def sign_in() -> str | None:
+    """Sign in with the credentials that Kaggle's client finds; the account's name, or None without any."""
+    client = _client()
+    return client and (client.config_values.get("username") or "the user of the credentials")
+
+
+@functools.cache
+def _client():
+    """Kaggle's client, signed in; None if there are no credentials."""
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        if os.environ.get(name) == "":  # such as a CI's missing secret; the client would use it
+            del os.environ[name]
+    # requests would send a password of ~/.netrc to the storage host.
+    os.environ["NETRC"] = os.devnull
+    # The client sets no timeout.
+    requests.Session.send = functools.partialmethod(requests.Session.send, timeout=TIMEOUT)
+    # urllib3 logs the full address of a failed transfer, which includes its signature.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    with _one_line_errors():
+        client = _make_client()
+        places = _credentials()  # before the client deletes an expired login
+        try:
+            client.authenticate()
+            return client
+        except (Exception, SystemExit) as error:  # a damaged file can raise anything
+            request_failed = isinstance(error, (requests.RequestException, json.JSONDecodeError))
+            if request_failed and not isinstance(error, exceptions.InvalidHeader):
+                raise
+    if not places:
+        return None
+    raise PipelineError(
+        f"Kaggle's client cannot sign in with the credentials in {places[0]}: they are damaged, incomplete "
+        f"or expired; repair or remove them, or {NEW_TOKEN}"
+    )
+
+
+def _make_client():
+    home = os.path.expanduser("~")
+    if not (os.access(home, os.W_OK) or os.path.exists(f"{home}/.kaggle")):
+        os.environ.setdefault("KAGGLE_CONFIG_DIR", os.devnull)  # the client would create ~/.config/kaggle
+    from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadResult
+
+    class Client(KaggleApi):
+        def upload_complete(self, path, url, quiet, resume=False):
+            """Upload a file; the client's own method has no timeout and hides the reason of a failure."""
+            requests.put(url, data=Path(path).read_bytes(), timeout=TIMEOUT).raise_for_status()
+            self.uploaded = True
+            return ResumableUploadResult.COMPLETE
+
+    return Client()
+
+
+def _credentials() -> list[str]:
+    """List the places that contain credentials, in the client's order."""
+    from kaggle.api.kaggle_api_extended import KaggleApi, get_access_token_from_env
+
+    try:
+        token, source = get_access_token_from_env()
+    except (OSError, ValueError):
+        token, source = "unreadable", "KAGGLE_API_TOKEN or access_token"
+    key = {"KAGGLE_USERNAME", "KAGGLE_KEY"} & set(os.environ)
+    places = [source.replace("access_token", "~/.kaggle/access_token")] if token else []
+    places += ["KAGGLE_USERNAME and KAGGLE_KEY"] if key else []
+    files = KaggleApi.config, os.path.expanduser("~/.kaggle/credentials.json")
+    return places + [file for file in files if os.path.exists(file)]
+
+
+def _signed_in():
+    if client := _client():
+        return client
+    raise PipelineError(
+        f"no Kaggle credentials: run `kaggle auth login`, or {NEW_TOKEN} and give it in KAGGLE_API_TOKEN or "
+        "~/.kaggle/access_token"
+    )
+
+
+def download(competition: Competition, folder: Path) -> None:
+    """Download the competition's files and unpack them into an existing folder."""
+    client, quiet = _signed_in(), not sys.stderr.isatty()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".kaggle-") as temporary:
+        with _one_line_errors(competition.slug):
+            client.competition_download_files(competition.slug, temporary, force=True, quiet=quiet)
+        archive = next(path for path in Path(temporary).rglob("*") if path.is_file())
+        unpack(archive, folder, competition)
+
+
+def submissions(slug: str) -> list[Submission]:
+    """List the account's newest 100 submissions."""
+    client = _signed_in()
+    with _one_line_errors(slug):
+        return [_submission(item) for item in client.competition_submissions(slug, page_size=100) or ()]
+
+
+def _submission(item) -> Submission:
+    score = float(item.public_score) if item.public_score else None
+    # The score may come later than the status.
+    status = PENDING if item.status.name == "COMPLETE" and score is None else item.status.name
+    submitted = f"{item.date.isoformat(timespec='seconds')}Z" if item.date else ""
+    message, error = one_line(item.description or ""), one_line(item.error_description or "")
+    return Submission(item.ref, submitted, message, status, score, error)
+
+
+def send(slug: str, file: Path, message: str) -> int:
+    """Send a file to be scored; returns the submission's reference, or raises AnswerLost."""
+    client = _signed_in()
+    client.uploaded = False
+    try:
+        with _one_line_errors(slug):
+            answer = client.competition_submit(str(file), message, slug, quiet=True)
+    except PipelineError as error:
+        response = getattr(error.__cause__, "response", None)
+        if client.uploaded and (response is None or response.status_code >= 500):
+            raise AnswerLost(str(error)) from error
+        raise PipelineError(f"nothing was submitted: {error}") from error
+    if not answer.ref:
+        raise AnswerLost(f"Kaggle gave the submission no number ({answer.message})")
+    return answer.ref
+
+
+def rank(slug: str) -> int | None:
+    """Ask for the account's rank on the public leaderboard; None if Kaggle does not tell."""
+    client = _signed_in()
+    with contextlib.suppress(PipelineError), _one_line_errors(slug):
+        entered = client.competitions_list(group="entered", search=slug).competitions or ()
+        return next((item.user_rank or None for item in entered if item.ref.split("/")[-1] == slug), None)
+
+
+@contextlib.contextmanager
+def _one_line_errors(slug: str = ""):
+    """Silence the client, and turn its errors into PipelineErrors with advice about the competition."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Exception as error:  # the client does not wrap what its parsing raises
+        answered = isinstance(error, requests.HTTPError) and error.response is not None
+        text = _explain_answer(error.response, slug) if answered else _explain(error)
+        raise PipelineError(text) from error
+
+
+def _explain_answer(response: requests.Response, slug: str) -> str:
+    """Explain an answer with a status from 400 on, and say what to do about it."""
+    status, reason = response.status_code, ""
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+        reason = f" ({one_line(_without_secrets(response.json()['message'], response.request))[:200]})"
+        status = int(response.json()["code"])  # Kaggle may send an error with status 200
+    text = f"{urlsplit(response.url).hostname} answered {status}{reason}"
+    if status == 407:
+        return PROXY_LOGIN
+    if status >= 500:
+        return f"{text}: run it again later"
+    if is_html(response.content):
+        return f"{text}: {WEB_PAGE}"
+    if response.request.method != "POST":  # the storage host, whose addresses expire
+        return f"{text}: run it again"
+    advice = {
+        401: f": the credentials in {', '.join(_credentials()[:1])} are wrong or expired; {NEW_TOKEN}",
+        403: f": accept the rules at {SITE}/competitions/{slug}/rules, then run it again; or is "
+        "download.competition in params.yaml the wrong one?",
+        404: f": is {slug!r} the right competition? download.competition in params.yaml names it",
+        429: ": too many requests; run it again later",
+    }
+    return text + advice.get(status, "")
+
+
+def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
+    sent = request.headers.get("Authorization", "").rpartition(" ")[2] or "-"
+    with contextlib.suppress(ValueError):
+        text = text.replace(base64.b64decode(sent).decode().partition(":")[2] or sent, "***")
+    return text.replace(sent, "***")
+
+
+def _explain(error: Exception) -> str:
+    """Explain an error that came without an answer; the text of a request's error may contain secrets."""
+    host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
+    if isinstance(error, exceptions.ProxyError):
+        if " 407 " in str(error):
+            return PROXY_LOGIN
+        if "Remote" not in str(error):  # otherwise, the proxy closed the connection
+            return f"{PROXY} cannot be reached, or refuses {host}"
+    unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
+    texts = {
+        exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
+        exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
+        exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
+        "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
+        exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
+        exceptions.ConnectionError: f"the connection to {host} failed; check the network, then run it again",
+        exceptions.ChunkedEncodingError: f"the connection to {host} broke off; run it again",
+        json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
+        requests.RequestException: unusable,
+        OSError: str(error),
+    }
+    return next((text for kind, text in texts.items() if isinstance(error, kind)), unusable)
