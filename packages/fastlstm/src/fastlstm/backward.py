@@ -154,7 +154,8 @@ def backward(plan, x, transposed, kept, mask, d_y, d_bias, d_weights, d_x):
 
     Args:
         plan, x, kept, mask: as in `forward`.
-        transposed: packed, of each direction: values that hold the words of `(4 * cells, cells + features)`, padded.
+        transposed: packed, of each direction: values that hold the words of
+            `(4 * cells, cells + padded features)`.
         d_y: of y.
         d_bias: float32 `(directions, 4 * cells)`.
         d_weights: float32 `(directions, panels, cells + padded features, PANEL)`.

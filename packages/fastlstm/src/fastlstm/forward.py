@@ -224,7 +224,7 @@ def forward(plan, x, packed, bias, mask, kept, y):
         bias: float32 `(directions, 4 * cells)`.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
         kept: see `SavedActivations`, written.
-        y: float32 `(batch, time, directions * cells)` for `SEQUENCE`, else `(batch, 1, directions * cells)`; written.
+        y: written, float32 `(batch, time or 1, directions * cells)`; time for `SEQUENCE`.
     """
     batch, time, features = x.shape
     weights, tile_state = as_words(packed), begin_products(packed)

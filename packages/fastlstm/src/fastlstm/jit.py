@@ -18,17 +18,21 @@ if numba.config.DISABLE_JIT:
         "fastlstm needs Numba's compiler: unset NUMBA_DISABLE_JIT, or disable_jit in .numba_config.yaml"
     )
 
+# The Keras side, which may change without a new compilation.
+_NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers", "ops")
+
 
 def _folder() -> Path:
     """Cache folder, named by a hash of the package's code and the instruction set.
 
-    Numba recompiles a function only when its own file changes, but the compiled code contains functions of other
-    files.
+    Numba recompiles a function only when its own file changes, but the compiled code contains other files'
+    functions.
     """
     here = Path(__file__)
     digest = hashlib.sha256(ISA.encode())
     for file in sorted(here.parent.glob("*.py")):
-        digest.update(file.read_bytes())
+        if file.stem not in _NOT_COMPILED:
+            digest.update(file.read_bytes())
     name = f"numba_{digest.hexdigest()[:8]}"
     for base in (numba.config.CACHE_DIR, here.with_name("__pycache__"), Path("~/.cache/numba").expanduser()):
         if base:

@@ -1,7 +1,7 @@
-"""Bodies of the TensorFlow operations: compiled functions that read inputs and allocate outputs by TensorFlow's C API.
+"""Bodies of the TensorFlow operations, which `ops.py` registers.
 
-TensorFlow calls them without Python, so no step waits for the interpreter (tensorflow/c/kernels.h). `ops.py` registers
-them. The input `meta` holds int32 numbers at the indices `STEPS` and following.
+They are compiled functions that read inputs and allocate outputs through TensorFlow's C API
+(tensorflow/c/kernels.h). TensorFlow calls them without Python, so no step waits for the interpreter. The input `meta` holds int32 numbers at the indices `STEPS` and following.
 """
 
 from collections.abc import Callable
@@ -152,7 +152,7 @@ def _no_memory(call):
 
 @inner
 def _pack(op, like):
-    """Inputs: meta, parameters. Outputs: packed, transposed, bias, see `pack_parameters`; one row per direction."""
+    """Inputs: meta, parameters. Outputs: packed, transposed, bias: one row per direction."""
     call, floats = _begin(op), np.zeros(0, np.float32)
     directions = (call.inputs - 1) // 3
     features, units = _dim(call.tensors[1], 0), _dim(call.tensors[1 + directions], 0)
@@ -202,7 +202,7 @@ def _forward(op, like):
 
 @inner
 def _backward(op, like):
-    """Inputs: meta, d_y, x, mask, transposed, `SavedActivations`. Outputs: gradients of x and of the parameters."""
+    """Inputs: meta, d_y, x, mask, transposed, `SavedActivations`. Outputs: gradients of x and parameters."""
     call, floats = _begin(op), np.zeros(0, np.float32)
     meta, plan = _plan(call)
     x, h = _cube(call, 2), _states(call, 6, like.dtype)
