@@ -5,21 +5,23 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlstm.gate_gradients import Group, How, gate_gradients_of_step
-from fastlstm.jit import compiled, inline
+from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
     PANEL,
     Left,
     Panels,
     Sums,
     as_words,
+    begin_products,
     block_left,
     block_rows,
+    end_products,
     in_panels,
     left_column,
     left_row,
     multiply,
     multiply_part,
-    padded,
+    round_up,
     values_in_word,
     whole_block,
     whole_rows,
@@ -89,7 +91,7 @@ def _pack_part(block, part, step, h, x, x_row):
     The first parts are groups of the states and inputs, on the left; the others panels of the gates'
     gradients, on the right.
     """
-    cells, width = block.columns // GATES, padded(block.features)
+    cells, width = block.columns // GATES, round_up(block.features, LANES)
     row, word = left_strides(block.d_gates, cells + width, block.depth)
     first_word, k = step * words_in(block.d_gates, block.number), part * LANES - cells
     left = pointer(block.left, first_word * word)
@@ -122,7 +124,7 @@ def _multiply_and_pack(block, step, weights, wanted, h, x, x_row):
     left = block_left(block.d_words, block.words, 0)
     rows, panels = whole_rows(block.d_gates, block.number), Panels(weights, 0, block.words)
     sums = Sums(block.d_operands, PANEL, PANEL * block_rows(block.d_gates))
-    groups = (block.columns // GATES + padded(block.features)) // LANES
+    groups = (block.columns // GATES + round_up(block.features, LANES)) // LANES
     parts = groups + block.columns // PANEL
     for part in range(parts):
         multiply_part(part, parts, left, rows, block.words, panels, block.zeros, sums, wanted)
@@ -146,51 +148,43 @@ def _add_input_gradients(block, d_x, d_x_row, is_first):
             write_some(d_x, place + whole, value, features - whole)
 
 
-@compiled
-def backward(plan, x, weights, kept, mask, d_y, d_h0, d_c0, d_bias, d_weights, d_x):
-    """The gradient of `forward`; all arguments from `d_h0` on are written.
+@inner
+def backward(plan, x, transposed, kept, mask, d_y, d_bias, d_weights, d_x):
+    """The gradient of `forward`; all arguments from `d_bias` on are written.
 
     Args:
         plan, x, kept, mask: as in `forward`.
-        weights: packed transposed, of each direction: words of `(4 * cells, cells + features)`, padded.
+        transposed: packed, of each direction: values that hold the words of
+            `(4 * cells, cells + padded features)`.
         d_y: of y.
-        d_h0, d_c0: float32 `(2, batch, cells)`; `(0, ...)` if the states began at zero.
-        d_bias: float32 `(2, 4 * cells)`.
-        d_weights: float32 `(2, panels, cells + padded features, PANEL)`.
+        d_bias: float32 `(directions, 4 * cells)`.
+        d_weights: float32 `(directions, panels, cells + padded features, PANEL)`.
         d_x: float32 `(batch, time, features)`, or `(0, ...)` to leave it out.
     """
-    _, _, batch, cells = kept.h.shape
+    weights, tile_state = as_words(transposed), begin_products(transposed)
     rows, scratch = block_rows(kept.gates), _scratch(plan, x.shape[2], kept, d_bias)
-    if batch % rows > 0:
+    if len(x) % rows > 0:
         scratch.right[:] = 0
     d_bias[:] = 0
     d_weights[:] = 0
-    for d in range(2):
-        for start in range(0, batch, rows):
-            number = min(rows, batch - start)
+    for d in range(len(d_bias)):
+        for start in range(0, len(x), rows):
+            number = min(rows, len(x) - start)
             scratch.d_operands[:] = 0
             scratch.d_c[:] = 0
             scratch.d_past[:] = 0
             block = _block(scratch, number, x.shape[2], len(d_x) > 0)
             _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, d_x)
             in_step = words_in(kept.gates, number)
-            # Before step 0 the states are zero, if they are not given.
-            skip = in_step if plan.from_zero else 0
-            _add_weight_gradients(skip, plan.steps[d] * in_step, x.shape[2], scratch, d_weights[d])
-            if not plan.from_zero:
-                for n in range(number):
-                    for k in range(0, cells, LANES):
-                        cell, place = k * rows + n * LANES, (d, start + n, k)
-                        d_h = read(block.d_operands, in_panels(k, rows) + n * PANEL)
-                        d_h = d_h + read(block.d_past, cell)
-                        write(d_h0, place, d_h)
-                        write(d_c0, place, read(block.d_c, cell))
+            # Before step 0 the states are zero.
+            _add_weight_gradients(in_step, plan.steps[d] * in_step, x.shape[2], scratch, d_weights[d])
+    end_products(tile_state)
 
 
-@compiled
+@inner
 def _scratch(plan, features, kept, floats):
     cells, columns = kept.h.shape[3], kept.gates.shape[3]
-    block, width = block_rows(kept.gates), padded(features)
+    block, width = block_rows(kept.gates), round_up(features, LANES)
     depth = plan.steps[0] * words_in(kept.gates, block)
     values = depth * values_in_word(kept.gates)
     left_rows = whole_block(kept.gates, cells) + whole_block(kept.gates, width)
@@ -207,11 +201,11 @@ def _scratch(plan, features, kept, floats):
     )
 
 
-@compiled
+@inner
 def _block(scratch, number, features, with_x):
     columns, d_gates, words = scratch.d_gates.shape[1], scratch.d_gates, as_words(scratch.d_gates)
     # Whole panels, as the weights are packed.
-    cells, width, panel = columns // GATES, padded(features), PANEL
+    cells, width, panel = columns // GATES, round_up(features, LANES), PANEL
     return _Block(
         pointer(scratch.d_operands, (0,)),
         pointer(scratch.d_c, (0,)),
@@ -232,7 +226,7 @@ def _block(scratch, number, features, with_x):
     )
 
 
-@compiled
+@inner
 def _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, d_x):
     """The steps of one direction for a block, last to first; fills the operands of the weights' gradients."""
     _, time, features = x.shape
@@ -271,14 +265,14 @@ def _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, 
         gates_before, c_before = pointer(gates_start, GATES * before), pointer(c_start, before)
         d_y_before = pointer(d_y, (start, y_before, d * cells))
         gate_gradients_of_step(first, gates_before, c_before, d_y_before, how, cells, len(mask) > 0)
-        wanted = block.wanted if step > 0 or len(d_x) > 0 or not plan.from_zero else 0
+        wanted = block.wanted if step > 0 or len(d_x) > 0 else 0
         h, x_t, x_row = pointer(h_start, old), pointer(x, (start, t, 0)), time * features
         _multiply_and_pack(block, step, pointer(weights, (d, 0)), wanted, h, x_t, x_row)
         if len(d_x) > 0:
             _add_input_gradients(block, pointer(d_x, (start, t, 0)), x_row, d == 0 or t >= plan.steps[0])
 
 
-@compiled
+@inner
 def _add_weight_gradients(skip, used, features, scratch, d_weights):
     """Add the products of operands and gates' gradients, summed over samples and steps.
 
@@ -287,7 +281,7 @@ def _add_weight_gradients(skip, used, features, scratch, d_weights):
     """
     columns = scratch.d_gates.shape[1]
     cells, depth = columns // GATES, scratch.right.size // columns
-    row, word = left_strides(scratch.d_gates, cells + padded(features), depth)
+    row, word = left_strides(scratch.d_gates, cells + round_up(features, LANES), depth)
     right, panel = pointer(scratch.right, (0,)), PANEL * d_weights.shape[1]
     multiply(
         Left(pointer(scratch.left, (skip * word,)), row, word),

@@ -5,15 +5,17 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlstm.activations import SIGMOID, TANH, sigmoids, tanhs
-from fastlstm.jit import compiled, inline
+from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
     PANEL,
     Panels,
     Sums,
     as_words,
+    begin_products,
     block_left,
     block_part,
     block_rows,
+    end_products,
     left_column,
     left_row,
     multiply_part,
@@ -173,7 +175,7 @@ def _prefetch_next(group, how, first, last):
             prefetch(group.h_kept, following * LANES, LANES)
 
 
-@compiled
+@inner
 def _read_inputs(x, start, number, cells, operands):
     """Write a block's inputs to the left operands of all steps' products, beside the hidden states."""
     _, time, features = x.shape
@@ -193,9 +195,9 @@ def _read_inputs(x, start, number, cells, operands):
                 )
 
 
-@compiled
-def _begin(d, start, number, plan, h0, c0, scratch, kept):
-    """Write a block's initial states to where the first step reads them."""
+@inner
+def _begin(d, start, number, plan, scratch, kept):
+    """Write a block's initial states, zeros, to where the first step reads them."""
     _, block, columns = scratch.operands.shape
     row = left_row(scratch.operands, columns)
     cells, time = kept.h.shape[3], len(scratch.operands) - 1
@@ -204,30 +206,28 @@ def _begin(d, start, number, plan, h0, c0, scratch, kept):
     for n in range(number):
         for k in range(0, cells, LANES):
             h = c = broadcast(ZERO)
-            if not plan.from_zero:
-                h, c = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
             write(operand, n * row + left_column(scratch.operands, k), h)
             write(scratch.c, (k * block + n * LANES,), c)
-            if plan.keep:
+            if plan.save:
                 write(h_start, at + k * number + n * LANES, h)
                 write(c_start, at + k * number + n * LANES, c)
 
 
-@compiled
-def forward(plan, x, weights, bias, h0, c0, mask, kept, y):
-    """All steps of both directions.
+@inner
+def forward(plan, x, packed, bias, mask, kept, y):
+    """All steps of both directions, or of the forward one.
 
     Args:
         plan: see `Plan`.
         x: inputs, float32 `(batch, time, features)`.
-        weights: packed, of each direction: words of `(cells + features, 4 * cells)`.
-        bias: float32 `(2, 4 * cells)`.
-        h0, c0: initial states, float32 `(2, batch, cells)`; not read if they are zeros.
+        packed: of each direction: values that hold the words of `(cells + features, 4 * cells)`.
+        bias: float32 `(directions, 4 * cells)`.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
-        kept: see `Kept`, written.
-        y: float32 `(batch, time, 2 * cells)` for `SEQUENCE`, else `(batch, 1, 2 * cells)`; written.
+        kept: see `SavedActivations`, written.
+        y: written, float32 `(batch, time or 1, directions * cells)`; time for `SEQUENCE`.
     """
     batch, time, features = x.shape
+    weights, tile_state = as_words(packed), begin_products(packed)
     cells, block = bias.shape[1] // GATES, block_rows(kept.gates)
     # The last step writes its states to a spare operand.
     row = words_in(kept.gates, cells + features) * values_in_word(kept.gates)
@@ -240,18 +240,19 @@ def forward(plan, x, weights, bias, h0, c0, mask, kept, y):
     for start in range(0, batch, block):
         number = min(block, batch - start)
         _read_inputs(x, start, number, cells, operands)
-        for d in range(2):
-            _begin(d, start, number, plan, h0, c0, scratch, kept)
+        for d in range(len(bias)):
+            _begin(d, start, number, plan, scratch, kept)
             _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y)
+    end_products(tile_state)
 
 
-@compiled
+@inner
 def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
     """The steps of one direction for a block of samples; arguments as in `forward`."""
     _, y_times, columns = y.shape
     _, block, operand_columns = scratch.operands.shape
     h_row = left_row(scratch.operands, operand_columns)
-    cells, time, words = columns // 2, len(scratch.operands) - 1, as_words(scratch.operands)
+    cells, time, words = bias.shape[1] // GATES, len(scratch.operands) - 1, as_words(scratch.operands)
     depth, rows, part = words.shape[2], whole_rows(weights, number), block_part(kept.gates)
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
     h_kept, gates_start = kept.h, pointer(kept.gates, (0, 0, 0, 0))
@@ -262,8 +263,8 @@ def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
         t_next, y_t = time if last else time_of(d, step + 1, time), t if plan.returns == SEQUENCE else 0
         how = _How(
             number,
-            plan.keep,
-            plan.keep and not last,
+            plan.save,
+            plan.save and not last,
             plan.returns == SEQUENCE or (plan.returns == END and last),
             plan.returns == MEAN,
             plan.returns == END,
@@ -273,7 +274,7 @@ def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
             time,
         )
         # While the states are zero, the inputs are all that is multiplied.
-        skip = whole_words(kept.gates, cells) if step == 0 and plan.from_zero else 0
+        skip = whole_words(kept.gates, cells) if step == 0 else 0
         left = block_left(pointer(words, (t, 0, 0)), depth, skip)
         old, new = kept_at(d, step, start, h_kept), kept_at(d, step + 1, start, h_kept)
         for k in range(-LANES, cells, LANES):

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, register_jitable
 
 from fastlstm import tiles, vector_tiles
 from fastlstm.isa import uses
-from fastlstm.jit import compiled, inline
+from fastlstm.jit import constant, inline, literal_inline
 from fastlstm.simd import LANES, pointer
 
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
@@ -30,6 +30,28 @@ PANEL = VECTORS * LANES  # columns
 FEW = 4
 # Rows of two tiles of AMX, and of one for what is left over.
 _TWO_TILES, _ONE_TILE = 2 * tiles.SIDE, tiles.SIDE
+
+
+def begin_products(array):
+    """Prepare this thread for products of arrays of this type; returns what `end_products` needs."""
+
+
+@overload(begin_products)
+def _begin_products_of(array):
+    if on_tiles_of(array.dtype):
+        return lambda array: tiles.configure_tiles()
+    return lambda array: None
+
+
+def end_products(tile_state):
+    """Leave the thread as it was before `begin_products`."""
+
+
+@overload(end_products)
+def _end_products_of(tile_state):
+    if isinstance(tile_state, types.NoneType):
+        return lambda tile_state: None
+    return lambda tile_state: tiles.restore_tiles(tile_state)
 
 
 class Left(NamedTuple):
@@ -80,36 +102,28 @@ def on_tiles_of(dtype):
     return uses("amx") and dtype in (types.uint16, types.uint32)
 
 
-def on_tiles(array):
+@constant
+def on_tiles(dtype):
     """Whether arrays of this type are multiplied on AMX's tiles."""
+    return on_tiles_of(dtype)
 
 
-@overload(on_tiles, inline="always")
-def _on_tiles_any(array):
-    result = on_tiles_of(array.dtype)
-    return lambda array: result
-
-
-def block_rows(array):
+@constant
+def block_rows(dtype):
     """Samples that take their steps together: whole tiles of the product."""
+    return _TWO_TILES if on_tiles_of(dtype) else 12
 
 
-@overload(block_rows, inline="always")
-def _block_rows_any(array):
-    rows = _TWO_TILES if on_tiles_of(array.dtype) else 12
-    return lambda array: rows
-
-
-@compiled
+@register_jitable
 def whole_block(array, rows):
     """Rows that a left operand has room for: on AMX a multiple of 32."""
-    return (rows + _TWO_TILES - 1) // _TWO_TILES * _TWO_TILES if on_tiles(array) else rows
+    return round_up(rows, _TWO_TILES) if on_tiles(array) else rows
 
 
-@compiled
+@register_jitable
 def whole_rows(array, rows):
     """The rows to multiply so that `rows` are: on AMX a multiple of 16. Both operands must have them."""
-    return (rows + tiles.SIDE - 1) // tiles.SIDE * tiles.SIDE if on_tiles(array) else rows
+    return round_up(rows, tiles.SIDE) if on_tiles(array) else rows
 
 
 def left_row(array, columns):
@@ -175,7 +189,7 @@ def _from_any(start, column):
     return lambda start, column: pointer(start, column)
 
 
-@inline
+@literal_inline
 def _multiply_rows(left, row, words, panels, start, out, columns, rows):
     """`multiply` for some rows, a constant number, from a row on."""
     a, to = pointer(left.words, row * left.row), pointer(out.values, row * out.row)
@@ -271,7 +285,7 @@ def _multiply_part_on_tiles(part, parts, left, rows, words, panels, start, out, 
         first, column = 0, column + _TWO_TILES
 
 
-@inline
+@literal_inline
 def _multiply_tiles(left, panel, first, last, in_panel, start, out, out_row, across):
     """Some of the products for 32 rows and a panel; the sums stay in their registers meanwhile."""
     for number in range(first, last):
@@ -283,20 +297,16 @@ def _multiply_tiles(left, panel, first, last, in_panel, start, out, out_row, acr
             tiles.store_sums(out, out_row, across)
 
 
-def block_part(array):
+@constant
+def block_part(dtype):
     """Samples between two parts of a product."""
+    return 4 if on_tiles_of(dtype) else 12
 
 
-@overload(block_part, inline="always")
-def _block_part_any(array):
-    rows = 4 if on_tiles_of(array.dtype) else 12
-    return lambda array: rows
-
-
-@compiled
-def padded(columns):
-    """The next multiple of LANES: the columns of a product."""
-    return (columns + LANES - 1) // LANES * LANES
+@register_jitable
+def round_up(number, multiple):
+    """The next multiple."""
+    return (number + multiple - 1) // multiple * multiple
 
 
 def as_words(array):
@@ -310,17 +320,13 @@ def _as_words_any(array):
     return lambda array: array
 
 
-def values_in_word(array):
+@constant
+def values_in_word(dtype):
     """2 for bfloat16, else 1, of an array or a pointer."""
+    return 2 if dtype == types.uint16 else 1
 
 
-@overload(values_in_word, inline="always")
-def _values_in_word_any(array):
-    number = 2 if array.dtype == types.uint16 else 1
-    return lambda array: number
-
-
-@compiled
+@register_jitable
 def words_in(array, number):
     """How many words the values of the array's type take: the last one filled up, on AMX the last tile."""
     in_word = values_in_word(array)
@@ -328,7 +334,7 @@ def words_in(array, number):
     return whole_rows(array, words)
 
 
-@compiled
+@register_jitable
 def whole_words(array, number):
     """How many words, on AMX of whole tiles, the values fill."""
     words = number // values_in_word(array)

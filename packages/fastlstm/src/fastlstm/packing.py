@@ -5,8 +5,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from fastlstm.jit import compiled
-from fastlstm.matmul import PANEL, as_words, on_tiles_of, padded, values_in_word, words_in
+from fastlstm.jit import inner
+from fastlstm.matmul import PANEL, as_words, on_tiles_of, round_up, values_in_word, words_in
 from fastlstm.simd import INTS, LANES, item, pointer, write_transposed
 
 
@@ -53,7 +53,7 @@ def _drop_seconds_any(words):
     return lambda words: None
 
 
-@compiled
+@inner
 def pack_rows(a, rows, row, width, out):
     """Write some columns of rows in the order in which tiles read a panel of a right operand.
 
@@ -70,7 +70,7 @@ def pack_rows(a, rows, row, width, out):
             _write_words(out, first // in_word * width + v, a, first * row + v, a, second * row + v)
 
 
-@compiled
+@inner
 def pack(weights, panels):
     """Pack a right operand.
 
@@ -88,13 +88,13 @@ def pack(weights, panels):
         panel[whole * width :] = 0
 
 
-@compiled
+@inner
 def pack_transposed(weights, panels):
     """`pack` for the transpose of weights `(columns, depth)`, depth a multiple of LANES words."""
     words = as_words(weights)
     columns, depth = words.shape
     for column in range(0, columns, PANEL):
-        width = min(PANEL, padded(columns) - column)
+        width = min(PANEL, round_up(columns, LANES) - column)
         panel = panels[column * depth : (column + width) * depth].reshape((depth, width))
         whole = min(width, columns - column) // LANES * LANES
         for k in range(0, depth, LANES):

@@ -8,7 +8,7 @@ the gradient is their chain rule:
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g)
     c = f * c_prev + i * g;  h = o * tanh(c)
 
-`kernels.py` makes the bodies of TensorFlow operations of these functions.
+`kernels.py` makes TensorFlow operations of these functions.
 
 Names: `d` is the direction, 0 forward and 1 backward, except in `d_...`, the loss's derivative with respect
 to what follows. `t` is the place in the input, `step` the number in the order of computation. `k` is the
@@ -38,24 +38,22 @@ class Plan(NamedTuple):
     """What to compute.
 
     Attributes:
-        steps: of each direction: the forward one's first, of the backward one as many or one less.
+        steps: of the forward and of the backward direction; the latter takes as many, one less, or none.
         returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what y is of the hidden states.
-        keep: whether the forward pass keeps what the gradient needs.
-        from_zero: whether the initial states are zeros.
+        save: whether the forward pass saves what the gradient needs.
     """
 
     steps: tuple
     returns: int
-    keep: bool
-    from_zero: bool
+    save: bool
 
 
-class Kept(NamedTuple):
-    """What the gradient needs: float32, or bfloat16 as uint16; empty if nothing is kept.
+class SavedActivations(NamedTuple):
+    """Input of the backward pass: float32, or bfloat16 as uint16; empty if nothing is saved.
 
     Attributes:
-        gates: `(2, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
-        h, c: `(2, steps + 1, batch, cells)`: before each step, c also after the last.
+        gates: `(directions, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
+        h, c: `(directions, steps + 1, batch, cells)`: before each step, c also after the last.
     """
 
     gates: np.ndarray
@@ -71,6 +69,6 @@ def time_of(d, step, time):
 
 @inline
 def kept_at(d, step, start, states):
-    """Where a block's values begin in one of `Kept`'s states: of a step, or before it."""
+    """Where a block's values begin in one of the saved states: of a step, or before it."""
     _, steps, batch, cells = states.shape
     return ((d * steps + step) * batch + start) * cells

@@ -15,14 +15,14 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
 from fastlstm.isa import uses
-from fastlstm.jit import compiled
+from fastlstm.jit import inner
 
 LANES = 16
 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
-_CACHE_LINE = 64  # bytes
+CACHE_LINE = 64  # bytes
 
 
 class BFloat16(ir.types.Type):
@@ -289,7 +289,7 @@ def prefetch(typing_context, array, indices, number):
         start = builder.bitcast(item(context, builder, signature.args, arguments), byte)
         number = context.cast(builder, arguments[2], signature.args[2], types.intp)
         size = builder.mul(number, number.type(signature.args[0].dtype.bitwidth // 8))
-        with cgutils.for_range_slice(builder, size.type(0), size, size.type(_CACHE_LINE)) as (offset, _):
+        with cgutils.for_range_slice(builder, size.type(0), size, size.type(CACHE_LINE)) as (offset, _):
             # To read, into all levels, data rather than instructions.
             builder.call(function, [builder.gep(start, [offset]), int32(0), int32(3), int32(1)])
         return context.get_dummy_value()
@@ -297,15 +297,15 @@ def prefetch(typing_context, array, indices, number):
     return types.void(array, indices, number), generate
 
 
-@compiled
+@inner
 def aligned(number, like):
     """An empty array of another's type that begins at the start of a cache line.
 
     Vectors that lie across two lines are read and written twice.
     """
-    spare = _CACHE_LINE // like.itemsize
+    spare = CACHE_LINE // like.itemsize
     flat = np.empty(number + spare, like.dtype)
-    start = -flat.ctypes.data % _CACHE_LINE // like.itemsize
+    start = -flat.ctypes.data % CACHE_LINE // like.itemsize
     return flat[start : start + number]
 
 

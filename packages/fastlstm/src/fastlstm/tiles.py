@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from fastlstm.jit import compiled
+from fastlstm.jit import inner
 
 SIDE = 16  # rows of a tile, and pairs or float32 in a row
 _CONFIGURATION = 64  # bytes
@@ -53,7 +53,7 @@ def _release(typing_context):
     return types.void(), generate
 
 
-@compiled
+@inner
 def configure_tiles():
     """Make this thread's tiles 16 rows of 64 bytes each.
 
@@ -71,7 +71,7 @@ def configure_tiles():
     return before
 
 
-@compiled
+@inner
 def restore_tiles(before):
     if before[0] == 0:
         _release()

@@ -6,8 +6,8 @@ fills the last group up with cells whose weights are 0.
 
 import numpy as np
 
-from fastlstm.jit import compiled, inline
-from fastlstm.matmul import as_words, padded
+from fastlstm.jit import inline, inner
+from fastlstm.matmul import as_words, round_up
 from fastlstm.packing import pack, pack_transposed
 from fastlstm.recurrence import GATES
 from fastlstm.simd import LANES, read, read_some, write, write_some
@@ -35,41 +35,41 @@ def _deinterleave_row(values, row, units, out, out_row):
             write_some(out, (out_row, gate * units + k), value, units - k)
 
 
-@compiled
+@inner
 def pack_parameters(kernel, recurrent, bias, panels, transposed, packed_bias):
     """Interleave the gates, round to the products' type, and pack for `forward` and `backward`.
 
     Args:
-        kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
+        kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(4 * units)`.
         panels: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
         transposed: written, for `backward`: of `(4 * cells, cells + padded features)`; not if it is empty.
-        packed_bias: float32 `(1, 4 * cells)`, written.
+        packed_bias: float32 `(4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)
-    cells = padded(units)
+    cells = round_up(units, LANES)
     weights = np.zeros((cells + features, GATES * cells), panels.dtype)
     for row in range(units):
         _interleave_row(recurrent, row, units, weights, row)
     for row in range(features):
         _interleave_row(kernel, row, units, weights, cells + row)
-    _interleave_row(bias, 0, units, packed_bias, 0)
+    _interleave_row(bias.reshape((1, len(bias))), 0, units, packed_bias.reshape((1, len(packed_bias))), 0)
     pack(weights, as_words(panels))
     if len(transposed) > 0:
         pack_transposed(weights, as_words(transposed))
 
 
-@compiled
-def deinterleave_gradients(d_weights, d_bias, kernel, recurrent, bias):
+@inner
+def unpack_gradients(d_weights, d_bias, kernel, recurrent, bias):
     """The gradients of one direction's parameters, in Keras's order.
 
     Args:
-        d_weights: float32 `(panels, cells + features or more, PANEL)`; d_bias: `(1, 1, 4 * cells)`.
+        d_weights: float32 `(panels, cells + features or more, PANEL)`; d_bias: `(4 * cells)`.
         kernel, recurrent, bias: as in `pack_parameters`, written.
     """
     units, features = len(recurrent), len(kernel)
-    cells = d_bias.shape[2] // GATES
+    cells = len(d_bias) // GATES
     for row in range(units):
         _deinterleave_row(d_weights, row, units, recurrent, row)
     for row in range(features):
         _deinterleave_row(d_weights, cells + row, units, kernel, row)
-    _deinterleave_row(d_bias, 0, units, bias, 0)
+    _deinterleave_row(d_bias.reshape((1, 1, len(d_bias))), 0, units, bias.reshape((1, len(bias))), 0)
