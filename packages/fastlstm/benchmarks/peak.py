@@ -31,8 +31,8 @@ def _in_vectors(repeats, a, panel, start, out):
 def peak(flop: float, dtype: str):
     """A function that does at least that many floating-point operations in products of that type."""
     word = np.zeros(0, np.uint32 if dtype == "bfloat16" else np.float32)
-    a, panel = aligned(32 * DEPTH, word), aligned(32 * DEPTH, word)
-    start, out = (aligned(32 * 32, np.zeros(0, np.float32)) for _ in range(2))
+    a, panel = aligned.py_func(32 * DEPTH, word), aligned.py_func(32 * DEPTH, word)
+    start, out = (aligned.py_func(32 * 32, np.zeros(0, np.float32)) for _ in range(2))
     for array in (a, panel, start, out):
         array[:] = 0
     in_word = 2 if dtype == "bfloat16" else 1
