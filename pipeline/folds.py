@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from pipeline.files import PipelineError
@@ -81,10 +80,3 @@ def make_folds(
     for fold, (_, validation) in enumerate(splitter.split(rows, labels[rows])):
         fold_of[rows[validation]] = fold
     return fold_of
-
-
-def fold_table(labels: np.ndarray, folds: np.ndarray, test_index: np.ndarray) -> pd.DataFrame:
-    """The table of `data/folds.csv`: one row per training example, counted from 0; -1 means none."""
-    return pd.DataFrame(
-        {"row": np.arange(len(labels)), "label": labels, "fold": folds, "test_index": test_index}
-    )

@@ -87,7 +87,7 @@ def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):
     clone = type(project)(tmp_path / "clone")
     clone.run(add)
     clone.run("dvc pull")
-    for name in ("data/oof.csv", "data/ensemble.keras", "submissions/submission.csv"):
+    for name in ("data/oof.npz", "data/ensemble.keras", "submissions/submission.csv"):
         assert (clone.folder / name).read_bytes() == (project.folder / name).read_bytes()
     assert clone.stale() == set()
 
