@@ -1,4 +1,4 @@
-"""Each stage alone: ways to start it, inherited settings, and errors of one line that change no file."""
+"""Each stage by itself: ways to start it, inherited settings, and errors in one line that change nothing."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_stage_depends_on_no_inherited_setting(project, tmp_path):
-    """For example those of a notebook's shell, and another project's keras.json and matplotlibrc."""
+    """Such as those of a notebook's shell and of another project's keras.json and matplotlibrc."""
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     odd = {
@@ -76,13 +76,13 @@ def test_a_script_is_refused_in_one_line(project):
 def test_a_note_of_times_never_fails_a_stage(project):
     times = project.folder / "data/times"
     times.rename(times.with_name("saved"))
-    times.touch()  # a file in place of the folder, so nothing can be written there
+    times.touch()  # no folder, as one that cannot be written to
     project.run("python -m pipeline.stages.submission")
     times.unlink()
     times.with_name("saved").rename(times)
 
 
-# Folders that even root cannot write to. A limit on the size of files acts like a full disk.
+# Folders that even the superuser cannot write to. A limit to the size of files acts like a full disk.
 NO_RIGHT = "find . -type d -exec chmod a-w {} +; exec"
 if os.geteuid() == 0:
     NO_RIGHT += " setpriv --bounding-set=-dac_override"
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, st
     assert files(project.folder) == before
 
 
-# Errors of one line
+# What a stage refuses
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def prepared(finished, tmp_path, monkeypatch):
 
 
 def refused(stage, folder):
-    """Run a stage that fails; returns its line, and checks that no file changed."""
+    """The line with which a stage refuses, leaving everything as it was."""
     before = files(folder)
     with pytest.raises(PipelineError) as error:
         importlib.import_module(f"pipeline.stages.{stage}").main()
@@ -179,39 +179,3 @@ def test_prepare_changes_no_byte_and_does_not_load_tensorflow(finished, prepared
     assert done.returncode == 0 and "numpy" in loaded and not {"tensorflow", "keras"} & loaded
     again, before = (folder / "data/digits.npz" for folder in (prepared, finished.folder))
     assert again.read_bytes() == before.read_bytes()
-<<<<<<< HEAD
-
-
-# Another competition
-
-
-def write_kannada(folder, images, labels):
-    """Files in the format of Kannada-MNIST; ids are neither sorted nor counted from 1."""
-    competition = COMPETITIONS["Kannada-MNIST"]
-    (train, test), ids = competition.rows[0], np.random.default_rng(0).permutation(90_000)[:5000]
-    folder.mkdir()
-    write_digits(folder / "train.csv", competition, images[:train], labels[:train])
-    write_digits(folder / "Dig-MNIST.csv", competition, images[-500:], labels[-500:])
-    pixels = dict(zip(competition.columns("test.csv")[1:], images[:test].reshape(test, -1).T, strict=True))
-    pd.DataFrame({"id": ids, **pixels}).to_csv(folder / "test.csv", index=False)
-    write_submission(folder / "sample_submission.csv", competition, np.sort(ids), 0)
-
-
-def test_another_competition_needs_a_change_of_parameters_alone(project, tmp_path, mnist):
-    images = np.concatenate([mnist["train_images"], mnist["test_images"]])
-    write_kannada(tmp_path / "kannada", images, np.concatenate([mnist["train_labels"], mnist["test_labels"]]))
-    source = {"source": "folder", "folder": str(tmp_path / "kannada"), "competition": "Kannada-MNIST"}
-    project.set(download=source, train={"epochs": 1})
-    project.run("dvc repro report")
-    assert project.json("metrics/check.json")["images"] == 500
-    assert len(list((project.folder / "metrics/folds").iterdir())) == FOLDS
-    table = pd.read_csv(project.folder / "submissions/submission.csv")
-    ids = pd.read_csv(tmp_path / "kannada/test.csv", usecols=["id"], nrows=LIMIT)["id"]
-    assert table.columns.tolist() == ["id", "label"] and table["id"].tolist() == sorted(ids)
-    digits, probabilities = project.arrays("data/digits.npz"), project.arrays("data/predictions.npz")
-    predicted = dict(zip(digits["test_ids"], probabilities["probabilities"].argmax(axis=1), strict=True))
-    assert table["label"].tolist() == [predicted[id] for id in table["id"]]
-    report = (project.folder / "metrics/report.md").read_text()
-    assert "Dig-MNIST" in report and "MNIST test" not in report
-=======
->>>>>>> refs/heads/setup

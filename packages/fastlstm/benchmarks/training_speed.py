@@ -209,8 +209,9 @@ def table(name, best):
     }
     yield f"## ({name}) {case.title}: {case.shape.flop() / 1e6:.1f} MFLOP a sample"
     yield ""
-    yield "| program | samples/s | ms/step | batch | processes | x Keras stock | share of limit | share of peak |"
-    yield "|---|---|---|---|---|---|---|---|"
+    columns = "program", "samples/s", "ms a step", "batch", "processes", "x Keras", "of limit", "of peak"
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     for program, (speed, batch, processes) in speeds.items():
         shares = [speed * case.shape.flop() / most[program.precision] for most in (limits, peaks)]
         step = 1e3 * batch * processes / speed if speed else 0

@@ -16,6 +16,9 @@ from numba.core import caching
 # Before anything is compiled: it may tell Numba what to compile for.
 from fastlstm.isa import ISA
 
+# The Keras side, which may change without a new compilation.
+_NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers")
+
 
 def _folder() -> str:
     """The cache's folder, named by the code's content and the instruction set.
@@ -26,7 +29,8 @@ def _folder() -> str:
     here = Path(__file__)
     digest = hashlib.sha256(ISA.encode())
     for file in sorted(here.parent.glob("*.py")):
-        digest.update(file.read_bytes())
+        if file.stem not in _NOT_COMPILED:
+            digest.update(file.read_bytes())
     name = f"numba_{digest.hexdigest()[:8]}"
     for base in _bases(here):
         with contextlib.suppress(OSError):
