@@ -262,14 +262,9 @@ def network_of_params(architecture: str, model: Model, precision: str, **options
 
 
 def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
-    """Average the probabilities of networks.
+    """Average the probabilities of networks with different names.
 
-    Args:
-        networks: models from images to probabilities, with different names.
-        name: the name of the average.
-
-    Returns:
-        A model from images `(batch, size, size)` to probabilities `(batch, classes)`.
+    The result is a model from images `(batch, size, size)` to probabilities `(batch, classes)`.
     """
     images = keras.Input(networks[0].input_shape[1:], name="images")
     outputs = [network(images) for network in networks]

@@ -77,11 +77,7 @@ COMPETITIONS = {
 
 
 def find_competition(name: str) -> Competition:
-    """Look up a competition by its slug, or by the address of one of its pages on Kaggle.
-
-    Raises:
-        PipelineError: it is not in `COMPETITIONS`.
-    """
+    """Look up a competition by its slug, or by the address of one of its pages on Kaggle."""
     address = ADDRESS.match(name.strip())
     slug = (address[1] if address else name.strip()).lower()
     for competition in COMPETITIONS.values():
@@ -96,12 +92,7 @@ def find_competition(name: str) -> Competition:
 def read_digits(
     path: str | Path, competition: Competition, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Read `train.csv`, `test.csv`, or the CSV file of the clean test set; its name says which one it is.
-
-    Args:
-        path: the file.
-        competition: describes the columns.
-        limit: read only the first rows.
+    """Read `train.csv`, `test.csv`, or the CSV file of the clean test set, up to `limit` rows.
 
     Returns:
         images `(n, size, size)` uint8; labels `(n,)` uint8, None for test.csv; ids `(n,)`, which count from 1
@@ -124,24 +115,13 @@ def read_digits(
 
 
 def read_submission(path: str | Path, competition: Competition) -> pd.DataFrame:
-    """Read and check `sample_submission.csv` or a submission.
-
-    Returns:
-        The columns `competition.submission`: ids without duplicates, and labels.
-
-    Raises:
-        PipelineError: names the file and what is wrong with it.
-    """
+    """Read the columns of `sample_submission.csv` or a submission: ids without duplicates, and labels."""
     ids, label = competition.submission
     return _read_csv(path, {ids: None, label: competition.classes - 1})
 
 
 def check_files(folder: Path, competition: Competition) -> None:
-    """Check all files of a competition in `folder`.
-
-    Raises:
-        PipelineError: a file is malformed, has a wrong number of rows, or has other ids than test.csv.
-    """
+    """Check all files of a competition in `folder`, their numbers of rows, and the ids."""
     train, test, *_ = (
         read_digits(folder / name, competition)
         for name in competition.files
@@ -243,14 +223,7 @@ def _first_bad_cell(path, highest):
 
 
 def write_digits(path: str | Path, competition: Competition, images: np.ndarray, labels=None) -> None:
-    """Write a file that `read_digits` reads.
-
-    Args:
-        path: `train.csv` or `test.csv`.
-        competition: one whose test.csv has no id column.
-        images: `(n, size, size)`.
-        labels: `(n,)`; None for test.csv.
-    """
+    """Write `train.csv`, or `test.csv` if there are no labels `(n,)`; images are `(n, size, size)`."""
     rows = images.reshape(len(images), -1)
     if labels is not None:
         rows = np.column_stack([labels, rows])
@@ -269,11 +242,7 @@ def write_submission(path: str | Path, competition: Competition, ids: np.ndarray
 
 
 def unpack(archive: str | Path, folder: str | Path, competition: Competition) -> None:
-    """Unpack the competition's files into `folder`.
-
-    Raises:
-        PipelineError: it is no zip archive, is damaged, too large, or lacks a file.
-    """
+    """Unpack the competition's files into `folder`; one that is damaged or too large is an error."""
     try:
         with zipfile.ZipFile(archive) as opened:
             size = sum(member.file_size for member in opened.infolist())
@@ -290,11 +259,7 @@ def unpack(archive: str | Path, folder: str | Path, competition: Competition) ->
 
 
 def copy_files(source: str | Path, folder: str | Path, competition: Competition) -> None:
-    """Copy the competition's files as a browser saves them, unpacked or in `<slug>.zip`.
-
-    Raises:
-        PipelineError: `source` contains neither, or the archive is damaged.
-    """
+    """Copy the competition's files as a browser saves them, unpacked or in `<slug>.zip`."""
     source = Path(source).expanduser()
     archive = source / f"{competition.slug}.zip"
     if archive.is_file():

@@ -30,14 +30,7 @@ KERAS_FILE = Path("~/.keras/datasets/mnist.npz")
 
 
 def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
-    """Get MNIST from the first source that has it.
-
-    Returns:
-        The arrays named in `ARRAYS`, uint8, checked, and the name of the source.
-
-    Raises:
-        PipelineError: no source could be reached, or none had the right bytes.
-    """
+    """Get the arrays named in `ARRAYS` from the first source that has the right bytes, and its name."""
     problems = []
     sources = {str(KERAS_FILE): _from_file, f"the Python package {PACKAGE}": _from_package}
     for source, fetch in sources.items():

@@ -1,7 +1,4 @@
-"""The parameters of `params.yaml`: names, types and allowed values.
-
-The models are frozen and hashable.
-"""
+"""The parameters of `params.yaml`: names, types and allowed values; frozen and hashable."""
 
 import difflib
 import reprlib
@@ -136,11 +133,7 @@ SECTIONS = {
 
 
 def load_params(path: str | Path = PARAMS) -> Params:
-    """Read and check the parameters.
-
-    Raises:
-        PipelineError: names each key that is wrong, its value and what is allowed.
-    """
+    """Read the parameters; an error names each key that is wrong, its value and what is allowed."""
     try:
         content = YAML(typ="safe").load(Path(path).read_text())
     except FileNotFoundError:

@@ -78,14 +78,9 @@ def confusion_table(parts: dict[str, Predictions]) -> pd.DataFrame:
 
 
 def averaging(each: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Score averages of networks, as means over subsets of the networks.
+    """Score averages of networks, given their probabilities `(networks, n, classes)`.
 
-    Args:
-        each: `(networks, n, classes)`.
-        labels: `(n,)`.
-
-    Returns:
-        One row per number of `networks`: `accuracy`, its `lowest` and `highest`, and `log_loss`.
+    One row per number of `networks`, means over subsets: `accuracy`, its `lowest` and `highest`, `log_loss`.
     """
     random, rows = np.random.default_rng(0), []
     for size in range(1, len(each) + 1 if len(labels) else 1):

@@ -50,19 +50,12 @@ def _png(image):
 
 
 def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
-    """Make the contents of the page, the short form and its pictures, by file name.
-
-    Args:
-        run: the finished run.
-        params: the content of `params.yaml`, by section.
-        times: see `load_times`.
-    """
+    """Make the contents of the page, the short form and its pictures, by file name."""
     temperature = analysis.best_temperature(run.oof.probabilities, run.oof.labels)
     minutes = sum(record["seconds"] for record in times.values()) / 60
     context = {
         "run": run,
-        "oof": run.metrics["oof"],
-        "check": run.metrics["check"],
+        **run.metrics,
         "score": run.metrics["ensemble"],
         "metrics": [name for name in METRICS if name != "accuracy"],
         "origin": origin_in_words(run.source),

@@ -92,7 +92,7 @@ def choose_images(
         losses: `(n,)`, the last loss of each image in nats; infinite before the first epoch.
         train: the section of the parameters.
         epoch: counted from 0.
-        random: the choice is a pure function of its state.
+        random: determines the choice.
 
     Returns:
         The numbers of the chosen images in random order, and weights `(n,)` float32 of the losses.
