@@ -254,11 +254,13 @@ def build_network(
     return keras.Model(images, probabilities, name=architecture)
 
 
-def network_of_params(architecture: str, model: Model, precision: str, **options) -> keras.Model:
-    """`build_network` with the sizes of `params.yaml`; options: `size`, `classes`, `with_view`."""
+def network_of_params(
+    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10, **options
+) -> keras.Model:
+    """`build_network` with the sizes of `params.yaml`."""
     layers, units = (getattr(model, ARCHITECTURES[architecture].sizes + name) for name in ("layers", "units"))
     shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
-    return build_network(architecture, **asdict(shape), **options)
+    return build_network(architecture, size=size, classes=classes, **asdict(shape), **options)
 
 
 def average(networks: Sequence[keras.Model], name: str) -> keras.Model:

@@ -5,7 +5,6 @@ of the MNIST test split. A network trained on them cannot be evaluated on that s
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
@@ -13,13 +12,6 @@ from sklearn.model_selection import StratifiedKFold
 from pipeline.files import PipelineError
 
 HELD_OUT = -1
-
-
-class ImageShape(NamedTuple):
-    """Height and width of an image in pixels, and the number of classes."""
-
-    size: int
-    classes: int
 
 
 @dataclass(frozen=True)
@@ -32,8 +24,9 @@ class TrainingData:
     classes: int = 10  # number of classes
 
     @property
-    def shape(self) -> ImageShape:
-        return ImageShape(self.images.shape[1], self.classes)
+    def shape(self) -> tuple[int, int]:
+        """Height and width of an image in pixels, and the number of classes."""
+        return self.images.shape[1], self.classes
 
     def split(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the rows to train on, and of those to validate on; held-out rows are in neither."""
@@ -60,10 +53,10 @@ def make_folds(
 
     Args:
         labels: `(n,)`.
-        folds: number of folds.
+        folds: number of folds; each class needs as many rows.
         seed: of the shuffle.
         held_out: `(n,)` bool, rows that no fold may train or validate on.
-        classes: number of classes; each needs at least `folds` rows, else PipelineError.
+        classes: number of classes.
 
     Returns:
         The fold of each row `(n,)` int8, `HELD_OUT` for held-out rows.

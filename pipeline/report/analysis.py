@@ -58,11 +58,11 @@ def confusion(part: Predictions) -> np.ndarray:
 def accuracy_by_digit(part: Predictions) -> pd.DataFrame:
     """One row per digit that occurs: `digit`, `images`, `correct`, `accuracy`, its interval `low`, `high`."""
     counts = confusion(part)
-    rows = []
-    for digit, images in enumerate(counts.sum(axis=1)):
-        if images:
-            correct = counts[digit, digit]
-            rows.append([digit, images, correct, correct / images, *wilson_interval(correct, images)])
+    rows = [
+        [digit, images, correct, correct / images, *wilson_interval(correct, images)]
+        for digit, (images, correct) in enumerate(zip(counts.sum(axis=1), np.diag(counts), strict=True))
+        if images
+    ]
     return pd.DataFrame(rows, columns=["digit", "images", "correct", "accuracy", "low", "high"])
 
 

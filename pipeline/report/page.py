@@ -35,10 +35,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["four"] = lambda value: f"{value:.4f}"
-    templates.filters["whole"] = lambda value: f"{value:,.0f}"
-    templates.filters["words"] = lambda name: name.replace("_", " ")
-    templates.filters["png"] = _png
+    templates.filters |= {"four": "{:.4f}".format, "whole": "{:,.0f}".format, "png": _png}
     return templates
 
 
@@ -56,12 +53,10 @@ def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
     context = {
         "run": run,
         **run.metrics,
-        "score": run.metrics["ensemble"],
         "metrics": [name for name in METRICS if name != "accuracy"],
         "origin": origin_in_words(run.source),
         "times": times,
         "total_time": f"{minutes:.1f} minutes, {len(times)} of {len(STAGES)} stages",
-        "test_name": run.competition.test_name,
         "published": _published(run) if run.on_mnist else [],
         "folds": _folds(run),
         "confusions": {name: analysis.confusion(part) for name, part in run.parts.items()},

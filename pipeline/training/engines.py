@@ -36,11 +36,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @contextlib.contextmanager
 def local_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes on this machine, each pinned to a core if there are as many workers as cores.
-
-    Raises:
-        PipelineError: a worker process died.
-    """
+    """Worker processes on this machine, each pinned to a core if there are as many workers as cores."""
     # Forking a process that has threads may hang, so workers start from scratch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
@@ -70,7 +66,7 @@ def _cores_to_pin(workers, context):
     Without pinning, some virtual machines run two workers on one core for minutes while another is idle.
     """
     cores = available_cores()
-    if workers != len(cores) or not hasattr(os, "sched_setaffinity"):
+    if workers != len(cores):
         return None
     queue = context.SimpleQueue()
     for core in cores:

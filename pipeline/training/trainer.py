@@ -171,7 +171,7 @@ def export_fold(
     for member, values in weights.items():
         # Without the optimizer, which would triple the file.
         network = network_of_params(
-            member.architecture, params.model, params.train.precision, **data.shape._asdict()
+            member.architecture, params.model, params.train.precision, **dict(data.shape)
         )
         network.set_weights(values)
         if params.train.seeds > 1:
@@ -208,7 +208,7 @@ def initial_values(params: Params, data: TrainingData, member: Member) -> list[n
 def _build(architecture, params, shape, batch, steps):
     """A Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
-    model = network_of_params(architecture, params.model, train.precision, with_view=False, **shape._asdict())
+    model = network_of_params(architecture, params.model, train.precision, *shape, with_view=False)
     warmup = round(train.warmup * steps * train.epochs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else train.learning_rate,
