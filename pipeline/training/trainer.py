@@ -170,9 +170,7 @@ def export_fold(
     networks = []
     for member, values in weights.items():
         # Without the optimizer, which would triple the file.
-        network = network_of_params(
-            member.architecture, params.model, params.train.precision, **dict(data.shape)
-        )
+        network = network_of_params(member.architecture, params.model, params.train.precision, *data.shape)
         network.set_weights(values)
         if params.train.seeds > 1:
             network.name = f"{member.architecture}_{member.seed}"
