@@ -30,11 +30,9 @@ class Competition:
     size: int = 28  # width and height of an image in pixels; pixels are integers 0 to 255, row by row
     label: str = "label"  # column of train.csv with the label, before the pixels
     first_pixel: int = 0  # pixels are the columns `pixel{first_pixel}` and so on
-    # Column of test.csv that identifies a row, before the pixels; None: rows are counted from 1.
-    id: str | None = None
+    id: str | None = None  # column of test.csv with the id, before the pixels; None: rows count from 1
     submission: tuple[str, str] = ("ImageId", "Label")  # columns of sample_submission.csv, id and label
-    # Allowed numbers of rows of train.csv and test.csv; None: any.
-    rows: tuple[tuple[int, int], ...] | None = None
+    rows: tuple[tuple[int, int], ...] | None = None  # allowed numbers of rows of train.csv and test.csv
     public_share: float = 0.25  # share of test.csv that the public leaderboard scores
     # Clean test set, on which the ensemble is evaluated and no network is trained: the name of a CSV file in
     # the format of train.csv, `"mnist"` for the MNIST test split, or None.
@@ -101,12 +99,8 @@ def read_digits(
     Raises:
         PipelineError: names the file, and the row and column of the first bad cell.
     """
-    columns = competition.columns(Path(path).name)
-    highest = dict.fromkeys(columns, 255)
-    if competition.label in highest:
-        highest[competition.label] = competition.classes - 1
-    if competition.id in highest:
-        highest[competition.id] = None
+    special = {competition.label: competition.classes - 1, competition.id: None}
+    highest = {name: special.get(name, 255) for name in competition.columns(Path(path).name)}
     table = _read_csv(path, highest, limit)
     labels = table[competition.label].to_numpy() if competition.label in highest else None
     ids = table[competition.id].to_numpy() if competition.id in highest else np.arange(1, len(table) + 1)
@@ -190,11 +184,9 @@ def _check_header(path, start, columns):
     header = [cell.strip().strip('"') for cell in line.split(",")]
     for number, (name, column) in enumerate(zip_longest(header, columns, fillvalue=""), start=1):
         if name != column:
-            expected = f"{','.join(columns[:3])},...,{columns[-1]}" if len(columns) > 3 else ",".join(columns)
-            raise PipelineError(
-                f"{path}: column {number} of the header is {one_line(name, 40)!r}, expected {column!r}; the "
-                f"header must be {expected}"
-            )
+            expected = ",".join(columns[:3] + ["..."] * (len(columns) > 3) + columns[3:][-1:])
+            problem = f"column {number} of the header is {one_line(name, 40)!r}, expected {column!r}"
+            raise PipelineError(f"{path}: {problem}; the header must be {expected}")
 
 
 def is_html(start: bytes) -> bool:

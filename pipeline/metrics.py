@@ -28,15 +28,11 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": acc
 
 
 def evaluate(probabilities: np.ndarray, labels: np.ndarray, **more) -> dict:
-    """The content of a file in `metrics/`.
-
-    Args:
-        probabilities: `(n, classes)`.
-        labels: `(n,)`.
-        **more: further figures, such as `epochs` and `seconds`.
+    """The content of a file in `metrics/`, from probabilities `(n, classes)` and labels `(n,)`.
 
     Returns:
-        Every metric; `low` and `high`, the 95 % interval of the accuracy; `images`, which is n; `more`.
+        Every metric; `low` and `high`, the 95 % interval of the accuracy; `images`, which is n; and `more`,
+        further figures such as `seconds`.
     """
     metrics = {name: metric(probabilities, labels) for name, metric in METRICS.items()}
     low, high = wilson_interval(round(metrics["accuracy"] * len(labels)), len(labels))

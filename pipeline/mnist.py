@@ -107,15 +107,10 @@ def all_digits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) -> list[tuple]:
-    """A competition made of MNIST: all its images, shuffled and split.
-
-    Args:
-        arrays: see `fetch_mnist`.
-        seed: of the shuffle; the same seed gives the same competition.
-        rows: rows of each part; Kaggle's are 42,000 for train and 28,000 for test.
+    """A competition made of MNIST: all its images, shuffled by `seed` and split into parts of so many `rows`.
 
     Returns:
-        For each part `(images, labels)`, in the order of `rows`.
+        For each part `(images, labels)`; Kaggle's parts are train.csv and test.csv.
     """
     images, labels = all_digits(arrays)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))

@@ -25,13 +25,7 @@ MISTAKE_COLUMNS = 10
 
 
 def svg(name: str, chart: Callable[..., None], *arguments, size: tuple[float, float] = (4.8, 3.2)) -> str:
-    """Draw a chart as an SVG element for the page.
-
-    Args:
-        name: unique on the page; the prefix of all identifiers.
-        chart: draws on an empty figure, its first argument; `*arguments` are the others.
-        size: width and height in inches.
-    """
+    """Draw `chart(figure, *arguments)` as an SVG element; identifiers begin with `name`; inches."""
     metadata = {"Date": None, "Creator": None}
     text = _draw(chart, arguments, size, format="svg", transparent=True, metadata=metadata).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

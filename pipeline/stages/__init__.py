@@ -27,12 +27,8 @@ os.environ["MPLBACKEND"] = "Agg"
 sys.warnoptions.clear()
 warnings.simplefilter("ignore")
 
-_FOLDER = Path(__file__).resolve().parent
-_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
-if _script.resolve().parent == _FOLDER:  # a script imports libraries before the settings above
-    sys.exit(f"run it as: python -m pipeline.stages.{_script.stem}")
 # In a temporary copy of the project (`dvc exp run --temp`), its own layer is used, not the installed one.
-sys.path.insert(0, str((_FOLDER.parents[1] / "packages/fastlstm/src").resolve()))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "packages/fastlstm/src"))
 
 from pipeline.files import PipelineError, write_json
 from pipeline.git import commit
@@ -41,11 +37,9 @@ from pipeline.paths import TIMES
 
 
 def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
-    """Run a stage; an error meant for the user becomes one line and exit status 1.
+    """Run the `main` of a stage's module; an error meant for the user becomes one line and exit status 1.
 
-    Args:
-        main: the function `main` of the stage's module.
-        keep_stderr: leave stderr as it is, for a progress bar. Otherwise TensorFlow's log is filtered out.
+    Unless `keep_stderr` (for a progress bar), TensorFlow's log is filtered out, so `main` has to import it.
     """
     name = Path(main.__code__.co_filename).stem  # right under a profiler and in a notebook, too
     description = main.__globals__["__doc__"]

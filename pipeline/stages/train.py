@@ -11,7 +11,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.training.engines import ENGINES
     from pipeline.training.members import members
     from pipeline.training.progress import TrainingProgress, history_table

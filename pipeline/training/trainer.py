@@ -184,10 +184,9 @@ def export_fold(
 
 
 def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
-    """The size of a batch, and the steps of an epoch.
+    """The size of a batch, and the steps of an epoch; an incomplete batch at its end is dropped.
 
     All folds take the same number of steps (the smallest fold's), so they share one learning-rate schedule.
-    An incomplete batch at the end of an epoch is dropped.
     """
     rows = min(len(data.split(fold)[0]) for fold in range(data.folds.max() + 1))
     batch = min(params.train.batch_size, rows)
