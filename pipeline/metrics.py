@@ -83,9 +83,6 @@ def expected_public_score(
         images: all out-of-fold predictions.
         scored: rows of `test.csv` that the public leaderboard scores.
         gains: see `averaging_gains`, on rows that no model trained on; empty if there are none.
-
-    Returns:
-        `accuracy`, `low` and `high`.
     """
     distribution = betabinom(scored, correct + 0.5, images - correct + 0.5)
     single, (low, high) = correct / images, distribution.ppf([0.025, 0.975]) / scored

@@ -1,6 +1,5 @@
-"""Calls to Kaggle through its own client, for the stages `download`, `submit` and `submissions`.
+"""Calls to Kaggle through its own client, imported only when Kaggle is needed, because the import signs in.
 
-Only this module imports the client, and only when Kaggle is needed, because the import signs in.
 A failure is a PipelineError of one line, without credentials and without signed addresses.
 """
 
@@ -219,10 +218,7 @@ def _explain(error: Exception) -> str:
         exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
         "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
-        (
-            exceptions.ConnectionError,
-            exceptions.ChunkedEncodingError,
-        ): f"the connection to {host} failed; check the network, then run it again",
+        (exceptions.ConnectionError, exceptions.ChunkedEncodingError): failed,
         json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
         requests.RequestException: unusable,
         OSError: str(error),

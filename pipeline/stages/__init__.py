@@ -5,8 +5,8 @@ import argparse
 import contextlib
 import os
 import re
+import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from pathlib import Path
 _DROPPED = re.compile(
     r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_)|PYTHONWARNINGS$"
 )
+# Lines of TensorFlow's own log.
+NOISE = "^(WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following|[IWE][0-9]{4} )"
 for _name in filter(_DROPPED.match, list(os.environ)):
     del os.environ[_name]
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -28,7 +30,7 @@ sys.warnoptions.clear()
 warnings.simplefilter("ignore")
 
 # In a temporary copy of the project (`dvc exp run --temp`), its own layer is used, not the installed one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "packages/fastlstm/src"))
+sys.path.insert(0, str((Path(__file__).parents[2] / "packages/fastlstm/src").resolve()))
 
 from pipeline.files import PipelineError, write_json
 from pipeline.git import commit
@@ -69,27 +71,15 @@ def _without_tensorflow_log():
     TensorFlow writes half of it before it reads any setting.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    noise = re.compile(
-        rb"WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following instr"
-        rb"|[IWE]\d{4} \d\d:"
-    )
-    sys.stderr.flush()
     stderr = os.dup(2)
-    read_end, write_end = os.pipe()
-    os.dup2(write_end, 2)
-    os.close(write_end)
-
-    def copy():
-        with open(read_end, "rb") as lines:
-            for line in lines:
-                if not noise.match(line):
-                    os.write(stderr, line)
-
-    copier = threading.Thread(target=copy, daemon=True)
-    copier.start()
+    command = ["grep", "--line-buffered", "-avE", NOISE]
+    # In a session of its own, so that Ctrl-C does not end it before the stage.
+    grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True)
+    os.dup2(grep.stdin.fileno(), 2)
+    grep.stdin.close()
     try:
         yield
     finally:
-        sys.stderr.flush()
         os.dup2(stderr, 2)
-        copier.join(timeout=1)  # a process that outlives the stage would keep the pipe open
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process outlives the stage
+            grep.wait(timeout=1)
