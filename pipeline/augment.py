@@ -7,12 +7,9 @@ import tensorflow as tf
 
 from pipeline.params import Augment
 
-# Points of the coarse grid of displacements, along each axis.
-GRID = 7
-# Images per call of the compiled function.
-BATCH = 512
-# Zeros around each image, so that the neighbours of a clipped position can be read.
-BORDER = 2
+GRID = 7  # points of the coarse grid of displacements, along each axis
+BATCH = 512  # images per call of the compiled function
+BORDER = 2  # zeros around each image, so that the neighbours of a clipped position can be read
 
 
 def augment(images: np.ndarray, strengths: Augment, random: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Statistics of the report, computed from labels and probabilities."""
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,8 @@ from scipy.optimize import minimize_scalar
 from pipeline.metrics import METRICS, wilson_interval
 from pipeline.report.run import Predictions
 
-# Bins of equal width; Guo et al. 2017 use 15.
-BINS = 15
-# Limit of the subsets of networks to average, for each size.
-MOST_SUBSETS = 50
+BINS = 15  # bins of equal width; Guo et al. 2017 use 15
+MOST_SUBSETS = 50  # limit of the subsets of networks to average, for each size
 
 
 def best_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -82,11 +79,9 @@ def averaging(each: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
 
     One row per number of `networks`, means over subsets: `accuracy`, its `lowest` and `highest`, `log_loss`.
     """
-    random, rows = np.random.default_rng(0), []
+    rows = []
     for size in range(1, len(each) + 1 if len(labels) else 1):
-        subsets = itertools.combinations(range(len(each)), size)
-        if math.comb(len(each), size) > MOST_SUBSETS:
-            subsets = (random.choice(len(each), size, replace=False) for _ in range(MOST_SUBSETS))
+        subsets = itertools.islice(itertools.combinations(range(len(each)), size), MOST_SUBSETS)
         averages = [each[list(subset)].mean(axis=0) for subset in subsets]
         accuracies = [METRICS["accuracy"](average, labels) for average in averages]
         log_loss = np.mean([METRICS["log_loss"](average, labels) for average in averages])

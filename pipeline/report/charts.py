@@ -19,8 +19,7 @@ VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"} | {
 }
 STYLE = Path(__file__).with_name("report.mplstyle")
 ARTICLE_TICKS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-# Bins with fewer images are not drawn.
-FEWEST_IMAGES = 10
+FEWEST_IMAGES = 10  # bins with fewer images are not drawn
 MISTAKE_COLUMNS = 10
 
 

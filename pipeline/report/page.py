@@ -26,24 +26,21 @@ DISPUTED = frozenset(
 )
 
 
-def environment() -> jinja2.Environment:
-    """Make Jinja's environment; HTML is escaped, and a missing value is an error."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"four": "{:.4f}".format, "whole": "{:,.0f}".format, "png": _png}
-    return templates
-
-
 def _png(image):
     """Encode a digit `(size, size)` as dark ink on white, for a data URL."""
     target = io.BytesIO()
     Image.fromarray(255 - image).save(target, "PNG", optimize=True)
     return base64.b64encode(target.getvalue()).decode()
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"four": "{:.4f}".format, "whole": "{:,.0f}".format, "png": _png}
 
 
 def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
@@ -71,8 +68,8 @@ def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     context["charts"] = _charts(run, context["calibration"])
-    templates, names = environment(), ("report.html", "report.md")
-    files = {name: templates.get_template(name).render(context).encode() for name in names}
+    names = "report.html", "report.md"
+    files = {name: TEMPLATES.get_template(name).render(context).encode() for name in names}
     return files | _pictures(run, context["confusions"])
 
 

@@ -1,7 +1,4 @@
-"""The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
-
-It runs functions of picklable values, in processes that can import this package.
-"""
+"""The engines: context managers that yield a `concurrent.futures.Executor` of processes for the runner."""
 
 import contextlib
 import math

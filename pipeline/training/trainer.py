@@ -18,13 +18,10 @@ from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
 from pipeline.training.state import State
 
-# Validation rows to predict after every epoch but the last, which predicts all.
-VALIDATION_SUBSET = 2000
+VALIDATION_SUBSET = 2000  # validation rows to predict after every epoch but the last, which predicts all
 PREDICTION_BATCH = 256
-# Images per call of a compiled view.
-VIEW_BATCH = 512
-# Share of all epochs in which images are pruned; the last epochs train on all.
-PRUNED_EPOCHS = 7 / 8
+VIEW_BATCH = 512  # images per call of a compiled view
+PRUNED_EPOCHS = 7 / 8  # share of all epochs in which images are pruned; the last epochs train on all
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
