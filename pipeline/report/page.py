@@ -70,7 +70,7 @@ def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
     context["charts"] = _charts(run, context["calibration"])
     names = "report.html", "report.md"
     files = {name: TEMPLATES.get_template(name).render(context).encode() for name in names}
-    return files | _pictures(run, context["confusions"])
+    return files | _pictures(run)
 
 
 def _published(run):
@@ -140,7 +140,7 @@ def _charts(run, calibration):
     return drawn
 
 
-def _pictures(run, confusions):
+def _pictures(run):
     """Draw the PNG files of the short form, by name."""
     name, part = list(run.parts.items())[-1]
     misread, total = gallery(run, part)[:MOST_PICTURED], len(part.mistakes)
@@ -150,7 +150,6 @@ def _pictures(run, confusions):
     height = 0.9 * max(1, -(-len(misread) // charts.MISTAKE_COLUMNS)) + 0.4
     return {
         "curves.png": charts.png(charts.curves, run.history, LOSSES, True, size=(9, 3.6)),
-        "confusion.png": charts.png(charts.confusion_matrices, confusions, size=(9.4, 4.8)),
         "article.png": charts.png(charts.article_curve, run.article, size=(8, 4.5)),
         "mistakes.png": charts.png(charts.mistakes, misread, title, size=(9, height)),
     }

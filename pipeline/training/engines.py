@@ -32,15 +32,16 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @contextlib.contextmanager
-def local_pool(workers: int) -> Iterator[Executor]:
+def local_pool(compute: Compute, max_workers: int) -> Iterator[tuple[Executor, int]]:
     """Worker processes on this machine, each pinned to a core if there are as many workers as cores."""
+    workers = number_of_workers(compute.workers, max_workers)
     # Forking a process that has threads may hang, so workers start from scratch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
     others, environment = multiprocessing.active_children(), dict(os.environ)
     os.environ.update(WORKER_ENVIRONMENT)  # the workers inherit it
     try:
-        yield pool
+        yield pool, workers
     except BrokenProcessPool as error:
         raise PipelineError(
             "a training process died: out of memory, or a limit of threads or CPU time; run again to resume "
@@ -100,16 +101,9 @@ def _cpu_quota():
         return math.inf
 
 
-@contextlib.contextmanager
-def _local(compute, max_workers):
-    workers = number_of_workers(compute.workers, max_workers)
-    with local_pool(workers) as pool:
-        yield pool, workers
-
-
 # The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`
 # and the largest useful number of workers; it yields an executor and its number of workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
-    "local": _local,
+    "local": local_pool,
     "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),
 }
