@@ -164,11 +164,8 @@ def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[
     Each row (or column) is a sequence of its own, and the same layer reads all of them, as in ReNet (Visin et
     al. 2015). The last layer's readouts are averaged over the rows or columns.
 
-    Args:
-        grid: `(batch, rows, columns, features)`.
-        shape: options of the network.
-        widths: units of each layer; the result is `(batch, 2 * widths[-1])`.
-        pools: maximum pooling after layers, by number: its height and width.
+    From `(batch, rows, columns, features)` to `(batch, 2 * widths[-1])`; widths are the units of each layer,
+    pools the height and width of maximum pooling after layers, by number.
     """
     for number, units in enumerate(widths):
         down = number % 2 == 1

@@ -58,20 +58,14 @@ class Competition:
         return pixels if first is None else [first, *pixels]
 
 
-COMPETITIONS = {
-    competition.slug: competition
-    for competition in (
-        # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
-        Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
-        Competition(
-            "Kannada-MNIST",
-            id="id",
-            submission=("id", "label"),
-            rows=((60_000, 5_000),),
-            test="Dig-MNIST.csv",
-        ),
-    )
-}
+_ENTRIES = (
+    # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
+    Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
+    Competition(
+        "Kannada-MNIST", id="id", submission=("id", "label"), rows=((60_000, 5_000),), test="Dig-MNIST.csv"
+    ),
+)
+COMPETITIONS = {competition.slug: competition for competition in _ENTRIES}
 
 
 def find_competition(name: str) -> Competition:
@@ -116,11 +110,8 @@ def read_submission(path: str | Path, competition: Competition) -> pd.DataFrame:
 
 def check_files(folder: Path, competition: Competition) -> None:
     """Check all files of a competition in `folder`, their numbers of rows, and the ids."""
-    train, test, *_ = (
-        read_digits(folder / name, competition)
-        for name in competition.files
-        if name != "sample_submission.csv"
-    )
+    names = [name for name in competition.files if name != "sample_submission.csv"]
+    train, test, *_ = (read_digits(folder / name, competition) for name in names)
     rows = len(train[0]), len(test[0])
     if competition.rows and rows not in competition.rows:
         allowed = " or ".join(f"{train:,} and {test:,}" for train, test in competition.rows)
@@ -144,21 +135,15 @@ def check_ids(path: str | Path, ids: pd.Series, test_ids: np.ndarray) -> None:
 def _read_csv(path, highest, rows=None):
     """Read a CSV file; `highest` is the highest value in each column, None for unique ids."""
     ids = [name for name, value in highest.items() if value is None]
+    types = {name: "int64" if name in ids else "uint8" for name in highest}
+    options = {"header": 0, "index_col": False, "skipinitialspace": True, "nrows": rows}
     try:
         with open(path, "rb") as file:
             _check_header(path, file.read(1 << 16), list(highest))
         with warnings.catch_warnings():
             # pandas only warns when it drops cells beyond the header's columns.
             warnings.simplefilter("error")
-            table = pd.read_csv(
-                path,
-                names=list(highest),
-                header=0,
-                dtype={name: "int64" if name in ids else "uint8" for name in highest},
-                index_col=False,
-                skipinitialspace=True,
-                nrows=rows,
-            )
+            table = pd.read_csv(path, names=list(highest), dtype=types, **options)
         labels = {name: value for name, value in highest.items() if name not in ids and value < 255}
         if (table[list(labels)] > labels).any(axis=None):
             raise ValueError("a label is too high")

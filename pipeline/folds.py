@@ -1,7 +1,7 @@
 """Cross-validation folds, and the search for training images that are in the clean test set.
 
-Digit Recognizer's 70,000 digits are those of MNIST, reshuffled, so about 6,000 rows of `train.csv` are images
-of the MNIST test split. A network trained on them cannot be evaluated on that split.
+Digit Recognizer's digits are those of MNIST, reshuffled: about 6,000 rows of `train.csv` are images of the
+MNIST test split, on which a network that is trained on them cannot be evaluated.
 """
 
 from dataclasses import dataclass

@@ -55,12 +55,7 @@ def wilson_interval(correct: int, images: int) -> list[float]:
 def averaging_gains(each: np.ndarray | list, labels: np.ndarray) -> np.ndarray:
     """Gain of averaging: 1 or 0 for the averaged prediction, minus the fraction of models that are correct.
 
-    Args:
-        each: the models' probabilities, `(models, n, classes)`, or empty.
-        labels: `(n,)`.
-
-    Returns:
-        `(n,)`, or empty if `each` is.
+    From the models' probabilities `(models, n, classes)` and labels `(n,)` to `(n,)`, or from empty to empty.
     """
     if not len(each):
         return np.zeros(0)
@@ -68,9 +63,7 @@ def averaging_gains(each: np.ndarray | list, labels: np.ndarray) -> np.ndarray:
     return averaged - np.mean(np.argmax(each, axis=2) == labels, axis=0)
 
 
-def expected_public_score(
-    correct: int, images: int, scored: int, gains: np.ndarray | tuple = ()
-) -> dict[str, float]:
+def expected_public_score(correct: int, images: int, scored: int, gains=()) -> dict[str, float]:
     """Predict the public leaderboard's accuracy from rows of `train.csv` that a model did not train on.
 
     The number of correct answers of single models among the scored rows is beta-binomial: the unknown

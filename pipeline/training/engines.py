@@ -86,19 +86,13 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """The number of workers to start, at most `max_workers`; `"auto"` is one per usable core."""
+    """The number of workers to start, at most `max_workers`; `"auto"` is one per core that may be used."""
     if workers == "auto":
-        workers = min(len(available_cores()), _cpu_quota())
+        workers = len(available_cores())
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or the quota is "max"
+            quota, period = map(int, CPU_QUOTA.read_text().split())
+            workers = min(workers, math.ceil(quota / period))
     return min(workers, max_workers)
-
-
-def _cpu_quota():
-    """The CPUs that a container may use, rounded up; infinite without a limit."""
-    try:
-        quota, period = map(int, CPU_QUOTA.read_text().split())
-        return math.ceil(quota / period)
-    except (OSError, ValueError):  # there is no such file, or the quota is "max"
-        return math.inf
 
 
 # The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`

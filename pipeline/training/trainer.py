@@ -27,11 +27,7 @@ PRUNED_EPOCHS = 7 / 8  # share of all epochs in which images are pruned; the las
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
     """Train a member for one more epoch.
 
-    Args:
-        params: the parameters; `train.precision` is not `auto`.
-        data: the rows of all folds.
-        member: the network to train.
-        state: of the member, after the epoch before.
+    The precision in the parameters is not `auto`; the state is that after the epoch before.
 
     Returns:
         The state after this epoch, with one more row of figures in its history: `epoch` (from 1), `loss` and
