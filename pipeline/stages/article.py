@@ -12,7 +12,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     import keras
 
     from pipeline.article import AT_ONCE, beside_printed, run

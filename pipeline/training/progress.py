@@ -26,7 +26,7 @@ def history_table(histories: dict[Member, Sequence[dict]]) -> pd.DataFrame:
 
 
 class TrainingProgress:
-    """Prints each member's epochs as they finish, and writes them to `table`; use as a context manager."""
+    """Prints each member's epochs as they finish, and writes them to `table` at most once per second."""
 
     def __init__(self, params: Params, data: TrainingData, members: list[Member], workers: int, table: Path):
         self.epochs, self.table = params.train.epochs, table
@@ -40,12 +40,6 @@ class TrainingProgress:
             flush=True,
         )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._write_table()
-
     def resumed(self, member: Member, history: Sequence[dict]) -> None:
         """Log the epochs that an earlier run finished."""
         self.histories[member].extend(history)
@@ -56,7 +50,8 @@ class TrainingProgress:
         """Log and print the figures of a finished epoch."""
         self.histories[member].append(epoch)
         if time.monotonic() - self.written >= INTERVAL:
-            self._write_table()
+            write_csv(self.table, history_table(self.histories))
+            self.written = time.monotonic()
         done = sum(map(len, self.histories.values()))
         total = len(self.histories) * self.epochs
         seconds = (time.monotonic() - self.started) * (total - done) / (done - self.resumed_epochs)
@@ -67,8 +62,3 @@ class TrainingProgress:
             f"{int(seconds) // 60}:{int(seconds) % 60:02d} left",
             flush=True,
         )
-
-    def _write_table(self):
-        if any(self.histories.values()):
-            write_csv(self.table, history_table(self.histories))
-            self.written = time.monotonic()
