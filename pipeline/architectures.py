@@ -89,13 +89,8 @@ class Patches(keras.layers.Layer):
         self.size, self.strides = tuple(size), tuple(strides)
 
     def call(self, images):
-        return ops.image.extract_patches(
-            images[..., None],
-            size=self.size,
-            strides=self.strides,
-            padding="valid",
-            data_format="channels_last",
-        )
+        shape = {"size": self.size, "strides": self.strides, "padding": "valid"}
+        return ops.image.extract_patches(images[..., None], **shape, data_format="channels_last")
 
     def get_config(self):
         return {**super().get_config(), "size": self.size, "strides": self.strides}
@@ -135,48 +130,29 @@ class Deslant(keras.layers.Layer):
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and options of a network; makes its layers.
+    """Sizes and options of a network; makes its layers."""
 
-    Attributes:
-        layers: number of BiLSTM layers.
-        units: see `BiLSTM`.
-        readout: see `BiLSTM`; of the last layer.
-        normalize: batch normalization after each BiLSTM layer.
-        dropout: share of values that training drops before the softmax and between layers; half of it
-            between the layers of a grid.
-        precision: see `BiLSTM`.
-    """
+    layers: int  # number of BiLSTM layers
+    units: int  # see `BiLSTM`
+    readout: str  # see `BiLSTM`; of the last layer
+    normalize: bool  # batch normalization after each BiLSTM layer
+    dropout: float  # share of values dropped before the softmax and between layers (of a grid: half of it)
+    precision: str  # see `BiLSTM`
 
-    layers: int
-    units: int
-    readout: str
-    normalize: bool
-    dropout: float
-    precision: str
-
-    @property
-    def last(self):
-        return self.layers - 1
-
-    def bilstm(self, number, values, units=None, last=None):
-        readout = self.readout if number == (self.last if last is None else last) else "sequence"
-        layer = BiLSTM(
-            units or self.units, readout=readout, precision=self.precision, name=f"bilstm_{number}"
-        )
-        return layer(values)
+    def bilstm(self, number, values, units):
+        readout = self.readout if number == self.layers - 1 else "sequence"
+        return BiLSTM(units, readout=readout, precision=self.precision, name=f"bilstm_{number}")(values)
 
     def normalization(self, number, values):
-        if not self.normalize:
-            return values
-        return BatchNormalization(name=f"normalization_{number}")(values)
+        return BatchNormalization(name=f"normalization_{number}")(values) if self.normalize else values
 
 
 def build_rows(images, shape: Shape):
     """Layers that read the image row by row: `(batch, rows, columns)` -> `(batch, 2 * units)`."""
     values = images
     for number in range(shape.layers):
-        values = shape.normalization(number, shape.bilstm(number, values))
-        if number < shape.last:
+        values = shape.normalization(number, shape.bilstm(number, values, shape.units))
+        if number < shape.layers - 1:
             # One mask for all steps (Gal & Ghahramani 2016), which is also far cheaper to draw.
             values = SpatialDropout(shape.dropout, name=f"dropout_{number}")(values)
     return values
@@ -191,21 +167,17 @@ def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[
     Args:
         grid: `(batch, rows, columns, features)`.
         shape: options of the network.
-        widths: units of each layer.
+        widths: units of each layer; the result is `(batch, 2 * widths[-1])`.
         pools: maximum pooling after layers, by number: its height and width.
-
-    Returns:
-        `(batch, 2 * widths[-1])`.
     """
-    last = len(widths) - 1
     for number, units in enumerate(widths):
         down = number % 2 == 1
         if down:
             grid = ops.transpose(grid, (0, 2, 1, 3))
         _, lines, steps, features = grid.shape
-        read = shape.bilstm(number, ops.reshape(grid, (-1, steps, features)), units, last)
+        read = shape.bilstm(number, ops.reshape(grid, (-1, steps, features)), units)
         read = ops.reshape(read, (-1, lines, *read.shape[1:]))
-        if number == last:
+        if number == shape.layers - 1:
             return shape.normalization(number, ops.mean(read, axis=1))
         grid = ops.transpose(read, (0, 2, 1, 3)) if down else read
         if number in pools:
@@ -215,10 +187,7 @@ def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[
 
 
 def build_grid_rows(images, shape: Shape):
-    """`read_grid` on wide patches; pooling makes the grid square.
-
-    `(batch, 26, 26)` -> `(batch, 2 * units)`
-    """
+    """`read_grid` on wide patches, pooled to a square grid: `(batch, 26, 26)` -> `(batch, 2 * units)`."""
     pools = {1: (PATCH_WIDTH // PATCH_HEIGHT, 1)}
     return read_grid(Patches(name="patches")(images), shape, [shape.units] * shape.layers, pools)
 
@@ -241,17 +210,11 @@ def build_fine_grid(images, shape: Shape):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of network.
+    """A kind of network."""
 
-    Attributes:
-        build: from pixels 0..1 `(batch, rows, columns)` and a `Shape` to features `(batch, n)`.
-        sizes: prefix of the keys `layers` and `units` in the section `model` of params.yaml.
-        view: layer that normalizes the images before distortions, or None.
-    """
-
-    build: Callable
-    sizes: str = ""
-    view: type[keras.layers.Layer] | None = None
+    build: Callable  # from pixels 0..1 `(batch, rows, columns)` and a `Shape` to features `(batch, n)`
+    sizes: str = ""  # prefix of the keys `layers` and `units` in the section `model` of params.yaml
+    view: type[keras.layers.Layer] | None = None  # normalizes the images before they are distorted
 
 
 ARCHITECTURES = {
@@ -266,13 +229,7 @@ DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
 
 
 def build_network(
-    architecture: str,
-    *,
-    size: int = 28,
-    classes: int = 10,
-    margin: int = MARGIN,
-    with_view: bool = True,
-    **shape,
+    architecture: str, *, size: int = 28, classes: int = 10, with_view: bool = True, **shape
 ) -> keras.Model:
     """Build an untrained network.
 
@@ -280,7 +237,6 @@ def build_network(
         architecture: one of `ARCHITECTURES`.
         size: height and width of the images.
         classes: number of classes.
-        margin: pixels on each side of an image that are not read.
         with_view: begin with the architecture's view; training applies it before the distortions instead.
         **shape: see `Shape`.
 
@@ -291,7 +247,7 @@ def build_network(
     kind, shape = ARCHITECTURES[architecture], Shape(**shape)
     images = keras.Input((size, size), name="images")
     view = kind.view(name="view")(images) if kind.view and with_view else images
-    inner = slice(margin, size - margin)
+    inner = slice(MARGIN, size - MARGIN)
     pixels = keras.layers.Rescaling(1 / 255)(view[:, inner, inner])
     features = keras.layers.Dropout(shape.dropout, name="dropout")(kind.build(pixels, shape))
     probabilities = keras.layers.Dense(classes, activation="softmax", name="probabilities")(features)

@@ -1,7 +1,4 @@
-"""The article's system, trained as in the article, but on our layer.
-
-The stage `article` runs it.
-"""
+"""The system of the article that this project starts from, trained as it was, on our layer."""
 
 from collections.abc import Iterable, Iterator
 
@@ -28,8 +25,7 @@ PRINTED = {
 }
 TEST_BATCH = 1000
 SIZE, CLASSES, GATES = 28, 10, 4
-# Steps between two measurements, and between two that are printed.
-MEASURE_EVERY, TELL_EVERY = 10, 100
+MEASURE_EVERY, PRINT_EVERY = 10, 100  # steps
 # Operations that TensorFlow runs at once, and so the parts into which the layer cuts a batch. A fixed number,
 # because otherwise the order of sums would depend on the machine's cores.
 AT_ONCE = 2
@@ -38,20 +34,16 @@ AT_ONCE = 2
 def build_article_network(units: int, readout: str, precision: str, seed: int) -> keras.Model:
     """One BiLSTM over the rows and a linear layer, with the initial weights of the article.
 
-    Its two `BasicLSTMCell(units)` start from Glorot's uniform distribution over input and state together,
-    its linear layer from a standard normal distribution and a bias of 0.1. TensorFlow 1 adds the forget bias
-    of 1.0 to a bias of zero at every step; Keras stores their sum in the bias. The function, its gradients
-    and the training are the same.
+    Its two `BasicLSTMCell(units)` start from Glorot's uniform draw over input and state together, its linear
+    layer from a unit normal and 0.1. TensorFlow 1 added the cell's forget bias of 1.0 to a bias of zero at
+    every step; Keras stores the sum of both, with the same gradients.
 
     Args:
-        units: see `BiLSTM`.
-        readout: see `BiLSTM`.
-        precision: see `BiLSTM`.
+        units: of the layer, as `readout` and `precision`, see `BiLSTM`.
         seed: of the initial weights.
 
     Returns:
-        A Keras model from images `(batch, 28, 28)`, pixels 0..255, to the logits of the ten
-        digits `(batch, 10)`.
+        A Keras model from images `(batch, 28, 28)`, pixels 0..255, to logits `(batch, 10)`.
     """
     images = keras.Input((SIZE, SIZE), name="images")
     rows = keras.layers.Rescaling(1 / 255)(images)
@@ -72,10 +64,7 @@ def build_article_network(units: int, readout: str, precision: str, seed: int) -
 def draw_batches(
     images: np.ndarray, labels: np.ndarray, batch_size: int, steps: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield `steps` batches, images `(batch_size, 28, 28)` and labels; each epoch is shuffled anew.
-
-    An incomplete batch at the end of an epoch is dropped.
-    """
+    """Yield `steps` batches, images `(batch_size, 28, 28)` and labels; each epoch is shuffled anew."""
     batch_size = min(batch_size, len(images))
     for step in range(steps):
         epoch, batch = divmod(step, len(images) // batch_size)
@@ -120,15 +109,8 @@ def measure(network: keras.Model, mnist: dict[str, np.ndarray]) -> dict[str, flo
 def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[keras.Model, list[dict]]:
     """Train as in the article, and measure after every MEASURE_EVERY-th step and after the last.
 
-    The measurements neither select nor stop anything.
-
-    Args:
-        mnist: the arrays of `load_mnist`.
-        params: the section `article` of `params.yaml`.
-        precision: see `BiLSTM`.
-
-    Returns:
-        The trained network, and one row per measurement: the step and the values of `measure`.
+    The measurements choose and stop nothing. Returns the trained network, and for each measurement its
+    `step` and the figures of `measure`.
     """
     network = build_article_network(params.units, params.readout, precision, params.seed)
     batches = draw_batches(
@@ -138,15 +120,12 @@ def run(mnist: dict[str, np.ndarray], params: Article, precision: str) -> tuple[
     for step, _cost in enumerate(train(network, batches, params.learning_rate)):
         if step % MEASURE_EVERY == 0 or step == params.steps - 1:
             rows.append({"step": step, **measure(network, mnist)})
-            tell(rows[-1])
+            if step % PRINT_EVERY == 0:
+                figures = "accuracy {accuracy_batch:.3f} on the batch, {accuracy:.4f} on all".format(
+                    **rows[-1]
+                )
+                print(f"article: step {step}, {figures}", flush=True)
     return network, rows
-
-
-def tell(row: dict) -> None:
-    """Print a row of `run` if its step is a multiple of TELL_EVERY."""
-    if row["step"] % TELL_EVERY == 0:
-        accuracies = f"accuracy {row['accuracy_batch']:.3f} on the batch, {row['accuracy']:.4f} on all"
-        print(f"article: step {row['step']}, cost {row['cost']:.6f}, {accuracies}", flush=True)
 
 
 def beside_printed(rows: list[dict]) -> pd.DataFrame:

@@ -54,13 +54,8 @@ def _compiled(strengths):
 def _affine(draw, strengths, size):
     """Positions at which a random linear map about the centre reads each image.
 
-    Args:
-        draw: `(batch, 5 or more, 1, 1)`, from -1 to 1.
-        strengths: the largest distortions.
-        size: height and width of the images.
-
-    Returns:
-        y and x, `(batch, size, size)` each, in pixels from the centre.
+    The draw is `(batch, 5 or more, 1, 1)`, from -1 to 1. Returns y and x, `(batch, size, size)` each, in
+    pixels from the centre.
     """
     angle = draw[:, 0] * (strengths.rotation * np.pi / 180)
     scale_y, scale_x = 1 + draw[:, 1] * strengths.scaling, 1 + draw[:, 2] * strengths.scaling

@@ -23,31 +23,21 @@ LARGEST_ARCHIVE = 1 << 30  # bytes of all its members
 
 @dataclass(frozen=True)
 class Competition:
-    """An image classification competition whose files are CSV, one row per image.
+    """An image classification competition whose files are CSV, one row per image."""
 
-    Attributes:
-        slug: its name in the addresses of Kaggle's pages.
-        classes: labels are the integers 0 to `classes - 1`.
-        size: width and height of an image in pixels; pixels are integers 0 to 255, row by row.
-        label: column of train.csv with the label, before the pixels.
-        first_pixel: pixels are the columns `pixel{first_pixel}` and so on.
-        id: column of test.csv that identifies a row, before the pixels; None: rows are counted from 1.
-        submission: columns of sample_submission.csv, id and label.
-        rows: allowed numbers of rows of train.csv and test.csv; None: any.
-        public_share: share of test.csv that the public leaderboard scores.
-        test: clean test set, on which the ensemble is evaluated and no network is trained: the name of a
-            CSV file in the format of train.csv, `"mnist"` for the MNIST test split, or None.
-    """
-
-    slug: str
-    classes: int = 10
-    size: int = 28
-    label: str = "label"
-    first_pixel: int = 0
+    slug: str  # its name in the addresses of Kaggle's pages
+    classes: int = 10  # labels are the integers 0 to `classes - 1`
+    size: int = 28  # width and height of an image in pixels; pixels are integers 0 to 255, row by row
+    label: str = "label"  # column of train.csv with the label, before the pixels
+    first_pixel: int = 0  # pixels are the columns `pixel{first_pixel}` and so on
+    # Column of test.csv that identifies a row, before the pixels; None: rows are counted from 1.
     id: str | None = None
-    submission: tuple[str, str] = ("ImageId", "Label")
+    submission: tuple[str, str] = ("ImageId", "Label")  # columns of sample_submission.csv, id and label
+    # Allowed numbers of rows of train.csv and test.csv; None: any.
     rows: tuple[tuple[int, int], ...] | None = None
-    public_share: float = 0.25
+    public_share: float = 0.25  # share of test.csv that the public leaderboard scores
+    # Clean test set, on which the ensemble is evaluated and no network is trained: the name of a CSV file in
+    # the format of train.csv, `"mnist"` for the MNIST test split, or None.
     test: str | None = None
 
     @property

@@ -50,13 +50,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".partial.{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    new = temporary / "new"
-    new.mkdir(parents=True)
+    temporary.mkdir(parents=True)
     try:
-        yield new
-        if path.exists():
-            path.rename(temporary / "old")
-        new.rename(path)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -25,19 +25,12 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of `train.csv`.
+    """The rows of `train.csv`."""
 
-    Attributes:
-        images: `(n, size, size)` uint8.
-        labels: `(n,)`, integers 0 to `classes - 1`.
-        folds: `(n,)`, each row's fold, `HELD_OUT` for rows in no fold.
-        classes: number of classes.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    folds: np.ndarray
-    classes: int = 10
+    images: np.ndarray  # `(n, size, size)` uint8
+    labels: np.ndarray  # `(n,)`, integers 0 to `classes - 1`
+    folds: np.ndarray  # `(n,)`, each row's fold, `HELD_OUT` for rows in no fold
+    classes: int = 10  # number of classes
 
     @property
     def shape(self) -> ImageShape:
@@ -52,11 +45,7 @@ class TrainingData:
 
 
 def find_images(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Find images among reference images, pixel by pixel.
-
-    Args:
-        images: `(n, size, size)` uint8.
-        references: `(m, size, size)` uint8.
+    """Find images `(n, size, size)` among references `(m, size, size)`, pixel by pixel, uint8 both.
 
     Returns:
         `(n,)` int32: for each image, the index of the identical reference image, or -1.
@@ -75,13 +64,10 @@ def make_folds(
         folds: number of folds.
         seed: of the shuffle.
         held_out: `(n,)` bool, rows that no fold may train or validate on.
-        classes: number of classes.
+        classes: number of classes; each needs at least `folds` rows, else PipelineError.
 
     Returns:
         The fold of each row `(n,)` int8, `HELD_OUT` for held-out rows.
-
-    Raises:
-        PipelineError: a class has fewer rows than there are folds.
     """
     fold_of = np.full(len(labels), HELD_OUT, np.int8)
     rows = np.flatnonzero(~held_out)

@@ -57,15 +57,14 @@ def wilson_interval(correct: int, images: int) -> list[float]:
 
 
 def averaging_gains(each: np.ndarray | list, labels: np.ndarray) -> np.ndarray:
-    """Gain of averaging in each row.
+    """Gain of averaging: 1 or 0 for the averaged prediction, minus the fraction of models that are correct.
 
     Args:
         each: the models' probabilities, `(models, n, classes)`, or empty.
         labels: `(n,)`.
 
     Returns:
-        Per row: 1 if the averaged prediction is correct, else 0, minus the fraction of models that are
-        correct. Empty if `each` is.
+        `(n,)`, or empty if `each` is.
     """
     if not len(each):
         return np.zeros(0)

@@ -26,12 +26,9 @@ def load_network(path: str | Path) -> keras.Model:
 
 
 def use_one_thread_per_operation(at_once: int | None = None) -> None:
-    """Set TensorFlow's threads; to be called before it computes anything.
+    """Set TensorFlow's threads, before it computes anything; `at_once` operations, by default one per core.
 
     `predict` runs several batches at a time, because the matrix products of one step are too small to share.
-
-    Args:
-        at_once: operations that run at the same time; the default is one per core.
     """
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(at_once or len(available_cores()))

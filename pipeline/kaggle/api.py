@@ -26,8 +26,10 @@ from pipeline.kaggle.history import PENDING, Submission
 TIMEOUT = 30  # seconds, to connect and for the next bytes
 SITE = "https://www.kaggle.com"
 NEW_TOKEN = f"make a new token at {SITE}/settings/api"
-PROXY = "the proxy (https_proxy, http_proxy or all_proxy)"
-PROXY_LOGIN = f"{PROXY} wants a name and password: http://NAME:PASSWORD@HOST:PORT"
+PROXY = (
+    "the proxy (https_proxy, http_proxy or all_proxy) cannot be used; is it running, and is its address "
+    "right: http://NAME:PASSWORD@HOST:PORT, or with `pip install PySocks` socks5://HOST:PORT?"
+)
 WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
 
 
@@ -182,7 +184,7 @@ def _explain_answer(response: requests.Response, slug: str) -> str:
         status = int(response.json()["code"])  # Kaggle may send an error with status 200
     text = f"{urlsplit(response.url).hostname} answered {status}{reason}"
     if status == 407:
-        return PROXY_LOGIN
+        return PROXY
     if status >= 500:
         return f"{text}: run it again later"
     if is_html(response.content):
@@ -209,20 +211,16 @@ def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
 def _explain(error: Exception) -> str:
     """Explain an error that came without an answer; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
-    if isinstance(error, exceptions.ProxyError):
-        if " 407 " in str(error):
-            return PROXY_LOGIN
-        if "Remote" not in str(error):  # otherwise, the proxy closed the connection
-            return f"{PROXY} cannot be reached, or refuses {host}"
     unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
     texts = {
-        exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
-        exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
+        (exceptions.ProxyError, exceptions.InvalidSchema, exceptions.InvalidURL): PROXY,
         exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
         "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
-        exceptions.ConnectionError: f"the connection to {host} failed; check the network, then run it again",
-        exceptions.ChunkedEncodingError: f"the connection to {host} broke off; run it again",
+        (
+            exceptions.ConnectionError,
+            exceptions.ChunkedEncodingError,
+        ): f"the connection to {host} failed; check the network, then run it again",
         json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
         requests.RequestException: unusable,
         OSError: str(error),

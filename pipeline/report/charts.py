@@ -29,8 +29,7 @@ def svg(name: str, chart: Callable[..., None], *arguments, size: tuple[float, fl
 
     Args:
         name: unique on the page; the prefix of all identifiers.
-        chart: draws on an empty figure, its first argument.
-        *arguments: the other arguments of `chart`.
+        chart: draws on an empty figure, its first argument; `*arguments` are the others.
         size: width and height in inches.
     """
     metadata = {"Date": None, "Creator": None}

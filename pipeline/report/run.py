@@ -15,19 +15,12 @@ STAGES = ["mnist", "download", "prepare", "train", "evaluate", "ensemble", "chec
 
 @dataclass(frozen=True)
 class Predictions:
-    """Labelled images and their predicted probabilities.
+    """Labelled images and their predicted probabilities."""
 
-    Attributes:
-        images: `(n, size, size)` uint8.
-        labels: `(n,)`.
-        probabilities: `(n, classes)`.
-        rows: `(n,)`, each image's row in its file, from 0.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    rows: np.ndarray
+    images: np.ndarray  # `(n, size, size)` uint8
+    labels: np.ndarray  # `(n,)`
+    probabilities: np.ndarray  # `(n, classes)`
+    rows: np.ndarray  # `(n,)`, each image's row in its file, from 0
 
     @property
     def predicted(self) -> np.ndarray:
@@ -40,33 +33,22 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the report shows.
+    """Everything that the report shows."""
 
-    Attributes:
-        competition: the competition of `source`.
-        source: content of `data/raw/source.json`.
-        metrics: content of the JSON files in `metrics/`, by name, the folds first.
-        history: the table `metrics/history.csv`.
-        article: the table `metrics/article.csv`, which the page shows only for the article's competition.
-        oof: the validated rows of `train.csv`, each predicted by its fold.
-        test: the clean test images that no network was trained on, predicted by the ensemble; may be empty.
-        each: predictions of each fold's network for `test`, `(folds, n, classes)`.
-        accuracy_on_all: accuracy on the whole clean test set, if networks were trained on a part of it.
-        folds: `(rows,)`, the fold of each row of `train.csv`; -1 means held out.
-        test_index: `(rows,)`, the identical image of the clean test set; -1 means none.
-    """
-
-    competition: Competition
-    source: dict
-    metrics: dict[str, dict]
-    history: pd.DataFrame
+    competition: Competition  # the competition of `source`
+    source: dict  # content of `data/raw/source.json`
+    metrics: dict[str, dict]  # content of the JSON files in `metrics/`, by name, the folds first
+    history: pd.DataFrame  # the table `metrics/history.csv`
+    # The table `metrics/article.csv`, which the page shows only for the article's competition.
     article: pd.DataFrame
-    oof: Predictions
+    oof: Predictions  # the validated rows of `train.csv`, each predicted by its fold
+    # The clean test images that no network was trained on, predicted by the ensemble; may be empty.
     test: Predictions
-    each: np.ndarray
+    each: np.ndarray  # predictions of each fold's network for `test`, `(folds, n, classes)`
+    # Accuracy on the whole clean test set, if networks were trained on a part of it.
     accuracy_on_all: float | None
-    folds: np.ndarray
-    test_index: np.ndarray
+    folds: np.ndarray  # `(rows,)`, the fold of each row of `train.csv`; -1 means held out
+    test_index: np.ndarray  # `(rows,)`, the identical image of the clean test set; -1 means none
 
     @property
     def on_mnist(self) -> bool:
@@ -81,7 +63,7 @@ class Run:
 
 
 def load_predictions(digits: Path, oof: Path, clean: Path, check: Path) -> dict:
-    """Read the arrays of a run: the attributes of `Run` from `oof` on."""
+    """Read the fields of `Run` from `oof` on."""
     images, labels, folds, index = load_arrays(digits, "prepare", "images", "labels", "folds", "test_index")
     (probabilities,) = load_arrays(oof, "train", "probabilities")
     test_images, test_labels = load_arrays(clean, "prepare", "images", "labels")

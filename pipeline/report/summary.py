@@ -6,12 +6,7 @@ from pipeline.report.run import Run
 
 
 def check_in_words(check: dict, on_all: float | None) -> str:
-    """Describe the content of `metrics/check.json`.
-
-    Args:
-        check: its content; has images.
-        on_all: accuracy on the whole clean test set, of which networks may have been trained on a part.
-    """
+    """Describe the content of `metrics/check.json`, given also the accuracy on the whole clean test set."""
     text = (
         f"accuracy {check['accuracy']:.4f} on {check['images']:,} images that no network was trained on "
         f"(95 % interval {check['low']:.4f} to {check['high']:.4f})"

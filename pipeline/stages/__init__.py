@@ -31,10 +31,6 @@ _FOLDER = Path(__file__).resolve().parent
 _script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
 if _script.resolve().parent == _FOLDER:  # a script imports libraries before the settings above
     sys.exit(f"run it as: python -m pipeline.stages.{_script.stem}")
-if Path("pipeline/stages").is_dir() and not _FOLDER.samefile("pipeline/stages"):
-    sys.exit(f"this would run the code of {_FOLDER.parents[1]}; unset PYTHONSAFEPATH and PYTHONPATH")
-if Path(".numba_config.yaml").exists():
-    sys.exit(".numba_config.yaml changes how the layer is compiled; remove it from this folder")
 # In a temporary copy of the project (`dvc exp run --temp`), its own layer is used, not the installed one.
 sys.path.insert(0, str((_FOLDER.parents[1] / "packages/fastlstm/src").resolve()))
 
@@ -56,22 +52,17 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
     argparse.ArgumentParser(prog=f"python -m pipeline.stages.{name}", description=description).parse_args()
     with contextlib.suppress(AttributeError):  # a notebook's
         sys.stdout.reconfigure(errors="replace")  # the terminal may lack letters of a submission's message
+    started, record = time.monotonic(), {"commit": commit(), "machine": processor()}
     try:
-        started, commit_at_start = time.monotonic(), commit()
         with contextlib.nullcontext() if keep_stderr else _without_tensorflow_log():
             main()
     except (PipelineError, OSError, MemoryError) as error:
         # OSError: a missing permission or a full disk, to which a traceback would add nothing.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run it again to resume")
-    _record_time(name, time.monotonic() - started, commit_at_start)
-
-
-def _record_time(name, seconds, commit_at_start):
-    """Note time and commit for the report; they differ from run to run, so DVC does not track them."""
-    record = {"seconds": round(seconds, 1), "machine": processor(), "commit": commit_at_start}
-    record["finished"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        sys.exit(f"{name}: interrupted; run it again to go on")
+    record |= {"seconds": round(time.monotonic() - started, 1), "finished": f"{datetime.now(UTC):%F %R} UTC"}
+    # For the report. It differs from run to run, so DVC does not track it.
     if TIMES.parent.is_dir():
         with contextlib.suppress(OSError, PipelineError):  # another user's folder does not fail the stage
             write_json(TIMES / f"{name}.json", record)

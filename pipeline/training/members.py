@@ -11,19 +11,12 @@ from pipeline.params import Params
 
 
 class Member(NamedTuple):
-    """Identifies a network that is trained.
+    """Identifies a network that is trained."""
 
-    Attributes:
-        fold: the fold that it does not train on.
-        architecture: one of `architectures.ARCHITECTURES`.
-        seed: of all its random streams.
-        number: from 0, among those of the same fold and architecture.
-    """
-
-    fold: int
-    architecture: str
-    seed: int
-    number: int = 0
+    fold: int  # the fold that it does not train on
+    architecture: str  # one of `architectures.ARCHITECTURES`
+    seed: int  # of all its random streams
+    number: int = 0  # from 0, among those of the same fold and architecture
 
     def __str__(self):
         return f"fold {self.fold}, {self.architecture}" + (f", seed {self.seed}" if self.number else "")

@@ -27,18 +27,12 @@ def train_members(
     states: StateFiles,
     progress: TrainingProgress,
 ) -> dict[Member, State]:
-    """Train all members; those with a state file resume from it.
+    """Train all members to the state after the last epoch; those with a state file resume from it.
 
     Args:
-        executor: runs the epochs.
-        workers: epochs that it runs at the same time.
-        params: the parameters.
-        data: the rows of all folds.
+        executor: runs the epochs, `workers` at the same time.
         states: stores each member's state after every epoch.
         progress: receives each epoch, and those that an earlier run had finished.
-
-    Returns:
-        The state of each member after its last epoch.
     """
     if (folds := data.folds.max() + 1) != params.prepare.folds:
         raise PipelineError(

@@ -25,16 +25,12 @@ SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_")
 
 
 class State(NamedTuple):
-    """A member between two epochs.
+    """A member between two epochs."""
 
-    Attributes:
-        values: all that training changes: weights, the dropout's random state, the optimizer's averages;
-            empty before the first epoch.
-        history: the figures of each epoch so far, see `train_epoch`.
-    """
-
+    # All that training changes: weights, random states, the optimizer's averages, losses; empty before the
+    # first epoch.
     values: Sequence[np.ndarray] = ()
-    history: Sequence[dict] = ()
+    history: Sequence[dict] = ()  # the figures of each epoch so far, see `train_epoch`
 
 
 class StateFiles:

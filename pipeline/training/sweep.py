@@ -5,12 +5,14 @@ each epoch to stop bad trials early, after the last to compare trials.
 """
 
 import hashlib
+import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from pipeline.folds import TrainingData
@@ -23,13 +25,12 @@ from pipeline.training.trainer import train_epoch
 
 TRIALS = 20
 FOLDS = (0,)  # the folds to train, and to measure the log loss on
-# From a key of params.yaml, in the sections `model`, `augment` and `train`, to the arguments of Optuna's
-# `suggest_categorical` (`choices`), else of `suggest_float`.
-SEARCH = {
-    "train.learning_rate": {"low": 0.002, "high": 0.02, "log": True},
-    "train.batch_size": {"choices": [32, 64, 128]},
-    "augment.displacement": {"low": 0, "high": 1.5},
-    "model.dropout": {"low": 0, "high": 0.4},
+# From a key of params.yaml, in the sections `model`, `augment` and `train`, to the values to try.
+SEARCH: dict[str, BaseDistribution] = {
+    "train.learning_rate": FloatDistribution(0.002, 0.02, log=True),
+    "train.batch_size": CategoricalDistribution([32, 64, 128]),
+    "augment.displacement": FloatDistribution(0, 1.5),
+    "model.dropout": FloatDistribution(0, 0.4),
 }
 FINISHED = TrialState.COMPLETE, TrialState.PRUNED
 
@@ -38,34 +39,30 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
     """Run trials until the study has `TRIALS`; after a kill, continue with the next trial.
 
     Args:
-        executor: runs the epochs.
-        workers: epochs that it runs at the same time.
-        params: the parameters; the first trial uses them as they are.
-        data: the rows of all folds.
-        folder: of the study.
-
-    Returns:
-        The study; the value of a complete trial is its log loss out of fold.
+        executor: runs the epochs, `workers` at the same time.
+        params: the first trial uses them as they are.
+        folder: of the study; the value of a complete trial is its log loss out of fold.
     """
     study = _open_study(params, data, folder)
+    asking = threading.Lock()  # without it, two threads could get the same trial, also in `study.optimize`
 
-    def objective(trial):
-        for name, arguments in SEARCH.items():
-            suggest = trial.suggest_categorical if "choices" in arguments else trial.suggest_float
-            suggest(name, **arguments)
-        return _train(trial, executor, params.with_values(rounded(trial.params)), data)
+    def run(_):
+        with asking:
+            trial = study.ask(SEARCH)
+        try:
+            loss = _train(trial, executor, params.with_values(rounded(trial.params)), data)
+            finished = study.tell(trial, loss)
+        except optuna.TrialPruned:
+            finished = study.tell(trial, state=TrialState.PRUNED)
+        print(f"trial {trial.number}: {' | '.join(row(finished))}", flush=True)
 
-    def show(_, trial):
-        print(f"trial {trial.number}: {' | '.join(row(trial))}", flush=True)
-
-    missing = TRIALS - len(study.get_trials(states=FINISHED))
+    # Each trial waits for the executor in a thread. One more than the workers need keeps them busy.
     networks = sum(member.fold in FOLDS for member in members(params))
-    trials_at_once = workers // networks + 1  # one more than the workers need keeps them busy
-    thread = ThreadPoolExecutor(1)  # in this one, Ctrl-C would wait for the trials
+    threads = ThreadPoolExecutor(workers // networks + 1)
     try:
-        thread.submit(study.optimize, objective, missing, n_jobs=trials_at_once, callbacks=[show]).result()
+        list(threads.map(run, range(len(study.get_trials(states=FINISHED)), TRIALS)))
     finally:
-        thread.shutdown(wait=False)
+        threads.shutdown(wait=False, cancel_futures=True)
     return study
 
 

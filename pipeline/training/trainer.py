@@ -33,8 +33,8 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     Args:
         params: the parameters; `train.precision` is not `auto`.
         data: the rows of all folds.
-        member: the member to train.
-        state: the member's state after the epoch before.
+        member: the network to train.
+        state: of the member, after the epoch before.
 
     Returns:
         The state after this epoch, with one more row of figures in its history: `epoch` (from 1), `loss` and
@@ -120,17 +120,18 @@ def _images_of(params, data, member, epoch, rows):
 
 def _view(architecture, images):
     """The images as the architecture's network sees them."""
-    if ARCHITECTURES[architecture].view is None:
+    layer = ARCHITECTURES[architecture].view
+    if layer is None:
         return images
-    view = _compiled_view(architecture)
+    view = _compiled_view(layer)
     padded = np.pad(images, ((0, -len(images) % VIEW_BATCH), (0, 0), (0, 0)))
     batches = np.split(padded, len(padded) // VIEW_BATCH)
     return np.concatenate([view(batch).numpy() for batch in batches])[: len(images)]
 
 
 @lru_cache
-def _compiled_view(architecture):
-    return tf.function(ARCHITECTURES[architecture].view(), jit_compile=True, autograph=False)
+def _compiled_view(layer):
+    return tf.function(layer(), jit_compile=True, autograph=False)
 
 
 def _predict(model, images):
@@ -152,13 +153,7 @@ def _score(probabilities, labels):
 def export_fold(
     params: Params, data: TrainingData, fold: int, states: dict[Member, State]
 ) -> tuple[bytes, np.ndarray]:
-    """Make the model of a fold, the average of its members.
-
-    Args:
-        params: the parameters.
-        data: the rows of all folds.
-        fold: its number.
-        states: of the fold's members after training.
+    """Make the model of a fold, the average of its members with these states.
 
     Returns:
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
@@ -202,10 +197,7 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
 
 
 def initial_values(params: Params, data: TrainingData, member: Member) -> list[np.ndarray]:
-    """The values of a state before the first epoch, a pure function of the member.
-
-    They are those of all variables of model and optimizer, and an infinite loss for each training image.
-    """
+    """The variables of model and optimizer before the first epoch, and an infinite loss for each image."""
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
     batch, steps = batch_and_steps(params, data)
     model, optimizer, _ = _build(member.architecture, params, data.shape, batch, steps)

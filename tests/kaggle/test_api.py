@@ -154,7 +154,7 @@ def test_interrupted_download_is_resumed(user, kaggle, tmp_path, monkeypatch):
         ("DownloadDataFiles", status(404), f"is '{SLUG}' the right competition? download.comp"),
         ("DownloadDataFiles", status(429), "too many requests; run it again later"),
         ("DownloadDataFiles", status(500, "out of order"), "answered 500 (out of order): run it again"),
-        ("DownloadDataFiles", status(407), "wants a name and password"),
+        ("DownloadDataFiles", status(407), "http://NAME:PASSWORD@HOST:PORT"),
         ("DownloadDataFiles", cut, "the connection to localhost failed; check the network"),
         ("DownloadDataFiles", hang, "no answer from localhost within 0.5 s; run it again"),
         ("DownloadDataFiles", page, "a login or a network's portal?"),
@@ -173,20 +173,20 @@ def test_failed_download(user, kaggle, tmp_path, monkeypatch, call, fault, probl
 
 
 @pytest.mark.parametrize(
-    "proxy, problem",
+    "proxy",
     [
-        ("socks5://127.0.0.1:1080", "is a SOCKS proxy, which needs a package: pip install PySocks"),
-        ("127.0.0.1:1x", "has an invalid address"),
-        ("http://", "has an invalid address"),
-        ("http://127.0.0.1:9", "cannot be reached"),
-        ("http://no.such.host.invalid:3128", "cannot be reached"),
+        "socks5://127.0.0.1:1080",
+        "127.0.0.1:1x",
+        "http://",
+        "http://127.0.0.1:9",
+        "http://no.such.host.invalid:3128",
     ],
 )
-def test_wrong_proxy(user, monkeypatch, proxy, problem):
+def test_wrong_proxy(user, monkeypatch, proxy):
     monkeypatch.setenv("http_proxy", proxy)
     line = refusal(api.submissions, SLUG)
-    assert line.startswith("the proxy (https_proxy, http_proxy or all_proxy)") and problem in line
-    assert "run it again" not in line
+    assert line.startswith("the proxy (https_proxy, http_proxy or all_proxy) cannot be used")
+    assert "pip install PySocks" in line and proxy not in line.replace("http://NAME", "")
 
 
 def test_tls_inspection(user, monkeypatch):

@@ -14,6 +14,7 @@ from pipeline.training.state import State, StateFiles
 from pipeline.training.trainer import train_epoch
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `sweep`")
+from optuna.distributions import FloatDistribution  # noqa: E402
 from optuna.trial import TrialState  # noqa: E402
 
 from pipeline.training import sweep as module  # noqa: E402
@@ -26,7 +27,7 @@ PARAMS = small_params(train={"epochs": EPOCHS})
 @pytest.fixture(autouse=True)
 def search(monkeypatch):
     """Search for a learning rate alone."""
-    monkeypatch.setattr(module, "SEARCH", {"train.learning_rate": {"low": 0.001, "high": 0.1, "log": True}})
+    monkeypatch.setattr(module, "SEARCH", {"train.learning_rate": FloatDistribution(0.001, 0.1, log=True)})
     monkeypatch.setattr(module, "TRIALS", 12)
 
 

@@ -1,4 +1,4 @@
-"""Which of the processor's instruction sets the layer is compiled for: `ISA`, decided at import.
+"""The instruction set that the package is compiled for: `ISA`, decided at import.
 
 The environment variable `FASTLSTM_ISA` names another one that the processor has, for tests and comparisons.
 """
@@ -60,7 +60,7 @@ def available() -> list[str]:
         found.remove("amx")
         _log.warning(
             "the operating system does not let this process use the processor's AMX tiles; "
-            "the BiLSTM layer uses %s instead",
+            "fastlstm uses %s instead",
             found[0],
         )
     return found

@@ -1,7 +1,8 @@
 """Bodies of the TensorFlow operations, which `ops.py` registers.
 
 They are compiled functions that read inputs and allocate outputs through TensorFlow's C API
-(tensorflow/c/kernels.h). TensorFlow calls them without Python, so no step waits for the interpreter. The input `meta` holds int32 numbers at the indices `STEPS` and following.
+(tensorflow/c/kernels.h). TensorFlow calls them without Python, so no step waits for the interpreter.
+The input `meta` holds int32 numbers at the indices `STEPS` and following.
 """
 
 from collections.abc import Callable

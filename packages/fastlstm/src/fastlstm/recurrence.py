@@ -1,4 +1,4 @@
-"""What `forward.py` and `backward.py` share: the recurrence of a bidirectional LSTM and its gradient.
+"""The recurrence of a bidirectional LSTM and its gradient: definitions of `forward.py` and `backward.py`.
 
 A block of samples takes all its steps before the next block begins, so that it stays in the caches. The
 equations are those of Keras's LSTM (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000),
@@ -11,7 +11,7 @@ the gradient is their chain rule:
 `kernels.py` makes TensorFlow operations of these functions.
 
 Names: `d` is the direction, 0 forward and 1 backward, except in `d_...`, the loss's derivative with respect
-to what follows. `t` is the place in the input, `step` the number in the order of computation. `k` is the
+to what follows. `t` is the position in the input, `step` the number in the order of computation. `k` is the
 first cell of a group, `n` a sample of the block that starts at sample `start`. What the gradient needs is
 kept in the order in which it is computed, because sequential access is fastest: of a block, the first group
 of cells of every sample, then the second group.
@@ -26,7 +26,7 @@ from fastlstm.simd import LANES
 
 # Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
 # groups of LANES, and a group's four gates lie side by side, as a product of matrices yields them together.
-# The cells that the last group lacks are there, with weights of 0.
+# The last group is zero-padded.
 GATES = 4
 GROUP = GATES * LANES
 # What a layer returns of the hidden states h: each, their mean, or the one that each direction ends with.
@@ -35,7 +35,7 @@ ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
 class Plan(NamedTuple):
-    """What to compute.
+    """Settings of a computation.
 
     Attributes:
         steps: of the forward and of the backward direction; the latter takes as many, one less, or none.
@@ -63,12 +63,12 @@ class SavedActivations(NamedTuple):
 
 @inline
 def time_of(d, step, time):
-    """Where in the input a direction's step is."""
+    """Position of a direction's step in the input."""
     return step if d == 0 else time - 1 - step
 
 
 @inline
-def kept_at(d, step, start, states):
-    """Where a block's values begin in one of the saved states: of a step, or before it."""
+def saved_at(d, step, start, states):
+    """Offset of a block's values in one of the saved states: of a step, or before it."""
     _, steps, batch, cells = states.shape
     return ((d * steps + step) * batch + start) * cells

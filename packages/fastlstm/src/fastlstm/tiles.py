@@ -126,7 +126,7 @@ def _store(builder, down, across, out, out_row):
 def generate_tile(context, builder, signature, arguments):
     """The code of `matmul.multiply_tile` for pairs of bfloat16.
 
-    Its `rows` is 16 or 32, the depth a multiple of 16, and a lies as `matmul.Left` says.
+    Its `rows` is 16 or 32, the depth a multiple of 16, and a lies as `matmul.Lhs` says.
     """
     a, _, _, depth, panel, start, out, out_row, _, _ = arguments
     down, across = signature.args[-2].literal_value // SIDE, signature.args[-1].literal_value
