@@ -7,7 +7,7 @@ PIP := .venv/bin/python pipeline/install.py install --quiet --disable-pip-versio
 # The mark of a complete environment: the folder that its scripts name, and its lock.
 MARK = { pwd -P; cat $(1); }
 IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
-# What an environment must be able to import before it counts as complete.
+# Modules that must import before an environment counts as complete.
 IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
 DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
 # Tests in two processes; those that share something slow to make stay together (see conftest.py).

@@ -164,11 +164,8 @@ def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[
     Each row (or column) is a sequence of its own, and the same layer reads all of them, as in ReNet (Visin et
     al. 2015). The last layer's readouts are averaged over the rows or columns.
 
-    Args:
-        grid: `(batch, rows, columns, features)`.
-        shape: options of the network.
-        widths: units of each layer; the result is `(batch, 2 * widths[-1])`.
-        pools: maximum pooling after layers, by number: its height and width.
+    From `(batch, rows, columns, features)` to `(batch, 2 * widths[-1])`; widths are the units of each layer,
+    pools the height and width of maximum pooling after layers, by number.
     """
     for number, units in enumerate(widths):
         down = number % 2 == 1
@@ -254,22 +251,19 @@ def build_network(
     return keras.Model(images, probabilities, name=architecture)
 
 
-def network_of_params(architecture: str, model: Model, precision: str, **options) -> keras.Model:
-    """`build_network` with the sizes of `params.yaml`; options: `size`, `classes`, `with_view`."""
+def network_of_params(
+    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10, **options
+) -> keras.Model:
+    """`build_network` with the sizes of `params.yaml`."""
     layers, units = (getattr(model, ARCHITECTURES[architecture].sizes + name) for name in ("layers", "units"))
     shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
-    return build_network(architecture, **asdict(shape), **options)
+    return build_network(architecture, size=size, classes=classes, **asdict(shape), **options)
 
 
 def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
-    """Average the probabilities of networks.
+    """Average the probabilities of networks with different names.
 
-    Args:
-        networks: models from images to probabilities, with different names.
-        name: the name of the average.
-
-    Returns:
-        A model from images `(batch, size, size)` to probabilities `(batch, classes)`.
+    The result is a model from images `(batch, size, size)` to probabilities `(batch, classes)`.
     """
     images = keras.Input(networks[0].input_shape[1:], name="images")
     outputs = [network(images) for network in networks]

@@ -38,12 +38,8 @@ def build_article_network(units: int, readout: str, precision: str, seed: int) -
     layer from a unit normal and 0.1. TensorFlow 1 added the cell's forget bias of 1.0 to a bias of zero at
     every step; Keras stores the sum of both, with the same gradients.
 
-    Args:
-        units: of the layer, as `readout` and `precision`, see `BiLSTM`.
-        seed: of the initial weights.
-
-    Returns:
-        A Keras model from images `(batch, 28, 28)`, pixels 0..255, to logits `(batch, 10)`.
+    From images `(batch, 28, 28)`, pixels 0..255, to logits `(batch, 10)`; the arguments are those of `BiLSTM`
+    and the seed of the weights.
     """
     images = keras.Input((SIZE, SIZE), name="images")
     rows = keras.layers.Rescaling(1 / 255)(images)

@@ -39,14 +39,11 @@ class Run:
     source: dict  # content of `data/raw/source.json`
     metrics: dict[str, dict]  # content of the JSON files in `metrics/`, by name, the folds first
     history: pd.DataFrame  # the table `metrics/history.csv`
-    # The table `metrics/article.csv`, which the page shows only for the article's competition.
-    article: pd.DataFrame
+    article: pd.DataFrame  # the table `metrics/article.csv`
     oof: Predictions  # the validated rows of `train.csv`, each predicted by its fold
-    # The clean test images that no network was trained on, predicted by the ensemble; may be empty.
-    test: Predictions
+    test: Predictions  # clean test images that no network was trained on, by the ensemble; may be empty
     each: np.ndarray  # predictions of each fold's network for `test`, `(folds, n, classes)`
-    # Accuracy on the whole clean test set, if networks were trained on a part of it.
-    accuracy_on_all: float | None
+    accuracy_on_all: float | None  # on the whole clean test set, if networks were trained on a part of it
     folds: np.ndarray  # `(rows,)`, the fold of each row of `train.csv`; -1 means held out
     test_index: np.ndarray  # `(rows,)`, the identical image of the clean test set; -1 means none
 

@@ -31,12 +31,11 @@ def summary(run: Run, submission: Path) -> str:
     submit = "make submit"
     if run.source["source"].startswith("mnist"):
         submit = "not this one: add Kaggle credentials, set download.source: kaggle, then: make submit"
-    oof, score = run.metrics["oof"], run.metrics["ensemble"]
+    oof, score, check = (run.metrics[name] for name in ("oof", "ensemble", "check"))
     folds = [figures["accuracy"] for name, figures in run.metrics.items() if name.startswith("folds/")]
     gain = score["accuracy"] - oof["accuracy"]
     gain = f"{gain:+.4f} for averaging" if abs(gain) > 1e-9 else "averaging should add to it"
     interval = f"{score['low']:.4f} to {score['high']:.4f}"
-    check = run.metrics["check"]
     check = check_in_words(check, run.accuracy_on_all) if check["images"] else "none"
     lines = {
         "data": origin_in_words(run.source),

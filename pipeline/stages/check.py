@@ -14,7 +14,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.prediction import load_network, predict, use_one_thread_per_operation
 
     competition = find_competition(load_params().download.competition)

@@ -3,11 +3,11 @@
 import numpy as np
 
 from pipeline.competition import find_competition, read_digits
-from pipeline.files import save_arrays, write_csv
-from pipeline.folds import find_images, fold_table, make_folds
+from pipeline.files import save_arrays
+from pipeline.folds import find_images, make_folds
 from pipeline.mnist import check_are_mnist, load_mnist
 from pipeline.params import load_params
-from pipeline.paths import CLEAN, DIGITS, FOLDS_TABLE, MNIST, RAW
+from pipeline.paths import CLEAN, DIGITS, MNIST, RAW
 from pipeline.stages import run_stage
 
 
@@ -38,7 +38,6 @@ def main():
         classes=np.array(competition.classes),
     )
     save_arrays(CLEAN, images=clean_images, labels=clean_labels)
-    write_csv(FOLDS_TABLE, fold_table(labels, folds, test_index))
 
 
 def read_clean_test_set(competition, images):

@@ -75,7 +75,7 @@ def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):
     assert {row.split()[0] for row in rows} == {*folds, *others}
     project.run(f"dvc plots show -o {tmp_path / 'plots'}")
     page = (tmp_path / "plots/index.html").read_text()
-    assert all(word in page for word in ("fold 0, deslanted_grid", "images_of", "confusion.png"))
+    assert all(word in page for word in ("fold 0, deslanted_grid", "images_of", "mistakes.png"))
 
 
 def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):
@@ -87,7 +87,7 @@ def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):
     clone = type(project)(tmp_path / "clone")
     clone.run(add)
     clone.run("dvc pull")
-    for name in ("data/oof.csv", "data/ensemble.keras", "submissions/submission.csv"):
+    for name in ("data/oof.npz", "data/ensemble.keras", "submissions/submission.csv"):
         assert (clone.folder / name).read_bytes() == (project.folder / name).read_bytes()
     assert clone.stale() == set()
 
