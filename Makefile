@@ -3,14 +3,11 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 # No command contains the folder's path, which may have characters that the shell interprets.
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
-# Settings of the user's pip that would install elsewhere or other versions; those of the network stay.
-export PIP_USER := 0
-unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_CONSTRAINT PIP_BUILD_CONSTRAINT PIP_NO_BINARY PIP_REQUIRE_HASHES
+PIP := .venv/bin/python pipeline/install.py install --quiet --disable-pip-version-check
 # The mark of a complete environment: the folder that its scripts name, and its lock.
 MARK = { pwd -P; cat $(1); }
 IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
-# What an environment must be able to import before it counts as complete.
+# Modules that must import before an environment counts as complete.
 IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
 DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
 # Tests in two processes; those that share something slow to make stay together (see conftest.py).

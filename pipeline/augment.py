@@ -23,7 +23,7 @@ def augment(images: np.ndarray, strengths: Augment, random: np.random.Generator)
     out = np.empty(images.shape, "float32")
     for seed, start in zip(seeds, range(0, len(images), BATCH), strict=False):
         part = images[start : start + BATCH]
-        # Another number of images would be compiled anew.
+        # Another batch size would be compiled again.
         padded = np.pad(part, ((0, BATCH - len(part)), (0, 0), (0, 0)))
         out[start : start + len(part)] = distort(padded, seed)[: len(part)]
     return out

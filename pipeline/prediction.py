@@ -12,7 +12,7 @@ import pipeline.architectures  # noqa: F401  registers the layers of saved netwo
 from pipeline.files import PipelineError, one_line
 from pipeline.machine import available_cores
 
-# Prediction is fastest while a batch's activations stay in the processor's cache. Whole blocks of the layer.
+# Prediction is fastest while a batch's activations fit into the cache. A multiple of the layer's block.
 BATCH = 256
 
 
@@ -43,7 +43,7 @@ def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) 
     batches = max(1, -(-len(images) // BATCH))
     padded = np.zeros((batches * BATCH, *images.shape[1:]), "float32")
     padded[: len(images)] = images
-    # Before the threads start; otherwise each makes its own.
+    # Before the threads start; otherwise each thread makes its own.
     model.make_predict_function()
 
     def predict_batch(batch):

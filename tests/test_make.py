@@ -12,7 +12,7 @@ from helpers import ROOT
 def clone(tmp_path):
     """A small project to install, whose lock has only what installing it needs."""
     folder = tmp_path / "it's $HOME `false`"
-    for name in ("Makefile", "pyproject.toml", "README.md", "pipeline/__init__.py"):
+    for name in ("Makefile", "pyproject.toml", "README.md", "pipeline/install.py", "pipeline/__init__.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "packages/fastlstm", folder / "packages/fastlstm")
@@ -35,7 +35,7 @@ def test_the_environment_is_complete_and_made_anew_only_when_needed(clone, tmp_p
     settings = {"PIP_USER": "1", "PIP_TARGET": elsewhere, "PIP_PREFIX": elsewhere, "PIP_CONSTRAINT": "/none"}
     # Without the test of imports, the first one would count as complete.
     assert make_setup(clone, "IMPORTS=no_such_module", **settings) == 2
-    assert make_setup(clone, "IMPORTS=setuptools, pipeline", **settings) == 0
+    assert make_setup(clone, "IMPORTS=setuptools, pipeline.install", **settings) == 0
     assert not (tmp_path / "elsewhere").exists()
     os.utime(clone / "requirements.lock", (2**32, 2**32))  # content decides, not the time
     assert make_setup(clone, "PYTHON=false") == 0

@@ -55,7 +55,7 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
         # OSError: a missing permission or a full disk, to which a traceback would add nothing.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run it again to go on")
+        sys.exit(f"{name}: interrupted; run it again to resume")
     record |= {"seconds": round(time.monotonic() - started, 1), "finished": f"{datetime.now(UTC):%F %R} UTC"}
     # For the report. It differs from run to run, so DVC does not track it.
     if TIMES.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Train the article's own system on MNIST and measure it on the way: metrics/article.*."""
+"""Train the article's system on MNIST and evaluate it during the training: metrics/article.*."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Turn the ensemble's predictions into the file that Kaggle scores: submissions/submission.csv."""
+"""Write the ensemble's predictions in Kaggle's format: submissions/submission.csv."""
 
 import numpy as np
 import pandas as pd

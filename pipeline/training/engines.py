@@ -48,7 +48,7 @@ def local_pool(compute: Compute, max_workers: int) -> Iterator[tuple[Executor, i
             "from the last finished epochs; fewer compute.workers need less memory"
         ) from error
     except BaseException:
-        # An epoch that nobody waits for would keep this process from ending.
+        # A running epoch would keep this process from ending.
         for worker in set(multiprocessing.active_children()) - set(others):
             worker.kill()
         raise

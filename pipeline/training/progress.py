@@ -1,4 +1,4 @@
-"""The log of a running training: a line for each epoch, and the table `metrics/history.csv`."""
+"""The log of a running training: one line per epoch, and the table `metrics/history.csv`."""
 
 import time
 from collections.abc import Sequence
@@ -41,13 +41,13 @@ class TrainingProgress:
         )
 
     def resumed(self, member: Member, history: Sequence[dict]) -> None:
-        """Note the epochs that an earlier run had finished."""
+        """Log the epochs that an earlier run finished."""
         self.histories[member].extend(history)
         self.resumed_epochs += len(history)
         print(f"{member}: resumes after epoch {len(history)}/{self.epochs}", flush=True)
 
     def finished(self, member: Member, epoch: dict) -> None:
-        """Note the figures of an epoch that has ended."""
+        """Log and print the figures of a finished epoch."""
         self.histories[member].append(epoch)
         if time.monotonic() - self.written >= INTERVAL:
             write_csv(self.table, history_table(self.histories))

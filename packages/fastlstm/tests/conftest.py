@@ -12,6 +12,7 @@ from fastlstm.isa import ISA, available
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: compiles the operations, or takes seconds")
+    config.addinivalue_line("markers", "forced_isa: compiles for another instruction set, or anew")
 
 
 def pytest_report_header():

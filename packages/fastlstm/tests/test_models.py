@@ -266,7 +266,7 @@ def test_xla_exports_and_unknown_steps_are_computed_by_keras(tmp_path):
     model.export(tmp_path / "exported", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "exported")
     assert_close([loaded.serve(x)], expected)
-    assert b"Bilstm" not in (tmp_path / "exported" / "saved_model.pb").read_bytes()
+    assert b"Fastlstm" not in (tmp_path / "exported" / "saved_model.pb").read_bytes()
 
 
 def test_frozen_layers_stay_frozen():

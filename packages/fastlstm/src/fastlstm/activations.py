@@ -1,4 +1,8 @@
-"""Sigmoid and tanh on vectors, four at a time, by a power of two and a reciprocal."""
+"""Sigmoid and tanh on vectors, by a power of two and a reciprocal.
+
+They are fastest on vectors of four rows: the instructions of one row form a chain, and those of the others
+fill the time in between.
+"""
 
 import numpy as np
 from llvmlite import ir
@@ -7,25 +11,26 @@ from numba.extending import intrinsic, overload
 
 from fastlstm.isa import uses
 from fastlstm.jit import inline
-from fastlstm.simd import FLOATS, INTS, LANES, broadcast_ir, vector
+from fastlstm.simd import call_by_lanes, splat_ir, vector_constant
+
+_FLOAT, _INT, _MASK = ir.FloatType(), ir.IntType(32), ir.IntType(16)
+# Whether the processor scales by any power of two. By an infinite one it yields 0 or infinity, even if the
+# value is not a number, as the fraction of an infinity is not.
+_SCALES_ANY = uses("avx512")
 
 
 @intrinsic
 def _clamp(typing_context, value, bound):
-    """The vector's values between -bound and bound; not a number remains that."""
+    """Values between -bound and bound; NaN remains NaN."""
 
     def generate(context, builder, signature, arguments):
         value, bound = arguments
-        low, high = broadcast_ir(builder, builder.fneg(bound)), broadcast_ir(builder, bound)
+        lanes = value.type.count
+        low, high = (splat_ir(builder, builder.fneg(bound), lanes), splat_ir(builder, bound, lanes))
         value = builder.select(builder.fcmp_ordered(">", low, value), low, value)
         return builder.select(builder.fcmp_ordered("<", high, value), high, value)
 
-    return vector(vector, types.float32), generate
-
-
-# Whether the processor scales by any power of two. By an infinite one it yields 0 or infinity, even if the
-# value is not a number, as the fraction of an infinity is not.
-_SCALES_ANY = uses("avx512")
+    return value(value, types.float32), generate
 
 
 @intrinsic
@@ -33,53 +38,49 @@ def _round(typing_context, value):
     """The nearest integers."""
 
     def generate(context, builder, signature, arguments):
+        kind = arguments[0].type
         function = builder.module.declare_intrinsic(
-            f"llvm.rint.v{LANES}f32", (), ir.FunctionType(FLOATS, [FLOATS])
+            f"llvm.rint.v{kind.count}f32", (), ir.FunctionType(kind, [kind])
         )
         return builder.call(function, arguments)
 
-    return vector(vector), generate
+    return value(value), generate
 
 
 @intrinsic
 def _ldexp(typing_context, value, exponents):
-    """value * 2**exponents, these being integers; between -126 and 126 unless `_SCALES_ANY`."""
+    """value * 2**exponents for integers; between -126 and 126 unless `_SCALES_ANY`."""
 
     def generate(context, builder, signature, arguments):
         value, exponents = arguments
+        lanes = value.type.count
         if _SCALES_ANY:
-            mask, rounding = ir.IntType(16), ir.IntType(32)
-            function = builder.module.declare_intrinsic(
-                "llvm.x86.avx512.mask.scalef.ps.512",
-                (),
-                ir.FunctionType(FLOATS, [FLOATS, FLOATS, FLOATS, mask, rounding]),
-            )
             # All lanes, rounded as always.
-            return builder.call(function, [value, exponents, value, mask(0xFFFF), rounding(4)])
+            others = exponents, value, _MASK(0xFFFF), _INT(4)
+            return call_by_lanes(builder, "llvm.x86.avx512.mask.scalef.ps.512", value, *others)
         # Added to 1.5 * 2**23, which leaves no bits for a fraction, they are the sum's lowest bits.
-        bits = builder.bitcast(builder.fadd(exponents, ir.Constant(FLOATS, [1.5 * 2**23] * LANES)), INTS)
+        bits = builder.fadd(exponents, vector_constant(_FLOAT, 1.5 * 2**23, lanes))
+        bits = builder.bitcast(bits, ir.VectorType(_INT, lanes))
         bits = builder.add(
-            builder.shl(bits, ir.Constant(INTS, [23] * LANES)), ir.Constant(INTS, [127 << 23] * LANES)
+            builder.shl(bits, vector_constant(_INT, 23, lanes)), vector_constant(_INT, 127 << 23, lanes)
         )
-        return builder.fmul(value, builder.bitcast(bits, FLOATS))
+        return builder.fmul(value, builder.bitcast(bits, value.type))
 
-    return vector(vector, vector), generate
+    return value(value, exponents), generate
 
 
 @intrinsic
 def _reciprocal_estimate(typing_context, value):
-    """1 / value: to 14 bits where the processor can do that, else exactly."""
+    """1 / value: to 14 bits where the processor has an instruction for that, else exactly."""
 
     def generate(context, builder, signature, arguments):
+        value = arguments[0]
         if not uses("avx512"):
-            return builder.fdiv(ir.Constant(FLOATS, [1.0] * LANES), arguments[0])
-        mask = ir.IntType(16)
-        function = builder.module.declare_intrinsic(
-            "llvm.x86.avx512.rcp14.ps.512", (), ir.FunctionType(FLOATS, [FLOATS, FLOATS, mask])
-        )
-        return builder.call(function, [arguments[0], ir.Constant(FLOATS, [0.0] * LANES), mask(0xFFFF)])
+            return builder.fdiv(vector_constant(_FLOAT, 1.0, value.type.count), value)
+        zeros = vector_constant(_FLOAT, 0.0, value.type.count)
+        return call_by_lanes(builder, "llvm.x86.avx512.rcp14.ps.512", value, zeros, _MASK(0xFFFF))
 
-    return vector(vector), generate
+    return value(value), generate
 
 
 def _interpolation(function, degree, reach):
@@ -98,68 +99,37 @@ _LARGEST = np.float32(126)  # exponent of a normal float32
 _ONE, _TWO = np.float32(1), np.float32(2)
 
 
-# Both functions take four vectors, whose instructions alternate: a single one's form a chain, and the
-# processor looks ahead too few of them to find another chain to work on.
+@inline
+def _exact_sigmoid(y):
+    y = _clamp(y, _LARGEST)  # no infinity for Newton's method
+    whole = _round(y)
+    f = y - whole
+    power = _P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * _P5))))
+    denominator = _ONE + _ldexp(power, whole)
+    estimate = _reciprocal_estimate(denominator)
+    # A step of Newton's method doubles the number of bits.
+    return estimate + estimate * (_ONE - denominator * estimate)
 
 
 @inline
-def _sigmoids_of_scaled(y0, y1, y2, y3):
-    """1 / (1 + 2**y) of each."""
-    # No infinity for Newton's method.
-    y0, y1, y2, y3 = _clamp(y0, _LARGEST), _clamp(y1, _LARGEST), _clamp(y2, _LARGEST), _clamp(y3, _LARGEST)
-    w0, w1, w2, w3 = _round(y0), _round(y1), _round(y2), _round(y3)
-    f0, f1, f2, f3 = y0 - w0, y1 - w1, y2 - w2, y3 - w3
-    p0, p1, p2, p3 = _P4 + f0 * _P5, _P4 + f1 * _P5, _P4 + f2 * _P5, _P4 + f3 * _P5
-    p0, p1, p2, p3 = _P3 + f0 * p0, _P3 + f1 * p1, _P3 + f2 * p2, _P3 + f3 * p3
-    p0, p1, p2, p3 = _P2 + f0 * p0, _P2 + f1 * p1, _P2 + f2 * p2, _P2 + f3 * p3
-    p0, p1, p2, p3 = _P1 + f0 * p0, _P1 + f1 * p1, _P1 + f2 * p2, _P1 + f3 * p3
-    p0, p1, p2, p3 = _P0 + f0 * p0, _P0 + f1 * p1, _P0 + f2 * p2, _P0 + f3 * p3
-    p0, p1, p2, p3 = _ldexp(p0, w0), _ldexp(p1, w1), _ldexp(p2, w2), _ldexp(p3, w3)
-    b0, b1, b2, b3 = _ONE + p0, _ONE + p1, _ONE + p2, _ONE + p3
-    e0, e1 = _reciprocal_estimate(b0), _reciprocal_estimate(b1)
-    e2, e3 = _reciprocal_estimate(b2), _reciprocal_estimate(b3)
-    # A step of it doubles the number of bits.
-    return (
-        e0 + e0 * (_ONE - b0 * e0),
-        e1 + e1 * (_ONE - b1 * e1),
-        e2 + e2 * (_ONE - b2 * e2),
-        e3 + e3 * (_ONE - b3 * e3),
-    )
-
-
-@inline
-def _coarse_sigmoids_of_scaled(y0, y1, y2, y3):
-    """The same with an error of up to 1e-4."""
+def _coarse_sigmoid(y):
     if not _SCALES_ANY:
-        y0, y1, y2, y3 = (
-            _clamp(y0, _LARGEST),
-            _clamp(y1, _LARGEST),
-            _clamp(y2, _LARGEST),
-            _clamp(y3, _LARGEST),
-        )
-    w0, w1, w2, w3 = _round(y0), _round(y1), _round(y2), _round(y3)
-    f0, f1, f2, f3 = y0 - w0, y1 - w1, y2 - w2, y3 - w3
-    p0, p1, p2, p3 = _Q2 + f0 * _Q3, _Q2 + f1 * _Q3, _Q2 + f2 * _Q3, _Q2 + f3 * _Q3
-    p0, p1, p2, p3 = _Q1 + f0 * p0, _Q1 + f1 * p1, _Q1 + f2 * p2, _Q1 + f3 * p3
-    p0, p1, p2, p3 = _ONE + f0 * p0, _ONE + f1 * p1, _ONE + f2 * p2, _ONE + f3 * p3
-    p0, p1, p2, p3 = _ldexp(p0, w0), _ldexp(p1, w1), _ldexp(p2, w2), _ldexp(p3, w3)
-    return (
-        _reciprocal_estimate(_ONE + p0),
-        _reciprocal_estimate(_ONE + p1),
-        _reciprocal_estimate(_ONE + p2),
-        _reciprocal_estimate(_ONE + p3),
-    )
+        y = _clamp(y, _LARGEST)
+    whole = _round(y)
+    f = y - whole
+    power = _ONE + f * (_Q1 + f * (_Q2 + f * _Q3))
+    return _reciprocal_estimate(_ONE + _ldexp(power, whole))
 
 
-def sigmoids(y0, y1, y2, y3, like):
-    """1 / (1 + 2**y) of each, for arrays of the type of `like`: with an error of up to 1e-4 for bfloat16."""
+def sigmoid_of_scaled(y, like):
+    """1 / (1 + 2**y), for arrays of the type of `like`: with an error of up to 1e-4 for bfloat16."""
 
 
-@overload(sigmoids, inline="always")
-def _sigmoids_like(y0, y1, y2, y3, like):
+@overload(sigmoid_of_scaled, inline="always")
+def _sigmoid_of_scaled(y, like):
     if like.dtype == types.uint16:
-        return lambda y0, y1, y2, y3, like: _coarse_sigmoids_of_scaled(y0, y1, y2, y3)
-    return lambda y0, y1, y2, y3, like: _sigmoids_of_scaled(y0, y1, y2, y3)
+        return lambda y, like: _coarse_sigmoid(y)
+    return lambda y, like: _exact_sigmoid(y)
 
 
 # sigmoid(x) is 1 / (1 + 2**(x * SIGMOID)), tanh(x) is 2 / (1 + 2**(x * TANH)) - 1.
@@ -167,7 +137,6 @@ SIGMOID, TANH = np.float32(-np.log2(np.e)), np.float32(-2 * np.log2(np.e))
 
 
 @inline
-def tanhs(x0, x1, x2, x3, like):
-    """The hyperbolic tangent of each, as exact as `sigmoids`."""
-    s0, s1, s2, s3 = sigmoids(x0 * TANH, x1 * TANH, x2 * TANH, x3 * TANH, like)
-    return _TWO * s0 - _ONE, _TWO * s1 - _ONE, _TWO * s2 - _ONE, _TWO * s3 - _ONE
+def tanh(x, like):
+    """The hyperbolic tangent, as exact as `sigmoid_of_scaled`."""
+    return _TWO * sigmoid_of_scaled(x * TANH, like) - _ONE

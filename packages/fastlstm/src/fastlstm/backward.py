@@ -4,43 +4,44 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastlstm.gate_gradients import Group, How, gate_gradients_of_step
-from fastlstm.jit import compiled, inline
+from fastlstm.gate_gradients import Group, StepConfig, step_gradients
+from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
     PANEL,
-    Left,
-    Panels,
-    Sums,
-    as_words,
-    block_left,
+    Accumulators,
+    Lhs,
+    PackedRhs,
+    begin_products,
+    block_lhs,
     block_rows,
-    in_panels,
-    left_column,
-    left_row,
+    end_products,
+    lhs_column,
+    lhs_stride,
     multiply,
     multiply_part,
-    padded,
+    panel_column,
+    round_up,
+    tile_depth,
+    tile_rows,
     values_in_word,
-    whole_block,
-    whole_rows,
     words_in,
 )
-from fastlstm.packing import left_strides, pack_columns, pack_rows
-from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, kept_at, time_of
-from fastlstm.simd import LANES, aligned, pointer, read, read_some, write, write_some
+from fastlstm.packing import pack_columns, pack_rows, stacked_lhs_strides
+from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, saved_at, time_of
+from fastlstm.simd import LANES, aligned, as_words, load, load_some, pointer, store, store_some
 
 
 class _Scratch(NamedTuple):
     """Memory of a block.
 
     Attributes:
-        d_operands: of the hidden states, and of the inputs if they are wanted, float32
-            `(panels, block, PANEL)`.
+        d_operands: of the hidden states, and of the inputs if wanted, float32 `(panels, block, PANEL)`.
         d_c, d_past: float32 `(cells / LANES, block, LANES)`: of the cell states; of the last hidden states of
             samples that have ended.
         d_gates: one step's gradients of the gates' arguments, values `(block, 4 * cells)`, a left operand.
-        x: values of a group of one step's inputs `(block, LANES)`; spare: words `(LANES, LANES)`.
-        left, right: the operands of the weights' gradients, words, filled step by step.
+        x: values of a group of one step's inputs `(block, LANES)`.
+        spare: values that hold words `(LANES, LANES)`.
+        lhs, rhs: values of the weights' gradients' operands, filled step by step.
         zeros: float32.
     """
 
@@ -50,8 +51,8 @@ class _Scratch(NamedTuple):
     d_gates: np.ndarray
     x: np.ndarray
     spare: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
+    lhs: np.ndarray
+    rhs: np.ndarray
     zeros: np.ndarray
 
 
@@ -59,7 +60,8 @@ class _Block(NamedTuple):
     """Pointers to the arrays of `_Scratch`, and sizes; hot loops take no arrays out of tuples.
 
     Attributes:
-        d_words: the words of d_gates, of a sample `words`.
+        number: samples in the block.
+        columns: `4 * cells`.
         depth: words of a row of the weights' gradients' operands.
         wanted: columns of d_operands.
     """
@@ -68,50 +70,47 @@ class _Block(NamedTuple):
     d_c: int
     d_past: int
     d_gates: int
-    d_words: int
     x: int
     spare: int
-    left: int
-    right: int
+    lhs: int
+    rhs: int
     zeros: int
     number: int
     columns: int
     features: int
-    words: int
     depth: int
     wanted: int
 
 
 @inline
-def _pack_part(block, part, step, h, x, x_row):
+def _pack_part(block, part, step, h, x, x_stride):
     """Pack a part of a step's operands of the weights' gradients.
 
     The first parts are groups of the states and inputs, on the left; the others panels of the gates'
     gradients, on the right.
     """
-    cells, width = block.columns // GATES, padded(block.features)
-    row, word = left_strides(block.d_gates, cells + width, block.depth)
+    cells, width = block.columns // GATES, round_up(block.features, LANES)
+    row_stride, word_stride = stacked_lhs_strides(block.d_gates, cells + width, block.depth)
     first_word, k = step * words_in(block.d_gates, block.number), part * LANES - cells
-    left = pointer(block.left, first_word * word)
+    lhs, spare = pointer(block.lhs, first_word * word_stride), block.spare
     if k < 0:
-        h_group = pointer(h, part * LANES * block.number)
-        pack_columns(h_group, block.number, left, part * LANES, row, word, block.spare)
+        group = pointer(h, part * LANES * block.number)
+        pack_columns(group, block.number, lhs, part * LANES, row_stride, word_stride, spare)
     elif k < width:
         for n in range(block.number):
-            place, some = n * x_row + k, block.features - k
-            write(block.x, n * LANES, read(x, place) if some >= LANES else read_some(x, place, some))
-        pack_columns(
-            block.x, block.number, left, whole_block(block.d_gates, cells) + k, row, word, block.spare
-        )
+            place, some = n * x_stride + k, block.features - k
+            store(block.x, n * LANES, load(x, place) if some >= LANES else load_some(x, place, some))
+        row = round_up(cells, tile_rows(block.d_gates)) + k
+        pack_columns(block.x, block.number, lhs, row, row_stride, word_stride, spare)
     else:
         column = (k - width) // LANES * PANEL
-        d_gates = pointer(block.d_gates, left_column(block.d_gates, column))
-        right = pointer(block.right, column * block.depth + first_word * PANEL)
-        pack_rows(d_gates, block.number, left_row(block.d_gates, block.columns), PANEL, right)
+        d_gates = pointer(block.d_gates, lhs_column(block.d_gates, column))
+        rhs = pointer(block.rhs, column * block.depth + first_word * PANEL)
+        pack_rows(d_gates, block.number, lhs_stride(block.d_gates, block.columns), PANEL, rhs)
 
 
 @inline
-def _multiply_and_pack(block, step, weights, wanted, h, x, x_row):
+def _multiply_and_pack(block, step, weights, wanted, h, x, x_stride):
     """Multiply a step's gates' gradients by packed weights, and pack what `_add_weight_gradients` needs.
 
     The products' matrix unit and the packing's vector unit work at the same time.
@@ -119,147 +118,139 @@ def _multiply_and_pack(block, step, weights, wanted, h, x, x_row):
     Args:
         wanted: columns of the product: `block.wanted`, or 0.
     """
-    left = block_left(block.d_words, block.words, 0)
-    rows, panels = whole_rows(block.d_gates, block.number), Panels(weights, 0, block.words)
-    sums = Sums(block.d_operands, PANEL, PANEL * block_rows(block.d_gates))
-    groups = (block.columns // GATES + padded(block.features)) // LANES
+    words = block.columns // values_in_word(block.d_gates)
+    lhs, rhs = (block_lhs(as_words(block.d_gates), words, 0), PackedRhs(weights, 0, words))
+    rows = round_up(block.number, tile_depth(block.d_gates))
+    out = Accumulators(block.d_operands, PANEL, PANEL * block_rows(block.d_gates))
+    groups = (block.columns // GATES + round_up(block.features, LANES)) // LANES
     parts = groups + block.columns // PANEL
     for part in range(parts):
-        multiply_part(part, parts, left, rows, block.words, panels, block.zeros, sums, wanted)
-        _pack_part(block, part, step, h, x, x_row)
+        multiply_part(part, parts, lhs, rows, words, rhs, block.zeros, out, wanted)
+        _pack_part(block, part, step, h, x, x_stride)
 
 
 @inline
-def _add_input_gradients(block, d_x, d_x_row, is_first):
+def _add_input_gradients(block, d_x, d_x_stride, is_first):
     """Write a step's gradients of the inputs to d_x, or add them where the other direction was before."""
-    features, cells, rows = block.features, block.columns // GATES, block_rows(block.d_gates)
+    features, cells, rows = (block.features, block.columns // GATES, block_rows(block.d_gates))
     whole = features // LANES * LANES
     for n in range(block.number):
-        place = n * d_x_row
+        place = n * d_x_stride
         for k in range(0, whole, LANES):
-            value = read(block.d_operands, in_panels(cells + k, rows) + n * PANEL)
-            write(d_x, place + k, value if is_first else value + read(d_x, place + k))
+            value = load(block.d_operands, panel_column(cells + k, rows) + n * PANEL)
+            store(d_x, place + k, value if is_first else value + load(d_x, place + k))
         if whole < features:
-            value = read(block.d_operands, in_panels(cells + whole, rows) + n * PANEL)
+            value = load(block.d_operands, panel_column(cells + whole, rows) + n * PANEL)
             if not is_first:
-                value = value + read_some(d_x, place + whole, features - whole)
-            write_some(d_x, place + whole, value, features - whole)
+                value = value + load_some(d_x, place + whole, features - whole)
+            store_some(d_x, place + whole, value, features - whole)
 
 
-@compiled
-def backward(plan, x, weights, kept, mask, d_y, d_h0, d_c0, d_bias, d_weights, d_x):
-    """The gradient of `forward`; all arguments from `d_h0` on are written.
+@inner
+def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
+    """The gradient of `forward`; all arguments from `d_bias` on are written.
 
     Args:
-        plan, x, kept, mask: as in `forward`.
-        weights: packed transposed, of each direction: words of `(4 * cells, cells + features)`, padded.
+        plan, x, saved, mask: as in `forward`.
+        transposed: packed, of each direction: values that hold the words of
+            `(4 * cells, cells + padded features)`.
         d_y: of y.
-        d_h0, d_c0: float32 `(2, batch, cells)`; `(0, ...)` if the states began at zero.
-        d_bias: float32 `(2, 4 * cells)`.
-        d_weights: float32 `(2, panels, cells + padded features, PANEL)`.
+        d_bias: float32 `(directions, 4 * cells)`.
+        d_weights: float32 `(directions, panels, cells + padded features, PANEL)`.
         d_x: float32 `(batch, time, features)`, or `(0, ...)` to leave it out.
     """
-    _, _, batch, cells = kept.h.shape
-    rows, scratch = block_rows(kept.gates), _scratch(plan, x.shape[2], kept, d_bias)
-    if batch % rows > 0:
-        scratch.right[:] = 0
+    tile_state = begin_products(transposed)
+    rows, features = block_rows(transposed), x.shape[2]
+    scratch = _scratch(plan, features, saved, d_bias)
+    if len(x) % rows > 0:
+        scratch.rhs[:] = 0
     d_bias[:] = 0
     d_weights[:] = 0
-    for d in range(2):
-        for start in range(0, batch, rows):
-            number = min(rows, batch - start)
+    for d in range(len(d_bias)):
+        for start in range(0, len(x), rows):
+            number = min(rows, len(x) - start)
             scratch.d_operands[:] = 0
             scratch.d_c[:] = 0
             scratch.d_past[:] = 0
-            block = _block(scratch, number, x.shape[2], len(d_x) > 0)
-            _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, d_x)
-            in_step = words_in(kept.gates, number)
-            # Before step 0 the states are zero, if they are not given.
-            skip = in_step if plan.from_zero else 0
-            _add_weight_gradients(skip, plan.steps[d] * in_step, x.shape[2], scratch, d_weights[d])
-            if not plan.from_zero:
-                for n in range(number):
-                    for k in range(0, cells, LANES):
-                        cell, place = k * rows + n * LANES, (d, start + n, k)
-                        d_h = read(block.d_operands, in_panels(k, rows) + n * PANEL)
-                        d_h = d_h + read(block.d_past, cell)
-                        write(d_h0, place, d_h)
-                        write(d_c0, place, read(block.d_c, cell))
+            block = _block(scratch, number, features, len(d_x) > 0)
+            _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bias, d_x)
+            step_words = words_in(transposed, number)
+            # Before step 0 the states are zero.
+            _add_weight_gradients(step_words, plan.steps[d] * step_words, block, d_weights[d])
+    end_products(tile_state)
 
 
-@compiled
-def _scratch(plan, features, kept, floats):
-    cells, columns = kept.h.shape[3], kept.gates.shape[3]
-    block, width = block_rows(kept.gates), padded(features)
-    depth = plan.steps[0] * words_in(kept.gates, block)
-    values = depth * values_in_word(kept.gates)
-    left_rows = whole_block(kept.gates, cells) + whole_block(kept.gates, width)
+@inner
+def _scratch(plan, features, saved, floats):
+    values, cells, columns = saved.gates, saved.h.shape[3], saved.gates.shape[3]
+    block, width = block_rows(values), round_up(features, LANES)
+    depth = plan.steps[0] * words_in(values, block) * values_in_word(values)
+    lhs_rows = round_up(cells, tile_rows(values)) + round_up(width, tile_rows(values))
     return _Scratch(
-        aligned(block * -(-(cells + width) // PANEL) * PANEL, floats),
+        aligned(block * round_up(cells + width, PANEL), floats),
         aligned(block * cells, floats),
         aligned(block * cells, floats),
-        aligned(block * columns, kept.gates).reshape((block, columns)),
-        aligned(block * LANES, kept.gates),
-        as_words(aligned(LANES * LANES * values_in_word(kept.gates), kept.gates)),
-        as_words(aligned(left_rows * values, kept.gates)),
-        as_words(aligned(columns * values, kept.gates)),
+        aligned(block * columns, values),
+        aligned(block * LANES, values),
+        aligned(LANES * LANES * values_in_word(values), values),
+        aligned(lhs_rows * depth, values),
+        aligned(columns * depth, values),
         np.zeros(cells + width, np.float32),
     )
 
 
-@compiled
+@inner
 def _block(scratch, number, features, with_x):
-    columns, d_gates, words = scratch.d_gates.shape[1], scratch.d_gates, as_words(scratch.d_gates)
-    # Whole panels, as the weights are packed.
-    cells, width, panel = columns // GATES, padded(features), PANEL
+    columns = len(scratch.d_gates) // block_rows(scratch.d_gates)
+    cells, width = columns // GATES, round_up(features, LANES)
     return _Block(
         pointer(scratch.d_operands, (0,)),
         pointer(scratch.d_c, (0,)),
         pointer(scratch.d_past, (0,)),
-        pointer(d_gates, (0, 0)),
-        pointer(words, (0, 0)),
+        pointer(scratch.d_gates, (0,)),
         pointer(scratch.x, (0,)),
-        pointer(scratch.spare, (0,)),
-        pointer(scratch.left, (0,)),
-        pointer(scratch.right, (0,)),
+        as_words(pointer(scratch.spare, (0,))),
+        as_words(pointer(scratch.lhs, (0,))),
+        as_words(pointer(scratch.rhs, (0,))),
         pointer(scratch.zeros, (0,)),
         number,
         columns,
         features,
-        words.shape[1],
-        scratch.right.size // columns,
-        cells + width if with_x else min(cells + width, -(-cells // panel) * panel),
+        len(scratch.rhs) // values_in_word(scratch.rhs) // columns,
+        # Whole panels, as the weights are packed.
+        cells + width if with_x else min(cells + width, round_up(cells, PANEL)),
     )
 
 
-@compiled
-def _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, d_x):
+@inner
+def _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bias, d_x):
     """The steps of one direction for a block, last to first; fills the operands of the weights' gradients."""
     _, time, features = x.shape
     cells, columns, number = block.columns // GATES, block.columns, block.number
     share = ONE / np.float32(plan.steps[0]) if plan.returns == MEAN else ONE
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
-    h_kept, gates_start = kept.h, pointer(kept.gates, (0, 0, 0, 0))
-    h_start, c_start = pointer(h_kept, (0, 0, 0, 0)), pointer(kept.c, (0, 0, 0, 0))
+    saved_h, first_gates = saved.h, pointer(saved.gates, (0, 0, 0, 0))
+    first_h, first_c = pointer(saved_h, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
+    weights = as_words(pointer(transposed, (d, 0)))
     for step in range(plan.steps[d] - 1, -1, -1):
-        how = How(
+        config = StepConfig(
             number,
             plan.returns != END or step + 1 == plan.steps[d],
             plan.returns == END,
             share,
             d_y.shape[1] * d_y.shape[2],
-            left_row(block.d_gates, columns),
-            left_column(block.d_gates, 2 * LANES),
+            lhs_stride(block.d_gates, columns),
+            lhs_column(block.d_gates, 2 * LANES),
             time,
         )
         t, t_before = time_of(d, step, time), time_of(d, max(step - 1, 0), time)
         y_t, y_before = (t, t_before) if plan.returns == SEQUENCE else (0, 0)
-        old, new = kept_at(d, step, start, h_kept), kept_at(d, step + 1, start, h_kept)
-        before = kept_at(d, max(step - 1, 0), start, h_kept)
+        old, new = (saved_at(d, step, start, saved_h), saved_at(d, step + 1, start, saved_h))
+        before = saved_at(d, max(step - 1, 0), start, saved_h)
         first = Group(
-            pointer(gates_start, GATES * old),
-            pointer(c_start, old),
-            pointer(c_start, new),
+            pointer(first_gates, GATES * old),
+            pointer(first_c, old),
+            pointer(first_c, new),
             block.d_operands,
             pointer(d_y, (start, y_t, d * cells)),
             block.d_c,
@@ -268,42 +259,45 @@ def _run_steps_back(d, start, plan, x, weights, kept, mask, d_y, block, d_bias, 
             pointer(d_bias, (d, 0)),
             pointer(mask, (start, t)),
         )
-        gates_before, c_before = pointer(gates_start, GATES * before), pointer(c_start, before)
+        gates_before, c_before = (pointer(first_gates, GATES * before), pointer(first_c, before))
         d_y_before = pointer(d_y, (start, y_before, d * cells))
-        gate_gradients_of_step(first, gates_before, c_before, d_y_before, how, cells, len(mask) > 0)
-        wanted = block.wanted if step > 0 or len(d_x) > 0 or not plan.from_zero else 0
-        h, x_t, x_row = pointer(h_start, old), pointer(x, (start, t, 0)), time * features
-        _multiply_and_pack(block, step, pointer(weights, (d, 0)), wanted, h, x_t, x_row)
+        step_gradients(first, gates_before, c_before, d_y_before, config, cells, len(mask) > 0)
+        wanted = block.wanted if step > 0 or len(d_x) > 0 else 0
+        h, x_t, x_stride = (pointer(first_h, old), pointer(x, (start, t, 0)), time * features)
+        _multiply_and_pack(block, step, weights, wanted, h, x_t, x_stride)
         if len(d_x) > 0:
-            _add_input_gradients(block, pointer(d_x, (start, t, 0)), x_row, d == 0 or t >= plan.steps[0])
+            is_first = d == 0 or t >= plan.steps[0]
+            _add_input_gradients(block, pointer(d_x, (start, t, 0)), x_stride, is_first)
 
 
-@compiled
-def _add_weight_gradients(skip, used, features, scratch, d_weights):
+@inner
+def _add_weight_gradients(skip, used, block, d_weights):
     """Add the products of operands and gates' gradients, summed over samples and steps.
 
     Args:
-        skip: words at the beginning that are 0 in the hidden states' part; used: words that are filled.
+        skip: words at the beginning that are 0 in the hidden states' part.
+        used: words that are filled.
+        block: see `_Block`.
+        d_weights: of one direction, see `backward`.
     """
-    columns = scratch.d_gates.shape[1]
-    cells, depth = columns // GATES, scratch.right.size // columns
-    row, word = left_strides(scratch.d_gates, cells + padded(features), depth)
-    right, panel = pointer(scratch.right, (0,)), PANEL * d_weights.shape[1]
+    cells, depth, values = block.columns // GATES, block.depth, block.d_gates
+    row, word = stacked_lhs_strides(values, cells + round_up(block.features, LANES), depth)
+    panel_stride = PANEL * d_weights.shape[1]
     multiply(
-        Left(pointer(scratch.left, (skip * word,)), row, word),
+        Lhs(pointer(block.lhs, skip * word), row, word),
         cells,
         used - skip,
-        Panels(right, skip, depth),
+        PackedRhs(block.rhs, skip, depth),
         None,
-        Sums(pointer(d_weights, (0, 0, 0)), PANEL, panel),
-        columns,
+        Accumulators(pointer(d_weights, (0, 0, 0)), PANEL, panel_stride),
+        block.columns,
     )
     multiply(
-        Left(pointer(scratch.left, (whole_block(scratch.d_gates, cells) * row,)), row, word),
-        whole_rows(scratch.left, features),
+        Lhs(pointer(block.lhs, round_up(cells, tile_rows(values)) * row), row, word),
+        round_up(block.features, tile_depth(values)),
         used,
-        Panels(right, 0, depth),
+        PackedRhs(block.rhs, 0, depth),
         None,
-        Sums(pointer(d_weights, (0, cells, 0)), PANEL, panel),
-        columns,
+        Accumulators(pointer(d_weights, (0, cells, 0)), PANEL, panel_stride),
+        block.columns,
     )

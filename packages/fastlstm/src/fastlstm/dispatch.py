@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from fastlstm.graph import bilstm, bilstm_in_a_graph, parts_of_a_batch
+from fastlstm.graph import bilstm, parts_of_a_batch
 
 PRECISIONS = ("float32", "bfloat16")
 _TANH = (keras.activations.tanh, keras.ops.tanh, tf.tanh)
@@ -91,6 +91,5 @@ def run(lstms, inputs, mask, readout, precision, training):
         for name in ("kernel", "recurrent_kernel", "bias")
         for lstm in lstms
     ]
-    function = bilstm_in_a_graph if tf.executing_eagerly() else bilstm
     dtype, keep = tf.dtypes.as_dtype(precision), training is not False
-    return function(parts_of_a_batch(), inputs, parameters, None, None, mask, readout, dtype, keep)
+    return bilstm(parts_of_a_batch(), inputs, parameters, mask, readout, dtype, keep)

@@ -4,64 +4,79 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastlstm.activations import SIGMOID, TANH, sigmoids, tanhs
-from fastlstm.jit import compiled, inline
+from fastlstm.activations import SIGMOID, TANH, sigmoid_of_scaled, tanh
+from fastlstm.jit import inline, inner, literal_inline
 from fastlstm.matmul import (
     PANEL,
-    Panels,
-    Sums,
-    as_words,
-    block_left,
+    Accumulators,
+    PackedRhs,
+    begin_products,
+    block_lhs,
     block_part,
     block_rows,
-    left_column,
-    left_row,
+    end_products,
+    lhs_column,
+    lhs_stride,
     multiply_part,
+    round_up,
+    tile_depth,
     values_in_word,
-    whole_rows,
-    whole_words,
     words_in,
 )
-from fastlstm.recurrence import END, GATES, GROUP, MEAN, ONE, SEQUENCE, TWO, ZERO, kept_at, time_of
+from fastlstm.recurrence import END, GATES, GROUP, MEAN, ONE, SEQUENCE, TWO, ZERO, saved_at, time_of
 from fastlstm.simd import (
     LANES,
     aligned,
-    broadcast,
+    as_words,
+    join,
+    load,
+    load_rows,
+    load_some,
     pointer,
     prefetch,
-    read,
-    read_some,
-    write,
-    write_pair,
-    write_some,
+    rows_of,
+    splat,
+    store,
+    store_rows,
+    store_some,
 )
 
 
 class _Scratch(NamedTuple):
-    """Memory of a block: the left operands of all steps' products, sums of two groups, and cell states."""
+    """Pointers to a block's memory.
 
-    operands: np.ndarray
-    z: np.ndarray
-    c: np.ndarray
+    Attributes:
+        operands: left operands of all steps' products (hidden states, inputs), values
+            `(time + 1, block, columns)`. The last step writes its states to the spare one at the end.
+        z: products of two groups of cells, float32 `(2, block, GROUP)`.
+        c: cell states, float32 `(cells / LANES, block, LANES)`.
+        block: number of samples; columns: of the operands.
+    """
+
+    operands: int
+    z: int
+    c: int
+    block: int
+    columns: int
 
 
-class _How(NamedTuple):
-    """What a step does, and the distance from one sample to the next in its arrays."""
+class _StepConfig(NamedTuple):
+    """Settings of a step, and the strides of samples in its arrays."""
 
     number: int
-    keep: bool
-    keep_h: bool
+    save: bool
+    save_h: bool
     write_y: bool
     add_y: bool
     end: bool
     share: float
-    h_row: int
-    y_row: int
-    mask_row: int
+    h_stride: int
+    y_stride: int
+    mask_stride: int
 
 
 class _Group(NamedTuple):
-    """Pointers to a group of cells of the block's first sample; z are the gates' arguments `(block, 64)`."""
+    """Pointers to a group of cells of the first sample; z are the gates' arguments `(block, GROUP)`."""
 
     z: int
     c: int
@@ -69,258 +84,237 @@ class _Group(NamedTuple):
     h: int
     y: int
     mask: int
-    gates_kept: int
-    c_kept: int
-    h_kept: int
+    saved_gates: int
+    saved_c: int
+    saved_h: int
 
 
 @inline
-def _update_cells(group, how, first, last):
+def _update_cells(group, config, first, last):
     """From the gates' arguments z of some samples to their cell states; o is left in z's first columns."""
+    scales = join(splat(SIGMOID), splat(SIGMOID), splat(TANH), splat(SIGMOID))
     for n in range(first, last):
-        row, cell = n * GROUP, n * LANES
-        i, f, g, o = sigmoids(
-            read(group.z, row) * SIGMOID,
-            read(group.z, row + LANES) * SIGMOID,
-            read(group.z, row + 2 * LANES) * TANH,
-            read(group.z, row + 3 * LANES) * SIGMOID,
-            group.gates_kept,
-        )
+        gates, cell = n * GROUP, n * LANES
+        z = load_rows(group.z, gates, LANES, GATES)
+        i, f, g, o = rows_of(sigmoid_of_scaled(z * scales, group.saved_gates))
         g = TWO * g - ONE
-        c = f * read(group.c, cell) + i * g
-        write(group.c, cell, c)
-        write(group.z, row, o)
-        if how.keep:
-            write_pair(group.gates_kept, row, i, f)
-            write_pair(group.gates_kept, row + 2 * LANES, g, o)
-            write(group.c_kept, cell, c)
+        c = f * load(group.c, cell) + i * g
+        store(group.c, cell, c)
+        store(group.z, gates, o)
+        if config.save:
+            store(group.saved_gates, gates, join(i, f, g, o))
+            store(group.saved_c, cell, c)
 
 
 @inline
-def _update_masked_cells(group, how, first, last):
+def _update_masked_cells(group, config, first, last):
     """`_update_cells` of samples that may have ended: their gates are 0, their states stay."""
     for n in range(first, last):
-        cell, c_old = n * LANES, read(group.c, n * LANES)
-        _update_cells(group, how, n, n + 1)
-        if group.mask[n * how.mask_row] == 0:
-            write(group.c, cell, c_old)
-            if how.keep:
-                for v in range(0, GROUP, LANES):
-                    write(group.gates_kept, n * GROUP + v, broadcast(ZERO))
-                write(group.c_kept, cell, c_old)
+        cell, c_old = n * LANES, load(group.c, n * LANES)
+        _update_cells(group, config, n, n + 1)
+        if group.mask[n * config.mask_stride] == 0:
+            store(group.c, cell, c_old)
+            if config.save:
+                zeros = splat(ZERO)
+                store(group.saved_gates, n * GROUP, join(zeros, zeros, zeros, zeros))
+                store(group.saved_c, cell, c_old)
+
+
+@literal_inline
+def _update_hidden_rows(group, config, n, rows):
+    h = load_rows(group.z, n * GROUP, GROUP, rows) * tanh(
+        load_rows(group.c, n * LANES, LANES, rows), group.saved_gates
+    )
+    y, y_stride = n * config.y_stride, config.y_stride
+    store_rows(group.h, n * config.h_stride, config.h_stride, h)
+    if config.add_y:
+        store_rows(group.y, y, y_stride, h * config.share + load_rows(group.y, y, y_stride, rows))
+    elif config.write_y:
+        store_rows(group.y, y, y_stride, h)
+    if config.save_h:
+        store(group.saved_h, n * LANES, h)
 
 
 @inline
-def _write_hidden(group, how, n, tanh_c):
-    h = read(group.z, n * GROUP) * tanh_c
-    write(group.h, n * how.h_row, h)
-    if how.add_y:
-        write(group.y, n * how.y_row, h * how.share + read(group.y, n * how.y_row))
-    elif how.write_y:
-        write(group.y, n * how.y_row, h)
-    if how.keep_h:
-        write(group.h_kept, n * LANES, h)
-
-
-@inline
-def _update_hidden(group, how, first, last):
+def _update_hidden(group, config, first, last):
     """From the cell states, and o in z's first columns, to the hidden states."""
     fours = last - (last - first) % 4
     for n in range(first, fours, 4):
-        cell = n * LANES
-        t0, t1, t2, t3 = tanhs(
-            read(group.c, cell),
-            read(group.c, cell + LANES),
-            read(group.c, cell + 2 * LANES),
-            read(group.c, cell + 3 * LANES),
-            group.gates_kept,
-        )
-        _write_hidden(group, how, n, t0)
-        _write_hidden(group, how, n + 1, t1)
-        _write_hidden(group, how, n + 2, t2)
-        _write_hidden(group, how, n + 3, t3)
+        _update_hidden_rows(group, config, n, 4)
     for n in range(fours, last):
-        c = read(group.c, n * LANES)
-        t0, _, _, _ = tanhs(c, c, c, c, group.gates_kept)
-        _write_hidden(group, how, n, t0)
+        _update_hidden_rows(group, config, n, 1)
 
 
 @inline
-def _undo_hidden(group, how, first, last):
+def _undo_hidden(group, config, first, last):
     """After `_update_hidden`, of samples that have ended: h stays, the output is 0 or the last h."""
     for n in range(first, last):
-        if group.mask[n * how.mask_row] == 0:
-            h = read(group.h_old, n * how.h_row)
-            write(group.h, n * how.h_row, h)
-            if how.keep_h:
-                write(group.h_kept, n * LANES, h)
-            if how.end:
-                write(group.y, n * how.y_row, h)
-            elif how.write_y:
-                write(group.y, n * how.y_row, broadcast(ZERO))
+        if group.mask[n * config.mask_stride] == 0:
+            h = load(group.h_old, n * config.h_stride)
+            store(group.h, n * config.h_stride, h)
+            if config.save_h:
+                store(group.saved_h, n * LANES, h)
+            if config.end:
+                store(group.y, n * config.y_stride, h)
+            elif config.write_y:
+                store(group.y, n * config.y_stride, splat(ZERO))
 
 
 @inline
-def _prefetch_next(group, how, first, last):
-    """Fetch what the next group of cells is written to."""
+def _prefetch_next(group, config, first, last):
+    """Prefetch what the next group of cells is written to."""
     for n in range(first, last):
-        if how.write_y:
-            prefetch(group.y, n * how.y_row + LANES, LANES)
-        if how.keep:
-            following = how.number + n
-            prefetch(group.gates_kept, following * GROUP, GROUP)
-            prefetch(group.c_kept, following * LANES, LANES)
-            prefetch(group.h_kept, following * LANES, LANES)
+        if config.write_y:
+            prefetch(group.y, n * config.y_stride + LANES, LANES)
+        if config.save:
+            following = config.number + n
+            prefetch(group.saved_gates, following * GROUP, GROUP)
+            prefetch(group.saved_c, following * LANES, LANES)
+            prefetch(group.saved_h, following * LANES, LANES)
 
 
-@compiled
-def _read_inputs(x, start, number, cells, operands):
+@inner
+def _read_inputs(x, start, number, cells, scratch):
     """Write a block's inputs to the left operands of all steps' products, beside the hidden states."""
     _, time, features = x.shape
-    whole, row = features // LANES * LANES, left_row(operands, operands.shape[2])
+    whole, stride = (features // LANES * LANES, lhs_stride(scratch.operands, scratch.columns))
     for t in range(time):
-        source, target = pointer(x, (start, t, 0)), pointer(operands, (t, 0, 0))
+        source = pointer(x, (start, t, 0))
+        target = pointer(scratch.operands, t * scratch.block * scratch.columns)
         for n in range(number):
-            i, j = n * time * features, n * row
+            i, j = n * time * features, n * stride
             for k in range(0, whole, LANES):
-                write(target, j + left_column(operands, cells + k), read(source, i + k))
+                store(target, j + lhs_column(scratch.operands, cells + k), load(source, i + k))
             if whole < features:
-                write_some(
-                    target,
-                    j + left_column(operands, cells + whole),
-                    read_some(source, i + whole, features - whole),
-                    features - whole,
-                )
+                value = load_some(source, i + whole, features - whole)
+                column = lhs_column(scratch.operands, cells + whole)
+                store_some(target, j + column, value, features - whole)
 
 
-@compiled
-def _begin(d, start, number, plan, h0, c0, scratch, kept):
-    """Write a block's initial states to where the first step reads them."""
-    _, block, columns = scratch.operands.shape
-    row = left_row(scratch.operands, columns)
-    cells, time = kept.h.shape[3], len(scratch.operands) - 1
-    at, operand = kept_at(d, 0, start, kept.h), pointer(scratch.operands, (time_of(d, 0, time), 0, 0))
-    h_start, c_start = pointer(kept.h, (0, 0, 0, 0)), pointer(kept.c, (0, 0, 0, 0))
+@inner
+def _write_initial_states(d, start, number, plan, time, cells, scratch, saved):
+    """Write a block's initial states, zeros, to where the first step reads them."""
+    stride = lhs_stride(scratch.operands, scratch.columns)
+    at, saved_h, saved_c = saved_at(d, 0, start, saved.h), saved.h, saved.c
+    operand = pointer(scratch.operands, time_of(d, 0, time) * scratch.block * scratch.columns)
+    first_h, first_c = pointer(saved_h, (0, 0, 0, 0)), pointer(saved_c, (0, 0, 0, 0))
     for n in range(number):
         for k in range(0, cells, LANES):
-            h = c = broadcast(ZERO)
-            if not plan.from_zero:
-                h, c = read(h0, (d, start + n, k)), read(c0, (d, start + n, k))
-            write(operand, n * row + left_column(scratch.operands, k), h)
-            write(scratch.c, (k * block + n * LANES,), c)
-            if plan.keep:
-                write(h_start, at + k * number + n * LANES, h)
-                write(c_start, at + k * number + n * LANES, c)
+            store(operand, n * stride + lhs_column(scratch.operands, k), splat(ZERO))
+            store(scratch.c, k * scratch.block + n * LANES, splat(ZERO))
+            if plan.save:
+                store(first_h, at + k * number + n * LANES, splat(ZERO))
+                store(first_c, at + k * number + n * LANES, splat(ZERO))
 
 
-@compiled
-def forward(plan, x, weights, bias, h0, c0, mask, kept, y):
-    """All steps of both directions.
+@inner
+def forward(plan, x, packed, bias, mask, saved, y):
+    """All steps of both directions, or of the forward one.
 
     Args:
         plan: see `Plan`.
         x: inputs, float32 `(batch, time, features)`.
-        weights: packed, of each direction: words of `(cells + features, 4 * cells)`.
-        bias: float32 `(2, 4 * cells)`.
-        h0, c0: initial states, float32 `(2, batch, cells)`; not read if they are zeros.
+        packed: of each direction: values that hold the words of `(cells + features, 4 * cells)`.
+        bias: float32 `(directions, 4 * cells)`.
         mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
-        kept: see `Kept`, written.
-        y: float32 `(batch, time, 2 * cells)` for `SEQUENCE`, else `(batch, 1, 2 * cells)`; written.
+        saved: see `SavedActivations`, written.
+        y: written, float32 `(batch, time or 1, directions * cells)`; time for `SEQUENCE`.
     """
+    tile_state = begin_products(packed)
     batch, time, features = x.shape
-    cells, block = bias.shape[1] // GATES, block_rows(kept.gates)
-    # The last step writes its states to a spare operand.
-    row = words_in(kept.gates, cells + features) * values_in_word(kept.gates)
-    operands = aligned((time + 1) * block * row, kept.gates).reshape((time + 1, block, row))
-    if cells + features < row:
+    cells, block = bias.shape[1] // GATES, block_rows(packed)
+    columns = words_in(packed, cells + features) * values_in_word(packed)
+    operands = aligned((time + 1) * block * columns, packed)
+    if cells + features < columns:
         operands[:] = 0
-    scratch = _Scratch(operands, aligned(2 * block * GROUP, y), aligned(block * cells, y))
+    z, c = aligned(2 * block * GROUP, y), aligned(block * cells, y)
+    scratch = _Scratch(pointer(operands, (0,)), pointer(z, (0,)), pointer(c, (0,)), block, columns)
     if plan.returns == MEAN:
         y[:] = 0
     for start in range(0, batch, block):
         number = min(block, batch - start)
-        _read_inputs(x, start, number, cells, operands)
-        for d in range(2):
-            _begin(d, start, number, plan, h0, c0, scratch, kept)
-            _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y)
+        _read_inputs(x, start, number, cells, scratch)
+        for d in range(len(bias)):
+            _write_initial_states(d, start, number, plan, time, cells, scratch, saved)
+            _run_steps(d, start, number, plan, time, packed, bias, mask, scratch, saved, y)
+    end_products(tile_state)
+    # Pointers do not keep arrays alive.
+    operands[0], z[0], c[0] = 0, 0, 0
 
 
-@compiled
-def _run_steps(d, start, number, plan, weights, bias, mask, scratch, kept, y):
+@inner
+def _run_steps(d, start, number, plan, time, packed, bias, mask, scratch, saved, y):
     """The steps of one direction for a block of samples; arguments as in `forward`."""
-    _, y_times, columns = y.shape
-    _, block, operand_columns = scratch.operands.shape
-    h_row = left_row(scratch.operands, operand_columns)
-    cells, time, words = columns // 2, len(scratch.operands) - 1, as_words(scratch.operands)
-    depth, rows, part = words.shape[2], whole_rows(weights, number), block_part(kept.gates)
+    _, y_times, y_columns = y.shape
+    operands, block, columns = scratch.operands, scratch.block, scratch.columns
+    cells, depth, part = (bias.shape[1] // GATES, columns // values_in_word(packed), block_part(packed))
+    rows, parts = round_up(number, tile_depth(packed)), (number + part - 1) // part
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
-    h_kept, gates_start = kept.h, pointer(kept.gates, (0, 0, 0, 0))
-    h_start, c_start = pointer(h_kept, (0, 0, 0, 0)), pointer(kept.c, (0, 0, 0, 0))
-    operands, z, c = pointer(scratch.operands, (0, 0, 0)), pointer(scratch.z, (0,)), pointer(scratch.c, (0,))
+    saved_h = saved.h
+    first_gates, first_h = (pointer(saved.gates, (0, 0, 0, 0)), pointer(saved_h, (0, 0, 0, 0)))
+    first_c, weights = pointer(saved.c, (0, 0, 0, 0)), as_words(pointer(packed, (d, 0)))
     for step in range(plan.steps[d]):
         t, last = time_of(d, step, time), step + 1 == plan.steps[d]
-        t_next, y_t = time if last else time_of(d, step + 1, time), t if plan.returns == SEQUENCE else 0
-        how = _How(
+        t_next, y_t = (time if last else time_of(d, step + 1, time), t if plan.returns == SEQUENCE else 0)
+        config = _StepConfig(
             number,
-            plan.keep,
-            plan.keep and not last,
+            plan.save,
+            plan.save and not last,
             plan.returns == SEQUENCE or (plan.returns == END and last),
             plan.returns == MEAN,
             plan.returns == END,
             ONE / np.float32(plan.steps[d]),
-            h_row,
-            y_times * columns,
+            lhs_stride(operands, columns),
+            y_times * y_columns,
             time,
         )
-        # While the states are zero, the inputs are all that is multiplied.
-        skip = whole_words(kept.gates, cells) if step == 0 and plan.from_zero else 0
-        left = block_left(pointer(words, (t, 0, 0)), depth, skip)
-        old, new = kept_at(d, step, start, h_kept), kept_at(d, step + 1, start, h_kept)
+        # In the first step the states are zero, so only the inputs are multiplied.
+        skip = 0
+        if step == 0:
+            skip = cells // values_in_word(packed) // tile_depth(packed) * tile_depth(packed)
+        lhs = block_lhs(as_words(pointer(operands, t * block * columns)), depth, skip)
+        new = saved_at(d, step + 1, start, saved_h)
+        gates = saved_at(d, step, start, saved_h) * GATES
         for k in range(-LANES, cells, LANES):
             turn, j = k // LANES % 2, GATES * (k + LANES)
-            panels = Panels(pointer(weights, (d, j * depth)), skip, depth)
+            column = lhs_column(operands, k)
             group = _Group(
-                pointer(z, turn * block * GROUP),
-                pointer(c, k * block),
-                pointer(operands, t * block * operand_columns + left_column(scratch.operands, k)),
-                pointer(operands, t_next * block * operand_columns + left_column(scratch.operands, k)),
+                pointer(scratch.z, turn * block * GROUP),
+                pointer(scratch.c, k * block),
+                pointer(operands, t * block * columns + column),
+                pointer(operands, t_next * block * columns + column),
                 pointer(y, (start, y_t, d * cells + k)),
                 pointer(mask, (start, t)),
-                pointer(gates_start, GATES * (old + k * number)),
-                pointer(c_start, new + k * number),
-                pointer(h_start, new + k * number),
+                pointer(first_gates, gates + GATES * k * number),
+                pointer(first_c, new + k * number),
+                pointer(first_h, new + k * number),
             )
             for n in range(0, number, part):
                 # The next group's product beside this group's gates, which must not wait for theirs.
                 if k + LANES < cells:
-                    multiply_part(
-                        n // part,
-                        (number + part - 1) // part,
-                        left,
-                        rows,
-                        depth - skip,
-                        panels,
-                        pointer(bias, (d, j)),
-                        Sums(pointer(z, (1 - turn) * block * GROUP), GROUP, PANEL),
-                        GROUP,
-                    )
+                    rhs = PackedRhs(pointer(weights, j * depth), skip, depth)
+                    out = Accumulators(pointer(scratch.z, (1 - turn) * block * GROUP), GROUP, PANEL)
+                    start_at = pointer(bias, (d, j))
+                    multiply_part(n // part, parts, lhs, rows, depth - skip, rhs, start_at, out, GROUP)
                 if k >= 0:
-                    _update(group, how, n, min(n + part, number), k + LANES < cells, len(mask) > 0)
+                    end = min(n + part, number)
+                    _update(group, config, n, end, k + LANES < cells, len(mask) > 0)
 
 
 @inline
-def _update(group, how, first, last, more, masked):
+def _update(group, config, first, last, more, masked):
     """Update the states of a group of cells of some samples.
 
     Args:
-        more: whether there is another group after it; masked: whether samples may have ended.
+        more: whether there is another group after it.
+        masked: whether samples may have ended.
     """
     if more:
-        _prefetch_next(group, how, first, last)
+        _prefetch_next(group, config, first, last)
     if masked:
-        _update_masked_cells(group, how, first, last)
+        _update_masked_cells(group, config, first, last)
     else:
-        _update_cells(group, how, first, last)
-    _update_hidden(group, how, first, last)
+        _update_cells(group, config, first, last)
+    _update_hidden(group, config, first, last)
     if masked:
-        _undo_hidden(group, how, first, last)
+        _undo_hidden(group, config, first, last)

@@ -1,25 +1,44 @@
-"""The elementwise part of the gradient, from the hidden states to the gates' arguments, for `backward.py`."""
+"""The elementwise part of the gradient, from the hidden states to the gates' arguments. For `backward.py`."""
 
 from typing import NamedTuple
 
-from fastlstm.activations import tanhs
-from fastlstm.jit import inline
-from fastlstm.matmul import PANEL, block_rows, in_panels, left_column
+from fastlstm.activations import tanh
+from fastlstm.jit import inline, literal_inline
+from fastlstm.matmul import PANEL, block_rows, lhs_column, panel_column
 from fastlstm.recurrence import GATES, GROUP, ONE, ZERO
-from fastlstm.simd import LANES, broadcast, pointer, prefetch, read, write, write_pair
+from fastlstm.simd import (
+    LANES,
+    add_rows,
+    join,
+    load,
+    load_rows,
+    pointer,
+    prefetch,
+    splat,
+    store,
+    store_row_pairs,
+)
 
 
-class How(NamedTuple):
-    """What a step does, and the distance from one sample to the next in its arrays."""
+class StepConfig(NamedTuple):
+    """Settings of a step, and the strides of samples in its arrays.
+
+    Attributes:
+        number: samples in the block.
+        has_y: whether y depends on the hidden states of this step.
+        end: whether y is the hidden state after the last step.
+        share: factor of d_y.
+        d_gates_half: distance of the candidate gate's gradient from the input gate's.
+    """
 
     number: int
     has_y: bool
     end: bool
     share: float
-    d_y_row: int
-    d_gates_row: int
+    d_y_stride: int
+    d_gates_stride: int
     d_gates_half: int
-    mask_row: int
+    mask_stride: int
 
 
 class Group(NamedTuple):
@@ -37,119 +56,103 @@ class Group(NamedTuple):
     mask: int
 
 
-@inline
-def _hidden_gradient(group, how, n):
-    d_h = read(group.d_h, n * PANEL)
-    return d_h + read(group.d_y, n * how.d_y_row) * how.share if how.has_y else d_h
-
-
-@inline
-def _gate_gradient(group, how, n, tanh_c, d_h):
-    """The gradients of the gates' arguments of a sample; those of the cell states go back by a step."""
-    gate, cell, out = n * GROUP, n * LANES, n * how.d_gates_row
-    i, f = read(group.gates, gate), read(group.gates, gate + LANES)
-    g, o = read(group.gates, gate + 2 * LANES), read(group.gates, gate + 3 * LANES)
-    d_c = read(group.d_c, cell) + d_h * o * (ONE - tanh_c * tanh_c)
+@literal_inline
+def _row_gradients(group, config, n, rows):
+    """Gradients of the gates' arguments for 1 or 4 samples; d_c goes back by a step."""
+    gate, cell = n * GROUP, n * LANES
+    d_h = load_rows(group.d_h, n * PANEL, PANEL, rows)
+    if config.has_y:
+        d_h = d_h + load_rows(group.d_y, n * config.d_y_stride, config.d_y_stride, rows) * config.share
+    tanh_c = tanh(load_rows(group.c_new, cell, LANES, rows), group.gates)
+    i = load_rows(group.gates, gate, GROUP, rows)
+    f = load_rows(group.gates, gate + LANES, GROUP, rows)
+    g = load_rows(group.gates, gate + 2 * LANES, GROUP, rows)
+    o = load_rows(group.gates, gate + 3 * LANES, GROUP, rows)
+    d_c = load_rows(group.d_c, cell, LANES, rows) + d_h * o * (ONE - tanh_c * tanh_c)
     d_i = d_c * g * i * (ONE - i)
-    d_f = d_c * read(group.c_old, cell) * f * (ONE - f)
+    d_f = d_c * load_rows(group.c_old, cell, LANES, rows) * f * (ONE - f)
     d_g = d_c * i * (ONE - g * g)
     d_o = d_h * tanh_c * o * (ONE - o)
-    write(group.d_c, cell, d_c * f)
-    write_pair(group.d_gates, out, d_i, d_f)
-    write_pair(group.d_gates, out + how.d_gates_half, d_g, d_o)
+    store(group.d_c, cell, d_c * f)
+    out, stride = n * config.d_gates_stride, config.d_gates_stride
+    store_row_pairs(group.d_gates, out, stride, d_i, d_f)
+    store_row_pairs(group.d_gates, out + config.d_gates_half, stride, d_g, d_o)
     return d_i, d_f, d_g, d_o
 
 
 @inline
-def _gate_gradients(group, how, first, last):
-    """`_gate_gradient` of some samples; the gradient of the bias is added to d_bias."""
-    b_i, b_f = read(group.d_bias, 0), read(group.d_bias, LANES)
-    b_g, b_o = read(group.d_bias, 2 * LANES), read(group.d_bias, 3 * LANES)
+def _gate_gradients(group, config, first, last):
+    """`_row_gradients` of some samples, and the gradient of the bias, which is added to d_bias."""
+    b_i, b_f = load(group.d_bias, 0), load(group.d_bias, LANES)
+    b_g, b_o = load(group.d_bias, 2 * LANES), load(group.d_bias, 3 * LANES)
     fours = last - (last - first) % 4
     for n in range(first, fours, 4):
-        cell = n * LANES
-        t0, t1, t2, t3 = tanhs(
-            read(group.c_new, cell),
-            read(group.c_new, cell + LANES),
-            read(group.c_new, cell + 2 * LANES),
-            read(group.c_new, cell + 3 * LANES),
-            group.gates,
-        )
-        # All are read before anything is written, which the compiler would not dare to reorder.
-        h0, h1 = _hidden_gradient(group, how, n), _hidden_gradient(group, how, n + 1)
-        h2, h3 = _hidden_gradient(group, how, n + 2), _hidden_gradient(group, how, n + 3)
-        i0, f0, g0, o0 = _gate_gradient(group, how, n, t0, h0)
-        i1, f1, g1, o1 = _gate_gradient(group, how, n + 1, t1, h1)
-        i2, f2, g2, o2 = _gate_gradient(group, how, n + 2, t2, h2)
-        i3, f3, g3, o3 = _gate_gradient(group, how, n + 3, t3, h3)
-        b_i, b_f = b_i + i0 + i1 + (i2 + i3), b_f + f0 + f1 + (f2 + f3)
-        b_g, b_o = b_g + g0 + g1 + (g2 + g3), b_o + o0 + o1 + (o2 + o3)
+        i, f, g, o = _row_gradients(group, config, n, 4)
+        b_i, b_f, b_g, b_o = (add_rows(b_i, i), add_rows(b_f, f), add_rows(b_g, g), add_rows(b_o, o))
     for n in range(fours, last):
-        c = read(group.c_new, n * LANES)
-        t0, _, _, _ = tanhs(c, c, c, c, group.gates)
-        i0, f0, g0, o0 = _gate_gradient(group, how, n, t0, _hidden_gradient(group, how, n))
-        b_i, b_f, b_g, b_o = b_i + i0, b_f + f0, b_g + g0, b_o + o0
-    write(group.d_bias, 0, b_i)
-    write(group.d_bias, LANES, b_f)
-    write(group.d_bias, 2 * LANES, b_g)
-    write(group.d_bias, 3 * LANES, b_o)
+        i, f, g, o = _row_gradients(group, config, n, 1)
+        b_i, b_f, b_g, b_o = (add_rows(b_i, i), add_rows(b_f, f), add_rows(b_g, g), add_rows(b_o, o))
+    store(group.d_bias, 0, join(b_i, b_f, b_g, b_o))
 
 
 @inline
-def _masked_gate_gradients(group, how):
-    """`_gate_gradients` of samples that may have ended: their d_h reaches earlier steps in d_past alone."""
-    for n in range(how.number):
-        past = read(group.d_past, n * LANES) + read(group.d_h, n * PANEL)
-        if group.mask[n * how.mask_row] == 0:
-            if how.has_y and how.end:
-                past = past + read(group.d_y, n * how.d_y_row)
-            write(group.d_past, n * LANES, past)
-            for out in (n * how.d_gates_row, n * how.d_gates_row + how.d_gates_half):
-                write_pair(group.d_gates, out, broadcast(ZERO), broadcast(ZERO))
+def _masked_gate_gradients(group, config):
+    """`_gate_gradients` of samples that may have ended: d_h reaches earlier steps only through d_past."""
+    for n in range(config.number):
+        past = load(group.d_past, n * LANES) + load(group.d_h, n * PANEL)
+        if group.mask[n * config.mask_stride] == 0:
+            if config.has_y and config.end:
+                past = past + load(group.d_y, n * config.d_y_stride)
+            store(group.d_past, n * LANES, past)
+            zeros, stride = splat(ZERO), config.d_gates_stride
+            store_row_pairs(group.d_gates, n * stride, stride, zeros, zeros)
+            store_row_pairs(group.d_gates, n * stride + config.d_gates_half, stride, zeros, zeros)
         else:
-            write(group.d_h, n * PANEL, past)
-            write(group.d_past, n * LANES, broadcast(ZERO))
-            _gate_gradients(group, how, n, n + 1)
+            store(group.d_h, n * PANEL, past)
+            store(group.d_past, n * LANES, splat(ZERO))
+            _gate_gradients(group, config, n, n + 1)
 
 
 @inline
-def _prefetch(how, gates, c_old, d_y):
-    for n in range(how.number):
+def _prefetch(config, gates, c_old, d_y):
+    for n in range(config.number):
         prefetch(gates, n * GROUP, GROUP)
         prefetch(c_old, n * LANES, LANES)
-        if how.has_y:
-            prefetch(d_y, n * how.d_y_row, LANES)
+        if config.has_y:
+            prefetch(d_y, n * config.d_y_stride, LANES)
 
 
 @inline
-def gate_gradients_of_step(first, gates_before, c_before, d_y_before, how, cells, masked):
-    """The gradients of all gates of a step.
+def step_gradients(first, gates_before, c_before, d_y_before, config, cells, masked):
+    """Gradients of all gates of a step.
 
     Args:
-        first: pointers to the first group of cells; gates_before, c_before, d_y_before: to that of the step
-            before, which comes next.
+        first: pointers to the first group of cells.
+        gates_before, c_before, d_y_before: pointers to that of the step before, which comes next.
+        config: see `StepConfig`.
+        cells: number of cells.
         masked: whether samples may have ended.
     """
-    block = block_rows(first.gates)
+    block, number = block_rows(first.gates), config.number
     for k in range(0, cells, LANES):
         group = Group(
-            pointer(first.gates, GATES * k * how.number),
-            pointer(first.c_old, k * how.number),
-            pointer(first.c_new, k * how.number),
-            pointer(first.d_h, in_panels(k, block)),
+            pointer(first.gates, GATES * k * number),
+            pointer(first.c_old, k * number),
+            pointer(first.c_new, k * number),
+            pointer(first.d_h, panel_column(k, block)),
             pointer(first.d_y, k),
             pointer(first.d_c, k * block),
             pointer(first.d_past, k * block),
-            pointer(first.d_gates, left_column(first.d_gates, GATES * k)),
+            pointer(first.d_gates, lhs_column(first.d_gates, GATES * k)),
             pointer(first.d_bias, GATES * k),
             first.mask,
         )
         if k + LANES < cells:
-            gates, c = pointer(group.gates, GROUP * how.number), pointer(group.c_old, LANES * how.number)
-            _prefetch(how, gates, c, pointer(group.d_y, LANES))
+            gates, c = (pointer(group.gates, GROUP * number), pointer(group.c_old, LANES * number))
+            _prefetch(config, gates, c, pointer(group.d_y, LANES))
         else:
-            _prefetch(how, gates_before, c_before, d_y_before)
+            _prefetch(config, gates_before, c_before, d_y_before)
         if masked:
-            _masked_gate_gradients(group, how)
+            _masked_gate_gradients(group, config)
         else:
-            _gate_gradients(group, how, 0, how.number)
+            _gate_gradients(group, config, 0, number)

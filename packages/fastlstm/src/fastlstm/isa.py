@@ -1,6 +1,6 @@
-"""Which of the processor's instruction sets the layer is compiled for: `ISA`, decided at import.
+"""The instruction set that the package is compiled for: `ISA`, decided at import.
 
-The environment variable `BILSTM_ISA` names another one that the processor has, for tests and comparisons.
+The environment variable `FASTLSTM_ISA` names another one that the processor has, for tests and comparisons.
 """
 
 import ctypes
@@ -60,22 +60,22 @@ def available() -> list[str]:
         found.remove("amx")
         _log.warning(
             "the operating system does not let this process use the processor's AMX tiles; "
-            "the BiLSTM layer uses %s instead",
+            "fastlstm uses %s instead",
             found[0],
         )
     return found
 
 
 def _chosen() -> str:
-    """The best instruction set, or that of `BILSTM_ISA`.
+    """The best instruction set, or that of `FASTLSTM_ISA`.
 
     Raises:
-        ValueError: `BILSTM_ISA` is none that this process may use.
+        ValueError: `FASTLSTM_ISA` is none that this process may use.
     """
     isas = available()
-    isa = os.environ.get("BILSTM_ISA") or isas[0]
+    isa = os.environ.get("FASTLSTM_ISA") or isas[0]
     if isa not in isas:
-        raise ValueError(f"BILSTM_ISA must be one of {isas} on this machine, not {isa!r}")
+        raise ValueError(f"FASTLSTM_ISA must be one of {isas} on this machine, not {isa!r}")
     return isa
 
 

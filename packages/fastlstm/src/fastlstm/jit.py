@@ -1,30 +1,32 @@
-"""Numba's decorators as the layer's compiled code uses them; what they compile is cached on disk."""
+"""Numba's decorators for this package, and the cache of compiled code."""
 
 import contextlib
-import fcntl
 import hashlib
-import io
-import os
-import stat
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numba
-from numba.core import caching
+from numba.extending import overload
 
 # Before anything is compiled: it may tell Numba what to compile for.
 from fastlstm.isa import ISA
 
+if numba.config.DISABLE_JIT:
+    raise ImportError(
+        "fastlstm needs Numba's compiler: unset NUMBA_DISABLE_JIT, or disable_jit in .numba_config.yaml"
+    )
+
 # The Keras side, which may change without a new compilation.
-_NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers")
+_NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers", "ops")
 
 
-def _folder() -> str:
-    """The cache's folder, named by the code's content and the instruction set.
+def _folder() -> Path:
+    """Cache folder, named by a hash of the package's code and the instruction set.
 
-    Numba itself recompiles a function only when its own file changes, but the compiled code has the other
-    files' functions in it. And processes that start after a change must not share a folder with old code.
+    Numba recompiles a function only when its own file changes, but the compiled code contains other files'
+    functions.
     """
     here = Path(__file__)
     digest = hashlib.sha256(ISA.encode())
@@ -32,103 +34,68 @@ def _folder() -> str:
         if file.stem not in _NOT_COMPILED:
             digest.update(file.read_bytes())
     name = f"numba_{digest.hexdigest()[:8]}"
-    for base in _bases(here):
-        with contextlib.suppress(OSError):
-            folder = Path(base, name)
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return str(folder)
-    return tempfile.mkdtemp(prefix="numba_")
+    for base in (numba.config.CACHE_DIR, here.with_name("__pycache__"), Path("~/.cache/numba").expanduser()):
+        if base:
+            with contextlib.suppress(OSError):
+                folder = Path(base, name)
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    return folder
+    return Path(tempfile.mkdtemp(prefix="numba_"))
 
 
-def _bases(here: Path) -> Iterator[str | Path]:
-    """Folders that may be writable, best first."""
-    if numba.config.CACHE_DIR:
-        yield numba.config.CACHE_DIR
-    yield here.with_name("__pycache__")
-    with contextlib.suppress(RuntimeError):  # this user has no home
-        yield Path.home() / ".cache/numba"
-    # Only this user's own: what is in it is run.
-    with contextlib.suppress(OSError):
-        temporary = Path(tempfile.gettempdir(), f"numba_{os.getuid()}")
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        status = temporary.lstat()
-        if status.st_uid == os.getuid() and status.st_mode == stat.S_IFDIR | 0o700:
-            yield temporary
+FOLDER = _folder()
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
-class _CacheFile(caching.IndexDataCacheFile):
-    """Numba's files with their SHA-256 at the end, which `pickle` ignores; a damaged one counts as none."""
-
-    @contextlib.contextmanager
-    def _open_for_write(self, path):
-        content = io.BytesIO()
-        yield content
-        with super()._open_for_write(path) as file:
-            file.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
-
-    def _load_index(self):
-        return super()._load_index() if _is_whole(self._index_path) else {}
-
-    def _load_data(self, name):
-        return super()._load_data(name) if _is_whole(self._data_path(name)) else None
-
-    def save(self, key, data):
-        # Numba reads the index, adds to it and writes it. Without the lock, what another process adds
-        # meanwhile would be lost. A full disk loses the time to compile again, nothing else.
-        with lock("index", wait=True), contextlib.suppress(OSError):
-            super().save(key, data)
+# For functions that only compiled code calls. `literal_inline` hands constant arguments on as constants.
+inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+inline = numba.njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+literal_inline = numba.njit(inline="always")
 
 
-def _is_whole(path):
-    try:
-        content = Path(path).read_bytes()
-    except OSError:
-        return False
-    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+def constant(function: Callable) -> Callable:
+    """Make function(item type) a compile-time constant of an array or pointer.
 
-
-_FOLDER = _folder()
-
-
-def cached(decorator: Callable) -> Callable:
-    """A decorator of Numba that caches in the layer's folder."""
-
-    def decorate(function):
-        # Numba reads these two when it decorates.
-        others = numba.config.CACHE_DIR, caching.IndexDataCacheFile
-        numba.config.CACHE_DIR, caching.IndexDataCacheFile = _FOLDER, _CacheFile
-        try:
-            return decorator(function)
-        finally:
-            numba.config.CACHE_DIR, caching.IndexDataCacheFile = others
-
-    return decorate
-
-
-@contextlib.contextmanager
-def lock(name: str, wait: bool) -> Iterator[bool]:
-    """Hold a lock of the cache's folder, against other processes and threads.
-
-    Args:
-        name: of the lock.
-        wait: until it is free.
-
-    Yields:
-        False if another one holds it. True also where files cannot be locked.
+    The result takes the array or pointer itself, also in Python.
     """
-    held = True
+
+    def of_array(array):
+        return function(numba.from_dtype(array.dtype))
+
+    def implement(array):
+        value = function(array.dtype)
+        return lambda array: value
+
+    overload(of_array, inline="always")(implement)
+    return of_array
+
+
+def compile_and_announce(precision: str, bodies: dict[str, Callable], signature) -> dict[str, Callable]:
+    """Compile functions for C, or load them from the cache; other processes wait meanwhile."""
+    done = FOLDER / f"{precision}.done"
     with contextlib.ExitStack() as stack:
+        if not done.exists():
+            _lock(stack.enter_context(open(FOLDER / "lock", "w")))
+        if not done.exists():
+            print(
+                f"fastlstm: compiling for {ISA}, {precision}; only the first use takes this long",
+                file=sys.stderr,
+            )
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(FOLDER)  # read when Numba decorates
         try:
-            file = stack.enter_context(open(Path(_FOLDER, f"{name}.lock"), "w"))
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # a child may have the file open, too
-        except BlockingIOError:
-            held = False
-        except OSError:
-            pass
-        yield held
+            functions = {name: numba.cfunc(signature, cache=True)(body) for name, body in bodies.items()}
+        finally:
+            numba.config.CACHE_DIR = before
+        done.touch()
+    return functions
 
 
-compiled = cached(numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}))
-inline = numba.njit(inline="always")
+def _lock(file):
+    """Wait for the lock of a file, which closing it releases."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: every process compiles for itself
+        return
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)

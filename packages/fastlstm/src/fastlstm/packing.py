@@ -5,152 +5,150 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from fastlstm.jit import compiled
-from fastlstm.matmul import PANEL, as_words, on_tiles_of, padded, values_in_word, words_in
-from fastlstm.simd import INTS, LANES, item, pointer, write_transposed
+from fastlstm.jit import inline, inner
+from fastlstm.matmul import PANEL, on_tiles, on_tiles_of, values_in_word, words_in
+from fastlstm.simd import INTS, LANES, item, pointer, vector_constant, write_transposed
 
 
 @intrinsic
-def _write_words(typing_context, out, place, first, i, second, j):
-    """LANES words in a row, made of values of two arrays; of float32, of the first's."""
+def _write_words(typing_context, out, index, values, first, second):
+    """LANES words in a row: float32 from an index on, or pairs of the bfloat16 from two indices on."""
 
     def generate(context, builder, signature, arguments):
         kinds = signature.args
         in_pairs = kinds[0].dtype == types.uint32
-        values = ir.VectorType(ir.IntType(16) if in_pairs else ir.FloatType(), LANES)
-
-        def address(n, of):
-            return builder.bitcast(item(context, builder, kinds[n:], arguments[n:]), of.as_pointer())
+        vector = ir.VectorType(ir.IntType(16) if in_pairs else ir.FloatType(), LANES)
 
         def load(n):
-            value = builder.load(address(n, values))
+            place = item(context, builder, (kinds[2], kinds[n]), (arguments[2], arguments[n]))
+            value = builder.load(builder.bitcast(place, vector.as_pointer()))
             value.align = 2 if in_pairs else 4
             return value
 
-        words = load(2)
+        words = load(3)
         if in_pairs:
-            high = builder.shl(builder.zext(load(4), INTS), ir.Constant(INTS, [16] * LANES))
+            high = builder.shl(builder.zext(load(4), INTS), vector_constant(ir.IntType(32), 16))
             words = builder.or_(builder.zext(words, INTS), high)
-        builder.store(words, address(0, words.type)).align = 4
+        target = item(context, builder, kinds, arguments)
+        builder.store(words, builder.bitcast(target, words.type.as_pointer())).align = 4
         return context.get_dummy_value()
 
-    return types.void(out, place, first, i, second, j), generate
+    return types.void(out, index, values, first, second), generate
 
 
-def _drop_seconds(words):
-    """Clear the second value of each of LANES words, which a pointer leads to."""
+def _zero_seconds(words):
+    """Clear the second value of each of LANES words of pairs."""
 
 
-@overload(_drop_seconds)
-def _drop_seconds_any(words):
-    if words.dtype == types.uint32:
+@overload(_zero_seconds)
+def _zero_seconds_of(words):
+    if words.dtype != types.uint32:
+        return lambda words: None
 
-        def drop(words):
-            for k in range(LANES):
-                words[k] &= np.uint32(0xFFFF)
+    def implementation(words):
+        for k in range(LANES):
+            words[k] &= np.uint32(0xFFFF)
 
-        return drop
-    return lambda words: None
+    return implementation
 
 
-@compiled
-def pack_rows(a, rows, row, width, out):
+@inner
+def pack_rows(values, rows, stride, width, out):
     """Write some columns of rows in the order in which tiles read a panel of a right operand.
 
     Args:
-        a: pointer to values `(rows, width)`: some of what is summed over; row: from one row to the next.
+        values: pointer to values `(rows, width)`, a slice along the reduction axis.
+        stride: of the rows.
         width: PANEL, or LANES.
         out: pointer to words `(rows in words, width)`. If the rows do not fill the last word, its second
-            value is anything: on the left it must be 0.
+            value is undefined: on the left it must be 0.
     """
-    in_word = values_in_word(a)
-    for v in range(0, width, LANES):
+    in_word = values_in_word(values)
+    for column in range(0, width, LANES):
         for first in range(0, rows, in_word):
             second = min(first + in_word, rows) - 1
-            _write_words(out, first // in_word * width + v, a, first * row + v, a, second * row + v)
+            index = first // in_word * width + column
+            _write_words(out, index, values, first * stride + column, second * stride + column)
 
 
-@compiled
-def pack(weights, panels):
+@inner
+def pack(weights, rows, columns, panels):
     """Pack a right operand.
 
     Args:
-        weights: values `(depth, columns)`, columns a multiple of LANES.
-        panels: words, flat, written: panels of PANEL columns, the last of what is left. Words beyond
-            the depth are 0.
+        weights: pointer to values `(rows, columns)`, columns a multiple of LANES.
+        panels: pointer to words, written: panels of PANEL columns, the last of those left. Words beyond
+            the rows are 0.
     """
-    rows, columns = weights.shape
-    depth, whole = words_in(weights, rows), -(-rows // values_in_word(weights))
+    depth, in_word = words_in(weights, rows), values_in_word(weights)
     for column in range(0, columns, PANEL):
         width = min(PANEL, columns - column)
-        panel = panels[column * depth : (column + width) * depth]
-        pack_rows(pointer(weights, (0, column)), rows, columns, width, pointer(panel, (0,)))
-        panel[whole * width :] = 0
+        panel = pointer(panels, column * depth)
+        pack_rows(pointer(weights, column), rows, columns, width, panel)
+        for k in range((rows + in_word - 1) // in_word * width, depth * width):
+            panel[k] = 0
 
 
-@compiled
-def pack_transposed(weights, panels):
-    """`pack` for the transpose of weights `(columns, depth)`, depth a multiple of LANES words."""
-    words = as_words(weights)
-    columns, depth = words.shape
-    for column in range(0, columns, PANEL):
-        width = min(PANEL, padded(columns) - column)
-        panel = panels[column * depth : (column + width) * depth].reshape((depth, width))
-        whole = min(width, columns - column) // LANES * LANES
-        for k in range(0, depth, LANES):
-            for j in range(0, whole, LANES):
-                write_transposed(pointer(words, (column + j, k)), depth, pointer(panel, (k, j)), width)
-        for j in range(whole, width):
-            if column + j < columns:
-                panel[:, j] = words[column + j]
+@inner
+def pack_transposed(weights, columns, depth, panels):
+    """`pack` for the transpose of words `(columns, depth)`, depth a multiple of LANES."""
+    whole = columns - columns % LANES
+    padded = whole + LANES if whole < columns else whole
+    for column in range(0, padded, PANEL):
+        width = min(PANEL, padded - column)
+        panel = pointer(panels, column * depth)
+        for j in range(0, width, LANES):
+            source = pointer(weights, (column + j) * depth)
+            if column + j < whole:
+                for k in range(0, depth, LANES):
+                    write_transposed(pointer(source, k), depth, pointer(panel, k * width + j), width)
             else:
-                panel[:, j] = 0
+                for k in range(depth):
+                    for i in range(LANES):
+                        word = source[i * depth + k] if column + j + i < columns else 0
+                        panel[k * width + j + i] = word
 
 
-def left_strides(like, columns, depth):
-    """`row` and `word` of a `Left` operand `(columns, depth)`."""
+@inline
+def stacked_lhs_strides(array, columns, depth):
+    """`row_stride` and `word_stride` of a left operand `(columns, depth)` written by `pack_columns`."""
+    row_stride = depth if on_tiles(array) else 1
+    word_stride = 2 * LANES if on_tiles(array) else columns
+    return row_stride, word_stride
 
 
-@overload(left_strides)
-def _left_strides_any(like, columns, depth):
-    if on_tiles_of(like.dtype):
-        return lambda like, columns, depth: (depth, 2 * LANES)
-    return lambda like, columns, depth: (1, columns)
-
-
-def pack_columns(a, rows, left, column, row, word, spare):
-    """Write LANES columns of a as rows of a left operand: to sum over a's rows.
+def pack_columns(values, rows, lhs, column, row_stride, word_stride, spare):
+    """Write LANES columns as rows of a left operand: to sum over their rows.
 
     Args:
-        a: pointer to values `(rows, LANES)`.
-        left: pointer to the left operand, to the word of a's first row. What a's rows lack to whole words, on
-            AMX to whole tiles, is 0.
+        values: pointer to values `(rows, LANES)`.
+        lhs: pointer to the left operand's word of the first row; zero-padded to whole words, or tiles.
         column: the first one's row in the left operand, a multiple of LANES.
-        row, word: of `left_strides`.
-        spare: pointer to words `(LANES, LANES)` for AMX.
+        row_stride, word_stride: see `stacked_lhs_strides`.
+        spare: pointer to words `(LANES, LANES)`, for AMX.
     """
 
 
 @overload(pack_columns)
-def _pack_columns_any(a, rows, left, column, row, word, spare):
-    return _pack_columns_on_tiles if on_tiles_of(a.dtype) else _pack_columns_in_vectors
+def _pack_columns(values, rows, lhs, column, row_stride, word_stride, spare):
+    return _pack_columns_on_tiles if on_tiles_of(values.dtype) else _pack_columns_in_vectors
 
 
-def _pack_columns_in_vectors(a, rows, left, column, row, word, spare):
-    in_word = values_in_word(a)
+def _pack_columns_in_vectors(values, rows, lhs, column, row_stride, word_stride, spare):
+    in_word = values_in_word(values)
     for first in range(0, rows, in_word):
         second = min(first + in_word, rows) - 1
-        place = pointer(left, first // in_word * word + column * row)
-        _write_words(place, 0, a, first * LANES, a, second * LANES)
+        target = pointer(lhs, first // in_word * word_stride + column * row_stride)
+        _write_words(target, 0, values, first * LANES, second * LANES)
         if first + in_word > rows:
-            _drop_seconds(place)
+            _zero_seconds(target)
 
 
-def _pack_columns_on_tiles(a, rows, left, column, row, word, spare):
-    pack_rows(a, rows, LANES, LANES, spare)
+def _pack_columns_on_tiles(values, rows, lhs, column, row_stride, word_stride, spare):
+    pack_rows(values, rows, LANES, LANES, spare)
     if rows % 2:
-        _drop_seconds(pointer(spare, rows // 2 * LANES))
+        _zero_seconds(pointer(spare, rows // 2 * LANES))
     for k in range((rows + 1) // 2 * LANES, LANES * LANES):
         spare[k] = np.uint32(0)
-    place = pointer(left, column // (2 * LANES) * 2 * LANES * row + column % (2 * LANES) * LANES)
-    write_transposed(spare, LANES, place, LANES)
+    place = column // (2 * LANES) * 2 * LANES * row_stride + column % (2 * LANES) * LANES
+    write_transposed(spare, LANES, pointer(lhs, place), LANES)

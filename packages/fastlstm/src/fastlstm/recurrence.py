@@ -1,4 +1,4 @@
-"""What `forward.py` and `backward.py` share: the recurrence of a bidirectional LSTM and its gradient.
+"""The recurrence of a bidirectional LSTM and its gradient: definitions of `forward.py` and `backward.py`.
 
 A block of samples takes all its steps before the next block begins, so that it stays in the caches. The
 equations are those of Keras's LSTM (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000),
@@ -8,10 +8,10 @@ the gradient is their chain rule:
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g)
     c = f * c_prev + i * g;  h = o * tanh(c)
 
-`kernels.py` makes the bodies of TensorFlow operations of these functions.
+`kernels.py` makes TensorFlow operations of these functions.
 
 Names: `d` is the direction, 0 forward and 1 backward, except in `d_...`, the loss's derivative with respect
-to what follows. `t` is the place in the input, `step` the number in the order of computation. `k` is the
+to what follows. `t` is the position in the input, `step` the number in the order of computation. `k` is the
 first cell of a group, `n` a sample of the block that starts at sample `start`. What the gradient needs is
 kept in the order in which it is computed, because sequential access is fastest: of a block, the first group
 of cells of every sample, then the second group.
@@ -26,7 +26,7 @@ from fastlstm.simd import LANES
 
 # Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
 # groups of LANES, and a group's four gates lie side by side, as a product of matrices yields them together.
-# The cells that the last group lacks are there, with weights of 0.
+# The last group is zero-padded.
 GATES = 4
 GROUP = GATES * LANES
 # What a layer returns of the hidden states h: each, their mean, or the one that each direction ends with.
@@ -35,27 +35,25 @@ ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
 class Plan(NamedTuple):
-    """What to compute.
+    """Settings of a computation.
 
     Attributes:
-        steps: of each direction: the forward one's first, of the backward one as many or one less.
+        steps: of the forward and of the backward direction; the latter takes as many, one less, or none.
         returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what y is of the hidden states.
-        keep: whether the forward pass keeps what the gradient needs.
-        from_zero: whether the initial states are zeros.
+        save: whether the forward pass saves what the gradient needs.
     """
 
     steps: tuple
     returns: int
-    keep: bool
-    from_zero: bool
+    save: bool
 
 
-class Kept(NamedTuple):
-    """What the gradient needs: float32, or bfloat16 as uint16; empty if nothing is kept.
+class SavedActivations(NamedTuple):
+    """Input of the backward pass: float32, or bfloat16 as uint16; empty if nothing is saved.
 
     Attributes:
-        gates: `(2, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
-        h, c: `(2, steps + 1, batch, cells)`: before each step, c also after the last.
+        gates: `(directions, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
+        h, c: `(directions, steps + 1, batch, cells)`: before each step, c also after the last.
     """
 
     gates: np.ndarray
@@ -65,12 +63,12 @@ class Kept(NamedTuple):
 
 @inline
 def time_of(d, step, time):
-    """Where in the input a direction's step is."""
+    """Position of a direction's step in the input."""
     return step if d == 0 else time - 1 - step
 
 
 @inline
-def kept_at(d, step, start, states):
-    """Where a block's values begin in one of `Kept`'s states: of a step, or before it."""
+def saved_at(d, step, start, states):
+    """Offset of a block's values in one of the saved states: of a step, or before it."""
     _, steps, batch, cells = states.shape
     return ((d * steps + step) * batch + start) * cells

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from fastlstm.jit import compiled
+from fastlstm.jit import inner
 
 SIDE = 16  # rows of a tile, and pairs or float32 in a row
 _CONFIGURATION = 64  # bytes
@@ -53,7 +53,7 @@ def _release(typing_context):
     return types.void(), generate
 
 
-@compiled
+@inner
 def configure_tiles():
     """Make this thread's tiles 16 rows of 64 bytes each.
 
@@ -71,7 +71,7 @@ def configure_tiles():
     return before
 
 
-@compiled
+@inner
 def restore_tiles(before):
     if before[0] == 0:
         _release()
@@ -126,7 +126,7 @@ def _store(builder, down, across, out, out_row):
 def generate_tile(context, builder, signature, arguments):
     """The code of `matmul.multiply_tile` for pairs of bfloat16.
 
-    Its `rows` is 16 or 32, the depth a multiple of 16, and a lies as `matmul.Left` says.
+    Its `rows` is 16 or 32, the depth a multiple of 16, and a lies as `matmul.Lhs` says.
     """
     a, _, _, depth, panel, start, out, out_row, _, _ = arguments
     down, across = signature.args[-2].literal_value // SIDE, signature.args[-1].literal_value

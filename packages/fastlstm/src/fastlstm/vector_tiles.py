@@ -1,4 +1,4 @@
-"""Matrix products in vector registers: what `matmul.py` uses where there is no AMX, and for float32."""
+"""Matrix products in vector registers, for `matmul.py`: of float32, and of bfloat16 without AMX."""
 
 import platform
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba.core import types
 
 from fastlstm.isa import uses
-from fastlstm.simd import FLOATS, INTS, LANES, BFloat16, broadcast_ir
+from fastlstm.simd import FLOATS, INTS, LANES, BFloat16, splat_ir
 
 _BYTE, _INT, _LONG = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 _PAIRS = ir.VectorType(BFloat16(), 2 * LANES)
@@ -52,7 +52,7 @@ def _load(builder, base, offset, kind):
 def generate_tile(context, builder, signature, arguments):
     """The code of `matmul.multiply_tile`: all sums of the tile stay in registers."""
     a, a_row, a_word, depth, panel, start, out, out_row, _, _ = arguments
-    heights, widths = range(signature.args[-2].literal_value), range(signature.args[-1].literal_value)
+    heights, widths = (range(signature.args[-2].literal_value), range(signature.args[-1].literal_value))
     tile = [(i, j) for i in heights for j in widths]
     in_pairs = signature.args[0].dtype == types.uint32
     word, add = _INT if in_pairs else ir.FloatType(), _adder(builder, in_pairs)
@@ -75,7 +75,7 @@ def generate_tile(context, builder, signature, arguments):
     right = [_load(builder, panel, builder.add(row, _LONG(LANES * j)), words) for j in widths]
     column, results = builder.mul(k, a_word), []
     for i in heights:
-        left = broadcast_ir(builder, _load(builder, a, builder.add(row_starts[i], column), word))
+        left = splat_ir(builder, _load(builder, a, builder.add(row_starts[i], column), word))
         results += [add(running[len(widths) * i + j], left, right[j]) for j in widths]
     following = builder.add(k, _LONG(1))
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)

@@ -1,75 +1,80 @@
-"""Keras's parameters of one direction in the order of the recurrence, and their gradients back in Keras's.
+"""Keras's parameters of one direction in the order of the recurrence, and their gradients in Keras's order.
 
 Keras puts a gate's columns of all cells together; the recurrence has a group's four gates side by side, and
-fills the last group up with cells whose weights are 0.
+zero-pads the last group.
 """
 
 import numpy as np
 
-from fastlstm.jit import compiled, inline
-from fastlstm.matmul import as_words, padded
+from fastlstm.jit import inner
+from fastlstm.matmul import round_up
 from fastlstm.packing import pack, pack_transposed
 from fastlstm.recurrence import GATES
-from fastlstm.simd import LANES, read, read_some, write, write_some
+from fastlstm.simd import LANES, as_words, load, load_some, pointer, store, store_some
 
 
-@inline
-def _interleave_row(values, row, units, out, out_row):
+@inner
+def _interleave(values, units, out):
+    """From one row of Keras's, `(4 * units)`, to one of the recurrence's, `(4 * cells)`."""
     for gate in range(GATES):
         for k in range(0, units, LANES):
-            write(
-                out,
-                (out_row, GATES * k + gate * LANES),
-                read_some(values, (row, gate * units + k), units - k),
-            )
+            store(out, GATES * k + gate * LANES, load_some(values, gate * units + k, units - k))
 
 
-@inline
-def _deinterleave_row(values, row, units, out, out_row):
-    """Of values `(panels, rows, any width)`."""
-    width = values.shape[2]
+@inner
+def _deinterleave(values, width, panel_stride, units, out):
+    """The inverse of `_interleave`, of a row in panels of some width."""
     for gate in range(GATES):
         for k in range(0, units, LANES):
             column = GATES * k + gate * LANES
-            value = read(values, (column // width, row, column % width))
-            write_some(out, (out_row, gate * units + k), value, units - k)
+            value = load(values, column // width * panel_stride + column % width)
+            store_some(out, gate * units + k, value, units - k)
 
 
-@compiled
-def pack_parameters(kernel, recurrent, bias, panels, transposed, packed_bias):
+@inner
+def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
     """Interleave the gates, round to the products' type, and pack for `forward` and `backward`.
 
     Args:
-        kernel: float32 `(features, 4 * units)`; recurrent: `(units, 4 * units)`; bias: `(1, 4 * units)`.
-        panels: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
+        kernel: float32 `(features, 4 * units)`.
+        recurrent: float32 `(units, 4 * units)`.
+        bias: float32 `(4 * units)`.
+        packed: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
         transposed: written, for `backward`: of `(4 * cells, cells + padded features)`; not if it is empty.
-        packed_bias: float32 `(1, 4 * cells)`, written.
+        packed_bias: float32 `(4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)
-    cells = padded(units)
-    weights = np.zeros((cells + features, GATES * cells), panels.dtype)
+    cells = round_up(units, LANES)
+    rows, columns = cells + features, GATES * cells
+    array = np.zeros((rows, columns), packed.dtype)
+    weights = pointer(array, (0, 0))
     for row in range(units):
-        _interleave_row(recurrent, row, units, weights, row)
+        _interleave(pointer(recurrent, (row, 0)), units, pointer(weights, row * columns))
     for row in range(features):
-        _interleave_row(kernel, row, units, weights, cells + row)
-    _interleave_row(bias, 0, units, packed_bias, 0)
-    pack(weights, as_words(panels))
+        _interleave(pointer(kernel, (row, 0)), units, pointer(weights, (cells + row) * columns))
+    _interleave(pointer(bias, (0,)), units, pointer(packed_bias, (0,)))
+    pack(weights, rows, columns, as_words(pointer(packed, (0,))))
     if len(transposed) > 0:
-        pack_transposed(weights, as_words(transposed))
+        depth = columns * packed.itemsize // 4
+        pack_transposed(as_words(weights), rows, depth, as_words(pointer(transposed, (0,))))
 
 
-@compiled
-def deinterleave_gradients(d_weights, d_bias, kernel, recurrent, bias):
+@inner
+def unpack_gradients(d_weights, d_bias, kernel, recurrent, bias):
     """The gradients of one direction's parameters, in Keras's order.
 
     Args:
-        d_weights: float32 `(panels, cells + features or more, PANEL)`; d_bias: `(1, 1, 4 * cells)`.
+        d_weights: float32 `(panels, cells + features or more, PANEL)`.
+        d_bias: float32 `(4 * cells)`.
         kernel, recurrent, bias: as in `pack_parameters`, written.
     """
     units, features = len(recurrent), len(kernel)
-    cells = d_bias.shape[2] // GATES
+    _, rows, width = d_weights.shape
+    cells = len(d_bias) // GATES
     for row in range(units):
-        _deinterleave_row(d_weights, row, units, recurrent, row)
+        source = pointer(d_weights, (0, row, 0))
+        _deinterleave(source, width, rows * width, units, pointer(recurrent, (row, 0)))
     for row in range(features):
-        _deinterleave_row(d_weights, cells + row, units, kernel, row)
-    _deinterleave_row(d_bias, 0, units, bias, 0)
+        source = pointer(d_weights, (0, cells + row, 0))
+        _deinterleave(source, width, rows * width, units, pointer(kernel, (row, 0)))
+    _deinterleave(pointer(d_bias, (0,)), len(d_bias), 0, units, pointer(bias, (0,)))
