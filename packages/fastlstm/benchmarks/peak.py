@@ -5,7 +5,7 @@ import numpy as np
 from fastlstm import tiles
 from fastlstm.isa import ISA
 from fastlstm.matmul import ROWS, VECTORS, multiply_tile
-from fastlstm.simd import CACHE_LINE, LANES, pointer
+from fastlstm.simd import LANES, aligned, pointer
 
 # Words in a row of the vectors' operand.
 DEPTH = 128
@@ -28,18 +28,13 @@ def _in_vectors(repeats, a, panel, start, out):
                       pointer(out, (0,)), VECTORS * LANES, ROWS, VECTORS)  # fmt: skip
 
 
-def _zeros(number, dtype):
-    """Zeros that begin at the start of a cache line."""
-    flat = np.zeros(number + CACHE_LINE, dtype)
-    start = -flat.ctypes.data % CACHE_LINE // flat.itemsize
-    return flat[start : start + number]
-
-
 def peak(flop: float, dtype: str):
     """A function that does at least that many floating-point operations in products of that type."""
-    word = np.uint32 if dtype == "bfloat16" else np.float32
-    a, panel = _zeros(32 * DEPTH, word), _zeros(32 * DEPTH, word)
-    start, out = _zeros(32 * 32, np.float32), _zeros(32 * 32, np.float32)
+    word = np.zeros(0, np.uint32 if dtype == "bfloat16" else np.float32)
+    a, panel = aligned.py_func(32 * DEPTH, word), aligned.py_func(32 * DEPTH, word)
+    start, out = (aligned.py_func(32 * 32, np.zeros(0, np.float32)) for _ in range(2))
+    for array in (a, panel, start, out):
+        array[:] = 0
     in_word = 2 if dtype == "bfloat16" else 1
     on_tiles = ISA == "amx" and dtype == "bfloat16"
     run = _on_tiles if on_tiles else _in_vectors
