@@ -85,7 +85,8 @@ class Patches(keras.layers.Layer):
 
     def call(self, images):
         shape = {"size": self.size, "strides": self.strides, "padding": "valid"}
-        return ops.image.extract_patches(images[..., None], **shape, data_format="channels_last")
+        images = ops.expand_dims(images, -1)
+        return ops.image.extract_patches(images, **shape, data_format="channels_last")
 
     def get_config(self):
         return {**super().get_config(), "size": self.size, "strides": self.strides}
