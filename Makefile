@@ -7,7 +7,7 @@ PIP := .venv/bin/python pipeline/install.py install --quiet --disable-pip-versio
 # The mark of a complete environment: the folder that its scripts name, and its lock.
 MARK = { pwd -P; cat $(1); }
 IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
-# What an environment must be able to import before it counts as complete.
+# Modules that must import before an environment counts as complete.
 IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
 DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
 # Tests in two processes; those that share something slow to make stay together (see conftest.py).
@@ -103,7 +103,7 @@ sweep: dev-setup
 # PyTorch is not locked; it changes none of the locked packages.
 benchmark: dev-setup
 	python -c "import torch" 2> /dev/null || $(PIP) "torch==2.13.0"
-	python -m benchmarks.training_speed
+	python packages/fastlstm/benchmarks/training_speed.py
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock" pyproject.toml packages/fastlstm/pyproject.toml

@@ -38,8 +38,8 @@ def measure(executor, workers, params, data):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, table = StateFiles(Path(folder, "states"), params, data), Path(folder, "history.csv")
         wall, processor = time.perf_counter(), time.process_time()
-        with TrainingProgress(params, data, everyone, workers, table) as progress:
-            states = train_members(executor, workers, params, data, files, progress)
+        progress = TrainingProgress(params, data, everyone, workers, table)
+        states = train_members(executor, workers, params, data, files, progress)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     return wall, processor, len(pickle.dumps(states[everyone[0]]))
 

@@ -72,12 +72,7 @@ class SpatialDropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable("pipeline")
 class Patches(keras.layers.Layer):
-    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)` with the default sizes.
-
-    Args:
-        size: height and width of a patch in pixels.
-        strides: distances between patches in pixels.
-    """
+    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)`; sizes are in pixels."""
 
     def __init__(
         self,
@@ -90,7 +85,8 @@ class Patches(keras.layers.Layer):
 
     def call(self, images):
         shape = {"size": self.size, "strides": self.strides, "padding": "valid"}
-        return ops.image.extract_patches(images[..., None], **shape, data_format="channels_last")
+        images = ops.expand_dims(images, -1)
+        return ops.image.extract_patches(images, **shape, data_format="channels_last")
 
     def get_config(self):
         return {**super().get_config(), "size": self.size, "strides": self.strides}
@@ -164,11 +160,8 @@ def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[
     Each row (or column) is a sequence of its own, and the same layer reads all of them, as in ReNet (Visin et
     al. 2015). The last layer's readouts are averaged over the rows or columns.
 
-    Args:
-        grid: `(batch, rows, columns, features)`.
-        shape: options of the network.
-        widths: units of each layer; the result is `(batch, 2 * widths[-1])`.
-        pools: maximum pooling after layers, by number: its height and width.
+    From `(batch, rows, columns, features)` to `(batch, 2 * widths[-1])`; widths are the units of each layer,
+    pools the height and width of maximum pooling after layers, by number.
     """
     for number, units in enumerate(widths):
         down = number % 2 == 1
@@ -231,18 +224,10 @@ DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
 def build_network(
     architecture: str, *, size: int = 28, classes: int = 10, with_view: bool = True, **shape
 ) -> keras.Model:
-    """Build an untrained network.
+    """Build an untrained network, named like its architecture.
 
-    Args:
-        architecture: one of `ARCHITECTURES`.
-        size: height and width of the images.
-        classes: number of classes.
-        with_view: begin with the architecture's view; training applies it before the distortions instead.
-        **shape: see `Shape`.
-
-    Returns:
-        A Keras model named like the architecture, from images `(batch, size, size)`, pixels 0..255, to
-        probabilities `(batch, classes)`.
+    From images `(batch, size, size)`, pixels 0..255, to probabilities `(batch, classes)`. Training builds it
+    without the view, which it applies before the distortions. The other arguments are those of `Shape`.
     """
     kind, shape = ARCHITECTURES[architecture], Shape(**shape)
     images = keras.Input((size, size), name="images")
@@ -254,22 +239,19 @@ def build_network(
     return keras.Model(images, probabilities, name=architecture)
 
 
-def network_of_params(architecture: str, model: Model, precision: str, **options) -> keras.Model:
-    """`build_network` with the sizes of `params.yaml`; options: `size`, `classes`, `with_view`."""
+def network_of_params(
+    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10, **options
+) -> keras.Model:
+    """`build_network` with the sizes of `params.yaml`."""
     layers, units = (getattr(model, ARCHITECTURES[architecture].sizes + name) for name in ("layers", "units"))
     shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
-    return build_network(architecture, **asdict(shape), **options)
+    return build_network(architecture, size=size, classes=classes, **asdict(shape), **options)
 
 
 def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
-    """Average the probabilities of networks.
+    """Average the probabilities of networks with different names.
 
-    Args:
-        networks: models from images to probabilities, with different names.
-        name: the name of the average.
-
-    Returns:
-        A model from images `(batch, size, size)` to probabilities `(batch, classes)`.
+    The result is a model from images `(batch, size, size)` to probabilities `(batch, classes)`.
     """
     images = keras.Input(networks[0].input_shape[1:], name="images")
     outputs = [network(images) for network in networks]

@@ -7,31 +7,23 @@ import tensorflow as tf
 
 from pipeline.params import Augment
 
-# Points of the coarse grid of displacements, along each axis.
-GRID = 7
-# Images per call of the compiled function.
-BATCH = 512
-# Zeros around each image, so that the neighbours of a clipped position can be read.
-BORDER = 2
+GRID = 7  # points of the coarse grid of displacements, along each axis
+BATCH = 512  # images per call of the compiled function
+BORDER = 2  # zeros around each image, so that the neighbours of a clipped position can be read
 
 
 def augment(images: np.ndarray, strengths: Augment, random: np.random.Generator) -> np.ndarray:
     """Distort each image by its own random affine map plus a smooth displacement field.
 
-    Args:
-        images: `(n, size, size)`, any numeric type.
-        strengths: the largest distortions.
-        random: the distortions are a pure function of its state.
-
-    Returns:
-        `(n, size, size)` float32, in the same range as the input.
+    Images are `(n, size, size)`, of any numeric type; the result is float32, in the same range. The
+    distortions, at most of these strengths, are a pure function of the generator's state.
     """
     seeds = random.integers(2**31, size=(len(images) // BATCH + 1, 2)).astype("int32")
     distort = _compiled(strengths)
     out = np.empty(images.shape, "float32")
     for seed, start in zip(seeds, range(0, len(images), BATCH), strict=False):
         part = images[start : start + BATCH]
-        # Another number of images would be compiled anew.
+        # Another batch size would be compiled again.
         padded = np.pad(part, ((0, BATCH - len(part)), (0, 0), (0, 0)))
         out[start : start + len(part)] = distort(padded, seed)[: len(part)]
     return out

@@ -30,11 +30,9 @@ class Competition:
     size: int = 28  # width and height of an image in pixels; pixels are integers 0 to 255, row by row
     label: str = "label"  # column of train.csv with the label, before the pixels
     first_pixel: int = 0  # pixels are the columns `pixel{first_pixel}` and so on
-    # Column of test.csv that identifies a row, before the pixels; None: rows are counted from 1.
-    id: str | None = None
+    id: str | None = None  # column of test.csv with the id, before the pixels; None: rows count from 1
     submission: tuple[str, str] = ("ImageId", "Label")  # columns of sample_submission.csv, id and label
-    # Allowed numbers of rows of train.csv and test.csv; None: any.
-    rows: tuple[tuple[int, int], ...] | None = None
+    rows: tuple[tuple[int, int], ...] | None = None  # allowed numbers of rows of train.csv and test.csv
     public_share: float = 0.25  # share of test.csv that the public leaderboard scores
     # Clean test set, on which the ensemble is evaluated and no network is trained: the name of a CSV file in
     # the format of train.csv, `"mnist"` for the MNIST test split, or None.
@@ -48,7 +46,7 @@ class Competition:
 
     @property
     def test_name(self) -> str | None:
-        """The clean test set as the reader knows it."""
+        """Display name of the clean test set."""
         return "MNIST test split" if self.test == "mnist" else self.test
 
     def columns(self, file: str) -> list[str]:
@@ -60,28 +58,18 @@ class Competition:
         return pixels if first is None else [first, *pixels]
 
 
-COMPETITIONS = {
-    competition.slug: competition
-    for competition in (
-        # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
-        Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
-        Competition(
-            "Kannada-MNIST",
-            id="id",
-            submission=("id", "label"),
-            rows=((60_000, 5_000),),
-            test="Dig-MNIST.csv",
-        ),
-    )
-}
+_ENTRIES = (
+    # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
+    Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
+    Competition(
+        "Kannada-MNIST", id="id", submission=("id", "label"), rows=((60_000, 5_000),), test="Dig-MNIST.csv"
+    ),
+)
+COMPETITIONS = {competition.slug: competition for competition in _ENTRIES}
 
 
 def find_competition(name: str) -> Competition:
-    """Look up a competition by its slug, or by the address of one of its pages on Kaggle.
-
-    Raises:
-        PipelineError: it is not in `COMPETITIONS`.
-    """
+    """Look up a competition by its slug, or by the address of one of its pages on Kaggle."""
     address = ADDRESS.match(name.strip())
     slug = (address[1] if address else name.strip()).lower()
     for competition in COMPETITIONS.values():
@@ -96,26 +84,16 @@ def find_competition(name: str) -> Competition:
 def read_digits(
     path: str | Path, competition: Competition, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Read `train.csv`, `test.csv`, or the CSV file of the clean test set; its name says which one it is.
+    """Read `train.csv`, `test.csv`, or the CSV file of the clean test set, up to `limit` rows.
 
-    Args:
-        path: the file.
-        competition: describes the columns.
-        limit: read only the first rows.
+    An error names the file, and the row and column of the first bad cell.
 
     Returns:
         images `(n, size, size)` uint8; labels `(n,)` uint8, None for test.csv; ids `(n,)`, which count from 1
         unless test.csv has an id column.
-
-    Raises:
-        PipelineError: names the file, and the row and column of the first bad cell.
     """
-    columns = competition.columns(Path(path).name)
-    highest = dict.fromkeys(columns, 255)
-    if competition.label in highest:
-        highest[competition.label] = competition.classes - 1
-    if competition.id in highest:
-        highest[competition.id] = None
+    special = {competition.label: competition.classes - 1, competition.id: None}
+    highest = {name: special.get(name, 255) for name in competition.columns(Path(path).name)}
     table = _read_csv(path, highest, limit)
     labels = table[competition.label].to_numpy() if competition.label in highest else None
     ids = table[competition.id].to_numpy() if competition.id in highest else np.arange(1, len(table) + 1)
@@ -124,29 +102,15 @@ def read_digits(
 
 
 def read_submission(path: str | Path, competition: Competition) -> pd.DataFrame:
-    """Read and check `sample_submission.csv` or a submission.
-
-    Returns:
-        The columns `competition.submission`: ids without duplicates, and labels.
-
-    Raises:
-        PipelineError: names the file and what is wrong with it.
-    """
+    """Read the columns of `sample_submission.csv` or a submission: ids without duplicates, and labels."""
     ids, label = competition.submission
     return _read_csv(path, {ids: None, label: competition.classes - 1})
 
 
 def check_files(folder: Path, competition: Competition) -> None:
-    """Check all files of a competition in `folder`.
-
-    Raises:
-        PipelineError: a file is malformed, has a wrong number of rows, or has other ids than test.csv.
-    """
-    train, test, *_ = (
-        read_digits(folder / name, competition)
-        for name in competition.files
-        if name != "sample_submission.csv"
-    )
+    """Check all files of a competition in `folder`, their numbers of rows, and the ids."""
+    names = [name for name in competition.files if name != "sample_submission.csv"]
+    train, test, *_ = (read_digits(folder / name, competition) for name in names)
     rows = len(train[0]), len(test[0])
     if competition.rows and rows not in competition.rows:
         allowed = " or ".join(f"{train:,} and {test:,}" for train, test in competition.rows)
@@ -170,21 +134,15 @@ def check_ids(path: str | Path, ids: pd.Series, test_ids: np.ndarray) -> None:
 def _read_csv(path, highest, rows=None):
     """Read a CSV file; `highest` is the highest value in each column, None for unique ids."""
     ids = [name for name, value in highest.items() if value is None]
+    types = {name: "int64" if name in ids else "uint8" for name in highest}
+    options = {"header": 0, "index_col": False, "skipinitialspace": True, "nrows": rows}
     try:
         with open(path, "rb") as file:
             _check_header(path, file.read(1 << 16), list(highest))
         with warnings.catch_warnings():
             # pandas only warns when it drops cells beyond the header's columns.
             warnings.simplefilter("error")
-            table = pd.read_csv(
-                path,
-                names=list(highest),
-                header=0,
-                dtype={name: "int64" if name in ids else "uint8" for name in highest},
-                index_col=False,
-                skipinitialspace=True,
-                nrows=rows,
-            )
+            table = pd.read_csv(path, names=list(highest), dtype=types, **options)
         labels = {name: value for name, value in highest.items() if name not in ids and value < 255}
         if (table[list(labels)] > labels).any(axis=None):
             raise ValueError("a label is too high")
@@ -210,11 +168,9 @@ def _check_header(path, start, columns):
     header = [cell.strip().strip('"') for cell in line.split(",")]
     for number, (name, column) in enumerate(zip_longest(header, columns, fillvalue=""), start=1):
         if name != column:
-            expected = f"{','.join(columns[:3])},...,{columns[-1]}" if len(columns) > 3 else ",".join(columns)
-            raise PipelineError(
-                f"{path}: column {number} of the header is {one_line(name, 40)!r}, expected {column!r}; the "
-                f"header must be {expected}"
-            )
+            expected = ",".join(columns[:3] + ["..."] * (len(columns) > 3) + columns[3:][-1:])
+            problem = f"column {number} of the header is {one_line(name, 40)!r}, expected {column!r}"
+            raise PipelineError(f"{path}: {problem}; the header must be {expected}")
 
 
 def is_html(start: bytes) -> bool:
@@ -243,14 +199,7 @@ def _first_bad_cell(path, highest):
 
 
 def write_digits(path: str | Path, competition: Competition, images: np.ndarray, labels=None) -> None:
-    """Write a file that `read_digits` reads.
-
-    Args:
-        path: `train.csv` or `test.csv`.
-        competition: one whose test.csv has no id column.
-        images: `(n, size, size)`.
-        labels: `(n,)`; None for test.csv.
-    """
+    """Write `train.csv`, or `test.csv` if there are no labels `(n,)`; images are `(n, size, size)`."""
     rows = images.reshape(len(images), -1)
     if labels is not None:
         rows = np.column_stack([labels, rows])
@@ -269,11 +218,7 @@ def write_submission(path: str | Path, competition: Competition, ids: np.ndarray
 
 
 def unpack(archive: str | Path, folder: str | Path, competition: Competition) -> None:
-    """Unpack the competition's files into `folder`.
-
-    Raises:
-        PipelineError: it is no zip archive, is damaged, too large, or lacks a file.
-    """
+    """Unpack the competition's files into `folder`; one that is damaged or too large is an error."""
     try:
         with zipfile.ZipFile(archive) as opened:
             size = sum(member.file_size for member in opened.infolist())
@@ -290,11 +235,7 @@ def unpack(archive: str | Path, folder: str | Path, competition: Competition) ->
 
 
 def copy_files(source: str | Path, folder: str | Path, competition: Competition) -> None:
-    """Copy the competition's files as a browser saves them, unpacked or in `<slug>.zip`.
-
-    Raises:
-        PipelineError: `source` contains neither, or the archive is damaged.
-    """
+    """Copy the competition's files as a browser saves them, unpacked or in `<slug>.zip`."""
     source = Path(source).expanduser()
     archive = source / f"{competition.slug}.zip"
     if archive.is_file():

@@ -1,26 +1,17 @@
 """Cross-validation folds, and the search for training images that are in the clean test set.
 
-Digit Recognizer's 70,000 digits are those of MNIST, reshuffled, so about 6,000 rows of `train.csv` are images
-of the MNIST test split. A network trained on them cannot be evaluated on that split.
+Digit Recognizer's digits are those of MNIST, reshuffled: about 6,000 rows of `train.csv` are images of the
+MNIST test split, on which a network that is trained on them cannot be evaluated.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from pipeline.files import PipelineError
 
 HELD_OUT = -1
-
-
-class ImageShape(NamedTuple):
-    """Height and width of an image in pixels, and the number of classes."""
-
-    size: int
-    classes: int
 
 
 @dataclass(frozen=True)
@@ -33,8 +24,9 @@ class TrainingData:
     classes: int = 10  # number of classes
 
     @property
-    def shape(self) -> ImageShape:
-        return ImageShape(self.images.shape[1], self.classes)
+    def shape(self) -> tuple[int, int]:
+        """Height and width of an image in pixels, and the number of classes."""
+        return self.images.shape[1], self.classes
 
     def split(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the rows to train on, and of those to validate on; held-out rows are in neither."""
@@ -57,14 +49,9 @@ def find_images(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def make_folds(
     labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray, classes: int = 10
 ) -> np.ndarray:
-    """Assign rows to folds, stratified by label.
+    """Assign rows to folds, stratified by label, of which each needs as many rows as there are folds.
 
-    Args:
-        labels: `(n,)`.
-        folds: number of folds.
-        seed: of the shuffle.
-        held_out: `(n,)` bool, rows that no fold may train or validate on.
-        classes: number of classes; each needs at least `folds` rows, else PipelineError.
+    Labels are `(n,)`, `held_out` is `(n,)` bool: rows that no fold may train or validate on.
 
     Returns:
         The fold of each row `(n,)` int8, `HELD_OUT` for held-out rows.
@@ -81,10 +68,3 @@ def make_folds(
     for fold, (_, validation) in enumerate(splitter.split(rows, labels[rows])):
         fold_of[rows[validation]] = fold
     return fold_of
-
-
-def fold_table(labels: np.ndarray, folds: np.ndarray, test_index: np.ndarray) -> pd.DataFrame:
-    """The table of `data/folds.csv`: one row per training example, counted from 0; -1 means none."""
-    return pd.DataFrame(
-        {"row": np.arange(len(labels)), "label": labels, "fold": folds, "test_index": test_index}
-    )

@@ -1,26 +1,21 @@
-"""Cores and processor of this machine. Without `/proc` (macOS), the processor's details are unknown."""
+"""Cores and processor of this machine."""
 
 import functools
 import hashlib
 import os
 import platform
+from pathlib import Path
 
 
 def available_cores() -> list[int]:
     """The numbers of the processor's cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
 
 
 @functools.cache
 def cpu_info() -> dict[str, str]:
-    """The fields of the first core in `/proc/cpuinfo`; empty where there is none."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            first_core = file.read().partition("\n\n")[0]
-    except OSError:
-        return {}
+    """The fields of the first core in `/proc/cpuinfo`."""
+    first_core = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     fields = (line.partition(":") for line in first_core.splitlines())
     return {name.strip(): value.strip() for name, _, value in fields}
 
@@ -28,15 +23,12 @@ def cpu_info() -> dict[str, str]:
 def processor() -> str:
     """The processor's name, and the number of cores that this process may use."""
     cores = len(available_cores())
-    name = cpu_info().get("model name") or platform.processor() or platform.machine()
+    name = cpu_info().get("model name") or platform.machine()
     return f"{name}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def processor_kind() -> str:
-    """Vendor, family, model, and a digest of the vector instructions.
-
-    The same code computes the same bytes on processors of one kind.
-    """
+    """Vendor, family, model, and a digest of the vector instructions: they decide the bytes of a result."""
     digest = hashlib.sha256(" ".join(vector_extensions()).encode()).hexdigest()[:6]
     return " ".join([*(cpu_info().get(key, "?") for key in ("vendor_id", "cpu family", "model")), digest])
 
@@ -50,8 +42,7 @@ def vector_extensions() -> list[str]:
 def best_precision() -> str:
     """`"bfloat16"` where training is faster with it, else `"float32"`.
 
-    It is faster with AMX, and with AVX-512 bfloat16 on AMD. Intel's cores execute those instructions at half
-    the rate: there, float32 trains 1.2 times as fast.
+    It is with AMX, and with AVX-512 bfloat16 on AMD; on Intel without AMX, float32 is 1.2 times as fast.
     """
     extensions = vector_extensions()
     amd = cpu_info().get("vendor_id") == "AuthenticAMD"

@@ -28,15 +28,11 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": acc
 
 
 def evaluate(probabilities: np.ndarray, labels: np.ndarray, **more) -> dict:
-    """The content of a file in `metrics/`.
-
-    Args:
-        probabilities: `(n, classes)`.
-        labels: `(n,)`.
-        **more: further figures, such as `epochs` and `seconds`.
+    """The content of a file in `metrics/`, from probabilities `(n, classes)` and labels `(n,)`.
 
     Returns:
-        Every metric; `low` and `high`, the 95 % interval of the accuracy; `images`, which is n; `more`.
+        Every metric; `low` and `high`, the 95 % interval of the accuracy; `images`, which is n; and `more`,
+        further figures such as `seconds`.
     """
     metrics = {name: metric(probabilities, labels) for name, metric in METRICS.items()}
     low, high = wilson_interval(round(metrics["accuracy"] * len(labels)), len(labels))
@@ -59,12 +55,7 @@ def wilson_interval(correct: int, images: int) -> list[float]:
 def averaging_gains(each: np.ndarray | list, labels: np.ndarray) -> np.ndarray:
     """Gain of averaging: 1 or 0 for the averaged prediction, minus the fraction of models that are correct.
 
-    Args:
-        each: the models' probabilities, `(models, n, classes)`, or empty.
-        labels: `(n,)`.
-
-    Returns:
-        `(n,)`, or empty if `each` is.
+    From the models' probabilities `(models, n, classes)` and labels `(n,)` to `(n,)`, or from empty to empty.
     """
     if not len(each):
         return np.zeros(0)
@@ -72,9 +63,7 @@ def averaging_gains(each: np.ndarray | list, labels: np.ndarray) -> np.ndarray:
     return averaged - np.mean(np.argmax(each, axis=2) == labels, axis=0)
 
 
-def expected_public_score(
-    correct: int, images: int, scored: int, gains: np.ndarray | tuple = ()
-) -> dict[str, float]:
+def expected_public_score(correct: int, images: int, scored: int, gains=()) -> dict[str, float]:
     """Predict the public leaderboard's accuracy from rows of `train.csv` that a model did not train on.
 
     The number of correct answers of single models among the scored rows is beta-binomial: the unknown
@@ -87,9 +76,6 @@ def expected_public_score(
         images: all out-of-fold predictions.
         scored: rows of `test.csv` that the public leaderboard scores.
         gains: see `averaging_gains`, on rows that no model trained on; empty if there are none.
-
-    Returns:
-        `accuracy`, `low` and `high`.
     """
     distribution = betabinom(scored, correct + 0.5, images - correct + 0.5)
     single, (low, high) = correct / images, distribution.ppf([0.025, 0.975]) / scored

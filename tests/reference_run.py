@@ -61,7 +61,7 @@ def run(folder):
 
 def results(folder):
     """Yield the name and the SHA-256 of each result."""
-    patterns = ("data/*.npz", "data/oof.csv", "data/**/*.keras", "submissions/submission.csv")
+    patterns = ("data/*.npz", "data/**/*.keras", "submissions/submission.csv")
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         yield path.relative_to(folder), hashlib.sha256(path.read_bytes()).hexdigest()
 

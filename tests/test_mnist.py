@@ -57,10 +57,8 @@ def test_the_arrays_are_mnist(mnist, tmp_path):
 def test_other_arrays_are_refused(mnist, name):
     one_bit = mnist[name].copy()
     one_bit.flat[-1] ^= 1
-    with pytest.raises(PipelineError, match=f"somewhere: {name} does not have the SHA-256 of MNIST"):
-        check_arrays({**mnist, name: one_bit}, "somewhere")
-    for wrong in (mnist[name].astype("int64"), mnist[name][:-1], None):
-        with pytest.raises(PipelineError, match=f"somewhere: {name} is .*, expected uint8"):
+    for wrong in (one_bit, mnist[name].astype("int64"), mnist[name][:-1]):
+        with pytest.raises(PipelineError, match=f"somewhere: {name} does not have the shape and SHA-256"):
             check_arrays({**mnist, name: wrong}, "somewhere")
 
 
@@ -134,7 +132,7 @@ def test_without_a_source_one_line_names_both(mnist, keras_file, content):
     problem = f"{keras_file}: "
     if content == "other digits":
         write_as_keras(keras_file, {**mnist, "train_images": mnist["train_images"][::-1]})
-        problem += "train_images does not have the SHA-256 of MNIST"
+        problem += "train_images does not have the shape and SHA-256 of MNIST"
     elif content is not None:
         keras_file.write_bytes(content)
     with pytest.raises(PipelineError) as error:

@@ -47,9 +47,7 @@ def test_the_committed_file_is_valid():
     [
         ("prepare.limit", 1),
         ("compute.workers", 1),
-        ("compute.ray_address", "auto"),
         ("train.learning_rate", 1),
-        ("train.precision", "bfloat16"),
         ("model.readout", "middle"),
         ("download.source", "folder"),
         ("download.competition", "https://www.kaggle.com/competitions/digit-recognizer"),
@@ -65,8 +63,6 @@ def test_allowed(changed, key, value):
     [
         ("seed", "2026", "a whole number from 0"),
         ("download.source", "Kaggle", "auto, kaggle, mnist, mnist-60k, folder"),
-        ("download.folder", "", "a path"),
-        ("prepare.folds", 5.0, "a whole number from 2"),
         ("prepare.hold_out_mnist_test", "yes", "true, false"),
         ("prepare.limit", 0, "null, or a number of rows from 1"),
         ("model.units", 1.5, "a whole number from 1"),
@@ -74,11 +70,10 @@ def test_allowed(changed, key, value):
         ("train.epochs", True, "a whole number from 1"),
         ("train.batch_size", 42_001, "a whole number from 1 to 42000"),
         ("train.learning_rate", float("nan"), "a number above 0, at most 1"),
-        ("train.learning_rate", "1e-3", "a number above 0, at most 1"),
         ("augment.enabled", 1, "true, false"),
         ("augment.shift", -1, "a number from 0 to 14"),
-        ("compute.workers", "all", "auto, or a whole number from 1"),
-        ("compute.workers", True, "auto, or a whole number from 1"),
+        ("compute.workers", "all", "auto, or 1 to 1024"),
+        ("compute.workers", True, "auto, or 1 to 1024"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(changed, key, value, allowed):

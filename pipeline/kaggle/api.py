@@ -1,6 +1,5 @@
-"""Calls to Kaggle through its own client, for the stages `download`, `submit` and `submissions`.
+"""Calls to Kaggle through its own client, imported only when Kaggle is needed, because the import signs in.
 
-Only this module imports the client, and only when Kaggle is needed, because the import signs in.
 A failure is a PipelineError of one line, without credentials and without signed addresses.
 """
 
@@ -211,16 +210,15 @@ def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
 def _explain(error: Exception) -> str:
     """Explain an error that came without an answer; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
+    failed = f"the connection to {host} failed; check the network, then run it again"
     unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
     texts = {
-        (exceptions.ProxyError, exceptions.InvalidSchema, exceptions.InvalidURL): PROXY,
+        (exceptions.InvalidSchema, exceptions.InvalidURL): PROXY,
+        exceptions.ProxyError: failed if "Remote" in str(error) else PROXY,
         exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
         "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
-        (
-            exceptions.ConnectionError,
-            exceptions.ChunkedEncodingError,
-        ): f"the connection to {host} failed; check the network, then run it again",
+        (exceptions.ConnectionError, exceptions.ChunkedEncodingError): failed,
         json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
         requests.RequestException: unusable,
         OSError: str(error),

@@ -25,11 +25,7 @@ class Submission:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """Read the history, with all cells as text; a missing file has no rows.
-
-    Raises:
-        PipelineError: it is damaged; without one of its rows, a file could be sent twice.
-    """
+    """Read the history, with all cells as text; a damaged one is an error, or a file could be sent twice."""
     try:
         history = pd.read_csv(path, dtype=str, keep_default_na=False)[COLUMNS]
         whole = history["reference"].str.isdecimal() & history["sha256"].str.fullmatch("[0-9a-f]{64}")

@@ -1,1 +1,1 @@
-"""The report: what a run is worth, in words, as a page, and in pictures."""
+"""The report of a run: an HTML page, a short form with pictures, and closing lines."""

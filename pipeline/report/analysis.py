@@ -1,7 +1,6 @@
 """Statistics of the report, computed from labels and probabilities."""
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,8 @@ from scipy.optimize import minimize_scalar
 from pipeline.metrics import METRICS, wilson_interval
 from pipeline.report.run import Predictions
 
-# Bins of equal width; Guo et al. 2017 use 15.
-BINS = 15
-# Limit of the subsets of networks to average, for each size.
-MOST_SUBSETS = 50
+BINS = 15  # bins of equal width; Guo et al. 2017 use 15
+MOST_SUBSETS = 50  # limit of the subsets of networks to average, for each size
 
 
 def best_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -58,11 +55,11 @@ def confusion(part: Predictions) -> np.ndarray:
 def accuracy_by_digit(part: Predictions) -> pd.DataFrame:
     """One row per digit that occurs: `digit`, `images`, `correct`, `accuracy`, its interval `low`, `high`."""
     counts = confusion(part)
-    rows = []
-    for digit, images in enumerate(counts.sum(axis=1)):
-        if images:
-            correct = counts[digit, digit]
-            rows.append([digit, images, correct, correct / images, *wilson_interval(correct, images)])
+    rows = [
+        [digit, images, correct, correct / images, *wilson_interval(correct, images)]
+        for digit, (images, correct) in enumerate(zip(counts.sum(axis=1), np.diag(counts), strict=True))
+        if images
+    ]
     return pd.DataFrame(rows, columns=["digit", "images", "correct", "accuracy", "low", "high"])
 
 
@@ -78,20 +75,13 @@ def confusion_table(parts: dict[str, Predictions]) -> pd.DataFrame:
 
 
 def averaging(each: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Score averages of networks, as means over subsets of the networks.
+    """Score averages of networks, given their probabilities `(networks, n, classes)`.
 
-    Args:
-        each: `(networks, n, classes)`.
-        labels: `(n,)`.
-
-    Returns:
-        One row per number of `networks`: `accuracy`, its `lowest` and `highest`, and `log_loss`.
+    One row per number of `networks`, means over subsets: `accuracy`, its `lowest` and `highest`, `log_loss`.
     """
-    random, rows = np.random.default_rng(0), []
+    rows = []
     for size in range(1, len(each) + 1 if len(labels) else 1):
-        subsets = itertools.combinations(range(len(each)), size)
-        if math.comb(len(each), size) > MOST_SUBSETS:
-            subsets = (random.choice(len(each), size, replace=False) for _ in range(MOST_SUBSETS))
+        subsets = itertools.islice(itertools.combinations(range(len(each)), size), MOST_SUBSETS)
         averages = [each[list(subset)].mean(axis=0) for subset in subsets]
         accuracies = [METRICS["accuracy"](average, labels) for average in averages]
         log_loss = np.mean([METRICS["log_loss"](average, labels) for average in averages])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -19,19 +18,12 @@ VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"} | {
 }
 STYLE = Path(__file__).with_name("report.mplstyle")
 ARTICLE_TICKS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-# Bins with fewer images are not drawn.
-FEWEST_IMAGES = 10
+FEWEST_IMAGES = 10  # bins with fewer images are not drawn
 MISTAKE_COLUMNS = 10
 
 
 def svg(name: str, chart: Callable[..., None], *arguments, size: tuple[float, float] = (4.8, 3.2)) -> str:
-    """Draw a chart as an SVG element for the page.
-
-    Args:
-        name: unique on the page; the prefix of all identifiers.
-        chart: draws on an empty figure, its first argument; `*arguments` are the others.
-        size: width and height in inches.
-    """
+    """Draw `chart(figure, *arguments)` as an SVG element; identifiers begin with `name`; inches."""
     metadata = {"Date": None, "Creator": None}
     text = _draw(chart, arguments, size, format="svg", transparent=True, metadata=metadata).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -96,21 +88,6 @@ def article_curve(figure: Figure, table: pd.DataFrame) -> None:
     axes.set_yticks([], minor=True)
     axes.set(xlabel="step", title="Accuracy of the article's system", ylim=(0.08, 0.998))
     axes.legend(loc="lower right")
-
-
-def confusion_matrices(figure: Figure, matrices: dict[str, np.ndarray]) -> None:
-    """Confusion matrices as counts, with correct answers in grey."""
-    grid = figure.subplots(1, len(matrices), squeeze=False)[0]
-    for axes, (name, counts) in zip(grid, matrices.items(), strict=True):
-        mistakes = counts - np.diag(np.diag(counts))
-        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=2 * max(mistakes.max(), 4))
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                color = MUTED if row == column else INK
-                axes.text(column, row, count, ha="center", va="center", fontsize=7.5, color=color)
-        axes.set(xticks=range(len(counts)), yticks=range(len(counts)), xlabel="predicted", ylabel="label")
-        axes.set_title(f"{name}: {mistakes.sum():,} mistakes of {counts.sum():,}")
-        axes.grid(visible=False)
 
 
 def mistakes(figure: Figure, digits: list[dict], title: str) -> None:

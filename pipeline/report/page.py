@@ -12,8 +12,7 @@ from PIL import Image
 
 from pipeline.metrics import METRICS
 from pipeline.report import analysis, charts
-from pipeline.report.run import STAGES, Predictions, Run
-from pipeline.report.summary import origin_in_words
+from pipeline.report.run import STAGES, Predictions, Run, origin_in_words
 
 FOLDER = Path(__file__).parent
 LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")
@@ -26,22 +25,6 @@ DISPUTED = frozenset(
 )
 
 
-def environment() -> jinja2.Environment:
-    """Make Jinja's environment; HTML is escaped, and a missing value is an error."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["four"] = lambda value: f"{value:.4f}"
-    templates.filters["whole"] = lambda value: f"{value:,.0f}"
-    templates.filters["words"] = lambda name: name.replace("_", " ")
-    templates.filters["png"] = _png
-    return templates
-
-
 def _png(image):
     """Encode a digit `(size, size)` as dark ink on white, for a data URL."""
     target = io.BytesIO()
@@ -49,26 +32,27 @@ def _png(image):
     return base64.b64encode(target.getvalue()).decode()
 
 
-def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
-    """Make the contents of the page, the short form and its pictures, by file name.
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"four": "{:.4f}".format, "whole": "{:,.0f}".format, "png": _png}
 
-    Args:
-        run: the finished run.
-        params: the content of `params.yaml`, by section.
-        times: see `load_times`.
-    """
+
+def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
+    """Make the contents of the page, the short form and its pictures, by file name."""
     temperature = analysis.best_temperature(run.oof.probabilities, run.oof.labels)
     minutes = sum(record["seconds"] for record in times.values()) / 60
     context = {
         "run": run,
-        "oof": run.metrics["oof"],
-        "check": run.metrics["check"],
-        "score": run.metrics["ensemble"],
+        **run.metrics,
         "metrics": [name for name in METRICS if name != "accuracy"],
         "origin": origin_in_words(run.source),
         "times": times,
         "total_time": f"{minutes:.1f} minutes, {len(times)} of {len(STAGES)} stages",
-        "test_name": run.competition.test_name,
         "published": _published(run) if run.on_mnist else [],
         "folds": _folds(run),
         "confusions": {name: analysis.confusion(part) for name, part in run.parts.items()},
@@ -83,9 +67,9 @@ def render(run: Run, params: dict, times: dict) -> dict[str, bytes]:
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     context["charts"] = _charts(run, context["calibration"])
-    templates, names = environment(), ("report.html", "report.md")
-    files = {name: templates.get_template(name).render(context).encode() for name in names}
-    return files | _pictures(run, context["confusions"])
+    names = "report.html", "report.md"
+    files = {name: TEMPLATES.get_template(name).render(context).encode() for name in names}
+    return files | _pictures(run)
 
 
 def _published(run):
@@ -155,7 +139,7 @@ def _charts(run, calibration):
     return drawn
 
 
-def _pictures(run, confusions):
+def _pictures(run):
     """Draw the PNG files of the short form, by name."""
     name, part = list(run.parts.items())[-1]
     misread, total = gallery(run, part)[:MOST_PICTURED], len(part.mistakes)
@@ -165,7 +149,6 @@ def _pictures(run, confusions):
     height = 0.9 * max(1, -(-len(misread) // charts.MISTAKE_COLUMNS)) + 0.4
     return {
         "curves.png": charts.png(charts.curves, run.history, LOSSES, True, size=(9, 3.6)),
-        "confusion.png": charts.png(charts.confusion_matrices, confusions, size=(9.4, 4.8)),
         "article.png": charts.png(charts.article_curve, run.article, size=(8, 4.5)),
         "mistakes.png": charts.png(charts.mistakes, misread, title, size=(9, height)),
     }

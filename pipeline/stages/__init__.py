@@ -5,8 +5,8 @@ import argparse
 import contextlib
 import os
 import re
+import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -17,22 +17,19 @@ from pathlib import Path
 _DROPPED = re.compile(
     r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_)|PYTHONWARNINGS$"
 )
+# Lines of TensorFlow's own log.
+NOISE = "^(WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following|[IWE][0-9]{4} )"
 for _name in filter(_DROPPED.match, list(os.environ)):
     del os.environ[_name]
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["KERAS_HOME"] = f"{os.devnull}/keras"  # contains no keras.json
 os.environ["MATPLOTLIBRC"] = os.devnull
-os.environ["MPLBACKEND"] = "Agg"
 # A library's warning does not end a stage, even with `python -W error`, which worker processes inherit.
 sys.warnoptions.clear()
 warnings.simplefilter("ignore")
 
-_FOLDER = Path(__file__).resolve().parent
-_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
-if _script.resolve().parent == _FOLDER:  # a script imports libraries before the settings above
-    sys.exit(f"run it as: python -m pipeline.stages.{_script.stem}")
 # In a temporary copy of the project (`dvc exp run --temp`), its own layer is used, not the installed one.
-sys.path.insert(0, str((_FOLDER.parents[1] / "packages/fastlstm/src").resolve()))
+sys.path.insert(0, str((Path(__file__).parents[2] / "packages/fastlstm/src").resolve()))
 
 from pipeline.files import PipelineError, write_json
 from pipeline.git import commit
@@ -41,11 +38,9 @@ from pipeline.paths import TIMES
 
 
 def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
-    """Run a stage; an error meant for the user becomes one line and exit status 1.
+    """Run the `main` of a stage's module; an error meant for the user becomes one line and exit status 1.
 
-    Args:
-        main: the function `main` of the stage's module.
-        keep_stderr: leave stderr as it is, for a progress bar. Otherwise TensorFlow's log is filtered out.
+    Unless `keep_stderr` (for a progress bar), TensorFlow's log is filtered out, so `main` has to import it.
     """
     name = Path(main.__code__.co_filename).stem  # right under a profiler and in a notebook, too
     description = main.__globals__["__doc__"]
@@ -60,7 +55,7 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
         # OSError: a missing permission or a full disk, to which a traceback would add nothing.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run it again to go on")
+        sys.exit(f"{name}: interrupted; run it again to resume")
     record |= {"seconds": round(time.monotonic() - started, 1), "finished": f"{datetime.now(UTC):%F %R} UTC"}
     # For the report. It differs from run to run, so DVC does not track it.
     if TIMES.parent.is_dir():
@@ -75,27 +70,15 @@ def _without_tensorflow_log():
     TensorFlow writes half of it before it reads any setting.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    noise = re.compile(
-        rb"WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following instr"
-        rb"|[IWE]\d{4} \d\d:"
-    )
-    sys.stderr.flush()
     stderr = os.dup(2)
-    read_end, write_end = os.pipe()
-    os.dup2(write_end, 2)
-    os.close(write_end)
-
-    def copy():
-        with open(read_end, "rb") as lines:
-            for line in lines:
-                if not noise.match(line):
-                    os.write(stderr, line)
-
-    copier = threading.Thread(target=copy, daemon=True)
-    copier.start()
+    command = ["grep", "--line-buffered", "-avE", NOISE]
+    # In a session of its own, so that Ctrl-C does not end it before the stage.
+    grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True)
+    os.dup2(grep.stdin.fileno(), 2)
+    grep.stdin.close()
     try:
         yield
     finally:
-        sys.stderr.flush()
         os.dup2(stderr, 2)
-        copier.join(timeout=1)  # a process that outlives the stage would keep the pipe open
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process outlives the stage
+            grep.wait(timeout=1)

@@ -1,4 +1,4 @@
-"""Train the article's own system on MNIST and measure it on the way: metrics/article.*."""
+"""Train the article's system on MNIST and evaluate it during the training: metrics/article.*."""
 
 import time
 
@@ -12,7 +12,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     import keras
 
     from pipeline.article import AT_ONCE, beside_printed, run

@@ -9,12 +9,11 @@ from pipeline.files import load_arrays, save_arrays, write_json
 from pipeline.metrics import evaluate
 from pipeline.params import load_params
 from pipeline.paths import CHECK, CLEAN, DIGITS, ENSEMBLE, METRICS
-from pipeline.report.summary import check_in_words
+from pipeline.report.run import check_in_words
 from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.prediction import load_network, predict, use_one_thread_per_operation
 
     competition = find_competition(load_params().download.competition)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from pipeline.competition import find_competition
-from pipeline.files import PipelineError, load_arrays, save_arrays, save_network, write_json
+from pipeline.files import load_arrays, save_arrays, save_network, write_json
 from pipeline.metrics import averaging_gains, expected_public_score
 from pipeline.params import load_params
 from pipeline.paths import DIGITS, ENSEMBLE, METRICS, OOF, PREDICTIONS, TRAINING_STATE, checkpoint
@@ -14,7 +14,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.architectures import average
     from pipeline.prediction import load_network, predict, use_one_thread_per_operation
 
@@ -24,8 +23,6 @@ def main():
         DIGITS, "prepare", "test_images", "images", "labels", "folds"
     )
     (oof,) = load_arrays(OOF, "train", "probabilities")
-    if len(oof) != len(labels):
-        raise PipelineError(f"{OOF}: has other rows than {DIGITS}; run the stage 'train' again")
     use_one_thread_per_operation()
     models = [load_network(checkpoint(fold)) for fold in range(params.prepare.folds)]
     ensemble = average(models, "ensemble")

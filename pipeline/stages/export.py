@@ -6,7 +6,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.architectures import to_stock
     from pipeline.prediction import load_network
 

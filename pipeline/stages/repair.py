@@ -1,6 +1,5 @@
-"""Repair DVC's files that a kill has truncated. `make repro`, `submit` and `sweep` begin with it.
+"""Repair the files that DVC writes in place after a kill has truncated them; `make repro` begins with it.
 
-DVC writes `dvc.lock` and its list of running commands in place, and refuses to read truncated ones.
 Nothing is computed again: finished stages are in DVC's run cache.
 """
 

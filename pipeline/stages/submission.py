@@ -1,4 +1,4 @@
-"""Turn the ensemble's predictions into the file that Kaggle scores: submissions/submission.csv."""
+"""Write the ensemble's predictions in Kaggle's format: submissions/submission.csv."""
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,8 @@ def main():
     check_ids(SAMPLE_SUBMISSION, ids, test_ids)
     labels = pd.Series(probabilities.argmax(axis=1), index=test_ids)
     write_submission(SUBMISSION, competition, ids.to_numpy(), labels.reindex(ids).to_numpy())
-    print(
-        f"submission: {len(ids):,} predictions in {SUBMISSION}"
-        + ("" if limit is None else ", too few to submit (prepare.limit is set)")
-    )
+    note = "" if limit is None else ", too few to submit (prepare.limit is set)"
+    print(f"submission: {len(ids):,} predictions in {SUBMISSION}{note}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.training.engines import ENGINES
 
     try:

@@ -1,18 +1,16 @@
-"""Train the ensemble's members, several at a time: data/checkpoints, data/oof.*, metrics/history.csv."""
+"""Train the ensemble's members, several at a time: data/checkpoints, data/oof.npz, metrics/history.csv."""
 
 import numpy as np
-import pandas as pd
 
 from pipeline.files import load_arrays, save_arrays, write_bytes, write_csv
 from pipeline.folds import TrainingData
 from pipeline.machine import best_precision
 from pipeline.params import load_params
-from pipeline.paths import DIGITS, EPOCHS_TABLE, OOF, OOF_TABLE, TRAINING_STATE, checkpoint
+from pipeline.paths import DIGITS, EPOCHS_TABLE, OOF, TRAINING_STATE, checkpoint
 from pipeline.stages import run_stage
 
 
 def main():
-    # These import TensorFlow, whose log run_stage has to filter from the beginning.
     from pipeline.training.engines import ENGINES
     from pipeline.training.members import members
     from pipeline.training.progress import TrainingProgress, history_table
@@ -26,10 +24,8 @@ def main():
     data = TrainingData(*arrays, int(classes))
     all_members, states = members(params), StateFiles(TRAINING_STATE, params, data)
     oof = np.full((len(data.labels), data.classes), np.nan, np.float32)
-    with (
-        ENGINES[params.compute.engine](params.compute, len(all_members)) as (executor, workers),
-        TrainingProgress(params, data, all_members, workers, EPOCHS_TABLE) as progress,
-    ):
+    with ENGINES[params.compute.engine](params.compute, len(all_members)) as (executor, workers):
+        progress = TrainingProgress(params, data, all_members, workers, EPOCHS_TABLE)
         trained = train_members(executor, workers, params, data, states, progress)
         for fold, (model, probabilities) in enumerate(export_folds(executor, params, data, trained)):
             oof[data.split(fold)[1]] = probabilities
@@ -37,15 +33,6 @@ def main():
 
     write_csv(EPOCHS_TABLE, history_table({member: state.history for member, state in trained.items()}))
     save_arrays(OOF, probabilities=oof, labels=data.labels, folds=data.folds)
-    write_csv(OOF_TABLE, oof_table(data, oof))
-
-
-def oof_table(data, oof):
-    """The table of `data/oof.csv`: one row per validated row of train.csv, with its probabilities."""
-    rows = np.flatnonzero(data.folds >= 0)
-    columns = {"row": rows, "label": data.labels[rows], "fold": data.folds[rows]}
-    columns["prediction"] = oof[rows].argmax(axis=1)
-    return pd.DataFrame({**columns, **{f"p{label}": oof[rows, label] for label in range(data.classes)}})
 
 
 if __name__ == "__main__":

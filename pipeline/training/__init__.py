@@ -1,1 +1,1 @@
-"""Training the ensemble: its members, an epoch of one as a pure function, and where the epochs run."""
+"""Training the ensemble: its members, one epoch as a pure function, the runner, and the engines."""

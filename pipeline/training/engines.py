@@ -1,7 +1,4 @@
-"""The engines: context managers that yield a `concurrent.futures.Executor` for the runner.
-
-It runs functions of picklable values, in processes that can import this package.
-"""
+"""The engines: context managers that yield a `concurrent.futures.Executor` of processes for the runner."""
 
 import contextlib
 import math
@@ -35,26 +32,23 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @contextlib.contextmanager
-def local_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes on this machine, each pinned to a core if there are as many workers as cores.
-
-    Raises:
-        PipelineError: a worker process died.
-    """
+def local_pool(compute: Compute, max_workers: int) -> Iterator[tuple[Executor, int]]:
+    """Worker processes on this machine, each pinned to a core if there are as many workers as cores."""
+    workers = number_of_workers(compute.workers, max_workers)
     # Forking a process that has threads may hang, so workers start from scratch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (_cores_to_pin(workers, context),))
     others, environment = multiprocessing.active_children(), dict(os.environ)
     os.environ.update(WORKER_ENVIRONMENT)  # the workers inherit it
     try:
-        yield pool
+        yield pool, workers
     except BrokenProcessPool as error:
         raise PipelineError(
             "a training process died: out of memory, or a limit of threads or CPU time; run again to resume "
             "from the last finished epochs; fewer compute.workers need less memory"
         ) from error
     except BaseException:
-        # An epoch that nobody waits for would keep this process from ending.
+        # A running epoch would keep this process from ending.
         for worker in set(multiprocessing.active_children()) - set(others):
             worker.kill()
         raise
@@ -70,7 +64,7 @@ def _cores_to_pin(workers, context):
     Without pinning, some virtual machines run two workers on one core for minutes while another is idle.
     """
     cores = available_cores()
-    if workers != len(cores) or not hasattr(os, "sched_setaffinity"):
+    if workers != len(cores):
         return None
     queue = context.SimpleQueue()
     for core in cores:
@@ -92,31 +86,18 @@ def _follow_parent():
 
 
 def number_of_workers(workers: int | str, max_workers: int) -> int:
-    """The number of workers to start, at most `max_workers`; `"auto"` is one per usable core."""
+    """The number of workers to start, at most `max_workers`; `"auto"` is one per core that may be used."""
     if workers == "auto":
-        workers = min(len(available_cores()), _cpu_quota())
+        workers = len(available_cores())
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or the quota is "max"
+            quota, period = map(int, CPU_QUOTA.read_text().split())
+            workers = min(workers, math.ceil(quota / period))
     return min(workers, max_workers)
-
-
-def _cpu_quota():
-    """The CPUs that a container may use, rounded up; infinite without a limit."""
-    try:
-        quota, period = map(int, CPU_QUOTA.read_text().split())
-        return math.ceil(quota / period)
-    except (OSError, ValueError):  # there is no such file, or the quota is "max"
-        return math.inf
-
-
-@contextlib.contextmanager
-def _local(compute, max_workers):
-    workers = number_of_workers(compute.workers, max_workers)
-    with local_pool(workers) as pool:
-        yield pool, workers
 
 
 # The values of `compute.engine`; `params.py` lists the names. An engine gets the section `compute`
 # and the largest useful number of workers; it yields an executor and its number of workers.
 ENGINES: dict[str, Callable[[Compute, int], contextlib.AbstractContextManager[tuple[Executor, int]]]] = {
-    "local": _local,
+    "local": local_pool,
     "ray": lambda compute, max_workers: ray_pool(compute, max_workers, WORKER_ENVIRONMENT),
 }

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay (Loshchilov & Hutter 2019), in two TensorFlow operations a variable."""
+"""Adam with decoupled weight decay (Loshchilov & Hutter 2019), in two TensorFlow operations per variable."""
 
 import keras
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""The log of a running training: a line for each epoch, and the table `metrics/history.csv`."""
+"""The log of a running training: one line per epoch, and the table `metrics/history.csv`."""
 
 import time
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def history_table(histories: dict[Member, Sequence[dict]]) -> pd.DataFrame:
 
 
 class TrainingProgress:
-    """Prints each member's epochs as they finish, and writes them to `table`; use as a context manager."""
+    """Prints each member's epochs as they finish, and writes them to `table` at most once per second."""
 
     def __init__(self, params: Params, data: TrainingData, members: list[Member], workers: int, table: Path):
         self.epochs, self.table = params.train.epochs, table
@@ -40,23 +40,18 @@ class TrainingProgress:
             flush=True,
         )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._write_table()
-
     def resumed(self, member: Member, history: Sequence[dict]) -> None:
-        """Note the epochs that an earlier run had finished."""
+        """Log the epochs that an earlier run finished."""
         self.histories[member].extend(history)
         self.resumed_epochs += len(history)
         print(f"{member}: resumes after epoch {len(history)}/{self.epochs}", flush=True)
 
     def finished(self, member: Member, epoch: dict) -> None:
-        """Note the figures of an epoch that has ended."""
+        """Log and print the figures of a finished epoch."""
         self.histories[member].append(epoch)
         if time.monotonic() - self.written >= INTERVAL:
-            self._write_table()
+            write_csv(self.table, history_table(self.histories))
+            self.written = time.monotonic()
         done = sum(map(len, self.histories.values()))
         total = len(self.histories) * self.epochs
         seconds = (time.monotonic() - self.started) * (total - done) / (done - self.resumed_epochs)
@@ -67,8 +62,3 @@ class TrainingProgress:
             f"{int(seconds) // 60}:{int(seconds) % 60:02d} left",
             flush=True,
         )
-
-    def _write_table(self):
-        if any(self.histories.values()):
-            write_csv(self.table, history_table(self.histories))
-            self.written = time.monotonic()

@@ -30,19 +30,13 @@ PACKAGES = Path(__file__).parents[1], Path(importlib.util.find_spec("fastlstm").
 def ray_pool(
     compute: Compute, max_workers: int, environment: dict[str, str]
 ) -> Iterator[tuple[Executor, int]]:
-    """Workers on a Ray cluster, with `environment` as variables of their processes; see `ENGINES`.
-
-    Raises:
-        PipelineError: there is no Ray, no cluster, or no room in it; a node differs from this machine; a job
-            keeps losing its worker.
-    """
+    """Workers on a Ray cluster, with `environment` as variables of their processes; see `ENGINES`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise PipelineError(
-            "compute.engine is ray, but Ray is not installed; on this machine and all nodes: "
-            "pip install 'ray[default]'"
+            "compute.engine is ray, but Ray is not installed; on all machines: pip install 'ray[default]'"
         ) from None
     _connect(ray, compute, environment)
     with contextlib.ExitStack() as stack:
@@ -139,12 +133,12 @@ def _run_on_node(kind, function, *arguments):
     if found != kind:
         import ray
 
-        differences = ", ".join(
+        different = [
             f"{name} {found[name]!r} in place of {kind[name]!r}" for name in kind if found[name] != kind[name]
-        )
+        ]
         raise PipelineError(
             f"the Ray node {ray.util.get_node_ip_address()} would compute other results than this machine: "
-            f"{differences}; use one kind of processor, the same libraries, and change no code during a run"
+            f"{', '.join(different)}; use one kind of processor, one version of libraries and code"
         )
     return function(*arguments)
 

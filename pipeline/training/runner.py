@@ -1,8 +1,7 @@
 """The runner: chooses the next epoch, and resumes after a kill.
 
-The unit of work is one epoch of one member, state in, state out. So all members share the workers evenly, a
-killed training resumes from each member's last finished epoch, and neither the number of workers nor their
-order changes one byte of the result.
+The unit of work is one epoch of one member, state in, state out. So a killed training resumes from the last
+finished epochs, and neither the number of workers nor their order changes one byte of the result.
 """
 
 from collections.abc import Iterator

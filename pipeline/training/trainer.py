@@ -18,23 +18,16 @@ from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
 from pipeline.training.state import State
 
-# Validation rows to predict after every epoch but the last, which predicts all.
-VALIDATION_SUBSET = 2000
+VALIDATION_SUBSET = 2000  # validation rows to predict after every epoch but the last, which predicts all
 PREDICTION_BATCH = 256
-# Images per call of a compiled view.
-VIEW_BATCH = 512
-# Share of all epochs in which images are pruned; the last epochs train on all.
-PRUNED_EPOCHS = 7 / 8
+VIEW_BATCH = 512  # images per call of a compiled view
+PRUNED_EPOCHS = 7 / 8  # share of all epochs in which images are pruned; the last epochs train on all
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
     """Train a member for one more epoch.
 
-    Args:
-        params: the parameters; `train.precision` is not `auto`.
-        data: the rows of all folds.
-        member: the network to train.
-        state: of the member, after the epoch before.
+    The precision in the parameters is not `auto`; the state is that after the epoch before.
 
     Returns:
         The state after this epoch, with one more row of figures in its history: `epoch` (from 1), `loss` and
@@ -86,13 +79,8 @@ def choose_images(
     """Choose the images of an epoch: dynamic pruning (InfoBatch, Qin et al. 2023, arXiv 2303.04947).
 
     An image whose last loss is below the mean is skipped with probability `prune`. The losses of the other
-    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient.
-
-    Args:
-        losses: `(n,)`, the last loss of each image in nats; infinite before the first epoch.
-        train: the section of the parameters.
-        epoch: counted from 0.
-        random: the choice is a pure function of its state.
+    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient. The last losses
+    `(n,)` are in nats, infinite before the first epoch; epochs count from 0.
 
     Returns:
         The numbers of the chosen images in random order, and weights `(n,)` float32 of the losses.
@@ -170,9 +158,7 @@ def export_fold(
     networks = []
     for member, values in weights.items():
         # Without the optimizer, which would triple the file.
-        network = network_of_params(
-            member.architecture, params.model, params.train.precision, **data.shape._asdict()
-        )
+        network = network_of_params(member.architecture, params.model, params.train.precision, *data.shape)
         network.set_weights(values)
         if params.train.seeds > 1:
             network.name = f"{member.architecture}_{member.seed}"
@@ -186,10 +172,9 @@ def export_fold(
 
 
 def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
-    """The size of a batch, and the steps of an epoch.
+    """The size of a batch, and the steps of an epoch; an incomplete batch at its end is dropped.
 
     All folds take the same number of steps (the smallest fold's), so they share one learning-rate schedule.
-    An incomplete batch at the end of an epoch is dropped.
     """
     rows = min(len(data.split(fold)[0]) for fold in range(data.folds.max() + 1))
     batch = min(params.train.batch_size, rows)
@@ -208,7 +193,7 @@ def initial_values(params: Params, data: TrainingData, member: Member) -> list[n
 def _build(architecture, params, shape, batch, steps):
     """A Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
-    model = network_of_params(architecture, params.model, train.precision, with_view=False, **shape._asdict())
+    model = network_of_params(architecture, params.model, train.precision, *shape, with_view=False)
     warmup = round(train.warmup * steps * train.epochs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else train.learning_rate,

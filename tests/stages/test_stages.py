@@ -68,11 +68,6 @@ def test_ways_to_start_a_stage(project, command):
     assert (project.folder / "data/times/submission.json").exists()
 
 
-def test_a_script_is_refused_in_one_line(project):
-    line = project.run("python pipeline/stages/check.py", status=1, PYTHONPATH=str(project.folder))
-    assert line == "run it as: python -m pipeline.stages.check\n"
-
-
 def test_a_note_of_times_never_fails_a_stage(project):
     times = project.folder / "data/times"
     times.rename(times.with_name("saved"))
@@ -103,7 +98,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, st
     assert files(project.folder) == before
 
 
-# What a stage refuses
+# Errors of one line
 
 
 @pytest.fixture

@@ -11,7 +11,11 @@ from helpers import small_params
 
 from pipeline.files import PipelineError
 from pipeline.training import engines
-from pipeline.training.engines import ENGINES, WORKER_ENVIRONMENT, local_pool, number_of_workers
+from pipeline.training.engines import ENGINES, WORKER_ENVIRONMENT, number_of_workers
+
+
+def start_worker():
+    return ENGINES["local"](small_params().compute, 1)
 
 
 def test_auto_is_a_worker_per_core_within_the_containers_quota(tmp_path, monkeypatch):
@@ -33,7 +37,7 @@ def test_the_parameters_allow_the_engines_that_there_are():
 
 def test_warnings_of_libraries_are_no_errors_in_workers(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    with local_pool(1) as executor:
+    with start_worker() as (executor, _):
         variables = executor.submit(Path.read_text, Path("/proc/self/environ")).result().split("\0")
         executor.submit(warnings.warn, "deprecated").result()
     assert {f"{name}={value}" for name, value in WORKER_ENVIRONMENT.items()} <= set(variables)
@@ -45,7 +49,7 @@ def test_a_worker_that_dies_is_an_error_for_the_user():
         pytest.raises(
             PipelineError, match=r"died: out of memory, or a limit of threads or CPU time; run again"
         ),
-        local_pool(1) as executor,
+        start_worker() as (executor, _),
     ):
         executor.submit(os._exit, 1).result()
 
@@ -54,7 +58,7 @@ def test_an_error_kills_the_workers_and_no_other_process():
     started, environment = time.monotonic(), dict(os.environ)
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     other.start()
-    with pytest.raises(KeyboardInterrupt), local_pool(1) as executor:
+    with pytest.raises(KeyboardInterrupt), start_worker() as (executor, _):
         executor.submit(time.sleep, 600)
         raise KeyboardInterrupt
     assert time.monotonic() - started < 60 and other.is_alive()

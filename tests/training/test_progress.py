@@ -25,12 +25,12 @@ def start(table):
 def test_a_line_and_rows_of_the_table_for_each_epoch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "INTERVAL", 0)
     table = tmp_path / "history.csv"
-    with start(table) as progress:
-        progress.resumed(ROWS, [epoch(1), epoch(2)])
-        progress.finished(GRID, epoch(1))
-        assert pd.read_csv(table)["epoch"].tolist() == [1, 2, 1]
-        progress.finished(ROWS, epoch(3))
-        assert pd.read_csv(table)["member"].tolist() == ["fold 0, rows"] * 3 + ["fold 1, grid_rows"]
+    progress = start(table)
+    progress.resumed(ROWS, [epoch(1), epoch(2)])
+    progress.finished(GRID, epoch(1))
+    assert pd.read_csv(table)["epoch"].tolist() == [1, 2, 1]
+    progress.finished(ROWS, epoch(3))
+    assert pd.read_csv(table)["member"].tolist() == ["fold 0, rows"] * 3 + ["fold 1, grid_rows"]
     lines = capsys.readouterr().out.splitlines()
     assert "2 networks in 2 folds, 2 at a time, on 4 images" in lines[0]
     assert lines[2] == "fold 0, rows: resumes after epoch 2/3"
@@ -40,12 +40,3 @@ def test_a_line_and_rows_of_the_table_for_each_epoch(tmp_path, monkeypatch, caps
     assert lines[4].startswith("fold 0, rows, epoch 3/3: ")
     columns = ["member", "fold", "architecture", *epoch(1)]
     assert list(pd.read_csv(table)) == columns and pd.read_csv(table)["val_loss"][1] == 0.25
-
-
-def test_many_epochs_in_a_second_are_written_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "INTERVAL", 1000)
-    with start(tmp_path / "history.csv") as progress:
-        progress.finished(ROWS, epoch(1))
-        progress.finished(ROWS, epoch(2))
-        assert len(pd.read_csv(tmp_path / "history.csv")) == 1
-    assert len(pd.read_csv(tmp_path / "history.csv")) == 2

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from pipeline.files import PipelineError
 from pipeline.training import runner
-from pipeline.training.engines import ENGINES, local_pool
+from pipeline.training.engines import ENGINES
 from pipeline.training.members import members
 from pipeline.training.progress import history_table
 from pipeline.training.runner import export_folds, train_members
@@ -70,7 +70,7 @@ def test_data_of_other_folds_are_refused(digits):
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     """One network per fold, trained by one worker: states, and the export of each fold."""
-    with local_pool(1) as executor:
+    with ENGINES["local"](CYCLE.compute, 1) as (executor, _):
         files = StateFiles(tmp_path_factory.mktemp("state"), CYCLE, digits)
         states = train_members(executor, 1, CYCLE, digits, files, Mock())
         return states, list(export_folds(executor, CYCLE, digits, states))

@@ -8,29 +8,25 @@ import pytest
 import tensorflow as tf
 from helpers import small_params
 
-from pipeline.architectures import DEFAULT_ARCHITECTURES as ARCHITECTURES
+from pipeline.architectures import network_of_params
+from pipeline.folds import TrainingData
 from pipeline.training import trainer
 from pipeline.training.members import Member
 from pipeline.training.state import State
-from pipeline.training.trainer import initial_values, train_epoch
+from pipeline.training.trainer import choose_images, export_fold, initial_values, train_epoch
 
 ROWS = Member(0, "rows", 1)
 
 
-def start(digits, fold=0, seed=1, architectures=ARCHITECTURES[:1]):
-    params = small_params()
-    return [
-        [value.tobytes() for value in initial_values(params, digits, Member(fold, architecture, seed))]
-        for architecture in architectures
-    ]
-
-
 def test_initial_weights_are_a_function_of_the_member(digits):
-    rows, along, down = first = start(digits, architectures=ARCHITECTURES)
-    assert first == start(digits, architectures=ARCHITECTURES)
-    for (other,) in (start(digits, fold=1), start(digits, seed=2)):
-        assert rows != other
-    assert [len(value) for value in along] == [len(value) for value in down] and along[0] != down[0]
+    def start(*member):
+        values = initial_values(small_params(), digits, Member(*member))
+        return [value.tobytes() for value in values]
+
+    first = start(0, "grid_rows", 1)
+    assert first == start(0, "grid_rows", 1)
+    for other in ((1, "grid_rows", 1), (0, "grid_rows", 2), (0, "grid_columns", 1)):
+        assert start(*other)[0] != first[0]
 
 
 @pytest.mark.slow
@@ -51,13 +47,14 @@ def test_an_epoch_is_a_function_of_what_it_is_given(digits):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Epochs that train nothing; returns the images and targets of each that they would train on."""
+    """Epochs that train nothing, with losses 0 and 1 in turn; returns the images and targets of each."""
     epochs = []
 
     class Train:
         def __call__(self, images, targets, weights):
+            assert len(images) == len(targets) == len(weights)
             epochs.append((images, targets))
-            return tf.constant(np.ones(len(images), "float32")), tf.constant(np.ones(len(images), bool))
+            return tf.range(len(images), dtype="float32") % 2, tf.ones(len(images))
 
         def get_concrete_function(self):
             pass
@@ -86,9 +83,9 @@ def test_all_epochs_but_the_last_ones_are_augmented(digits, seen, augment, disto
 
 
 def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, seen):
-    """Every image is made a number, to know it again."""
+    """The pixels of each image are its row's number."""
     images = np.broadcast_to(np.arange(400)[:, None, None], (400, 28, 28)).astype("float32")
-    numbered = type(digits)(images, digits.labels, digits.folds)
+    numbered = TrainingData(images, digits.labels, digits.folds)
     params = small_params(augment={"enabled": False})
     train_epoch(params, numbered, ROWS, State())
     ((images, targets),) = seen
@@ -99,18 +96,41 @@ def test_an_epoch_sees_only_rows_of_the_other_folds_each_with_its_label(digits, 
     assert targets.dtype == np.float32 and (np.sort(targets) == [0.0] * 9 + [1.0]).all()
 
 
+def test_pruned_epochs_leave_out_easy_images_and_weight_the_others(digits, seen):
+    params, state = small_params(train={"prune": 0.5, "epochs": 8}), State()
+    for _ in range(8):
+        state = train_epoch(params, digits, ROWS, state)
+    first, *pruned, last = (len(images) for images, _ in seen)
+    assert first == last == 160 and max(pruned) < 150
+    losses, random = np.arange(1000) % 4, np.random.default_rng(0)  # a half is below the mean
+    drawn = [choose_images(losses, params.train, 1, random) for _ in range(100)]
+    assert np.mean([weights[order].sum() for order, weights in drawn]) == pytest.approx(1000, abs=10)
+    assert all(np.isin(np.flatnonzero(losses >= 2), order).all() for order, _ in drawn)
+
+
 @pytest.mark.slow
 def test_an_epoch_takes_the_steps_of_keras_with_its_own_adamw(digits):
     params = small_params(model={"dropout": 0.0}, augment={"enabled": False}, train={"epochs": 1})
-    data = digits.images[:96].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:96]]
-    model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 3)
-    network = trainer.network_of_params("rows", params.model, "float32")
+    data = digits.images[:128].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:128]]
+    model, optimizer, train = trainer._build("rows", params, digits.shape, 32, 4)
+    network = network_of_params("rows", params.model, "float32")
     network.set_weights(model.get_weights())
     network.compile(keras.optimizers.AdamW.from_config(optimizer.get_config()), "categorical_crossentropy")
     losses = [
-        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 96, 32)
+        network.train_on_batch(*(part[start : start + 32] for part in data)) for start in range(0, 128, 32)
     ]
-    of_images, _ = train(*data, np.ones(96, "float32"))
-    np.testing.assert_allclose(np.mean(of_images), np.mean(losses), rtol=1e-5)
+    ours, _ = train(*data, np.ones(128, "float32"))
+    np.testing.assert_allclose(ours.numpy().reshape(4, 32).mean(axis=1), losses, rtol=1e-4)
     for ours, theirs in zip(model.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_exported_network_normalizes_images_as_training_did(digits):
+    params, member = small_params(train={"epochs": 1}), Member(0, "deslanted_grid", 1)
+    state = train_epoch(params, digits, member, State())
+    content, probabilities = export_fold(params, digits, 0, {member: state})
+    rows = digits.split(0)[1]
+    assert content.startswith(b"PK") and probabilities.shape == (len(rows), 10)
+    of_label = probabilities[np.arange(len(rows)), digits.labels[rows]]
+    assert -np.log(of_label).mean() == pytest.approx(state.history[-1]["val_loss"], rel=1e-5)

@@ -32,11 +32,12 @@ def accelerate(model: keras.Model, precision: str = "float32") -> keras.Model:
         The same model.
     """
     check_precision(precision)
-    layers = model._flatten_layers()
-    replaceable = [layer for layer in layers if _is_recurrent(layer) and _reason(layer) is None]
-    for layer in replaceable:
-        make_fast(layer, precision)
-    for layer in layers if replaceable else []:
+    layers, replaced = model._flatten_layers(), False
+    for layer in layers:
+        if _is_recurrent(layer) and _reason(layer) is None:
+            make_fast(layer, precision)
+            replaced = True
+    for layer in layers if replaced else ():
         if isinstance(layer, keras.Model):
             layer.jit_compile = False
             # Compiled functions of the old layers.

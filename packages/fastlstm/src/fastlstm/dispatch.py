@@ -35,8 +35,13 @@ def unsupported(lstm: keras.layers.LSTM) -> str | None:
     return "it is stateful" if lstm.stateful else None
 
 
-def _unsupported_here() -> str | None:
-    """Reason why the operations cannot be used in this process or graph, or None."""
+def require_operations():
+    """Raise NotImplementedError where this process or graph cannot use the operations; gives the reason."""
+    if reason := _unsupported_here():
+        raise NotImplementedError(reason)
+
+
+def _unsupported_here():
     if keras.backend.backend() != "tensorflow":
         return f"the backend is {keras.backend.backend()}, not tensorflow"
     if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):
@@ -69,8 +74,7 @@ def run(lstms, inputs, mask, readout, precision, training):
     Raises:
         NotImplementedError: gives the reason why Keras's own layer has to compute this.
     """
-    reason = next(filter(None, map(unsupported, lstms)), None) or _unsupported_here()
-    if reason:
+    for reason in filter(None, map(unsupported, lstms)):
         raise NotImplementedError(reason)
     inputs = tf.convert_to_tensor(inputs)
     steps, features = inputs.shape[1], lstms[0].cell.kernel.shape[0]

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from fastlstm.dispatch import PRECISIONS, run, unsupported
+from fastlstm.dispatch import PRECISIONS, require_operations, run, unsupported
 
 READOUTS = ("sequence", "middle", "last", "mean")
 
@@ -16,9 +16,7 @@ def check_precision(precision):
 def make_fast(layer, precision):
     """Turn a layer of Keras into that of this package, in place: weights, graph and optimizer state stay."""
     layer.__class__ = {keras.layers.LSTM: LSTM, keras.layers.Bidirectional: Bidirectional}[type(layer)]
-    layer.precision = precision
-    # XLA knows nothing of the operations.
-    layer.supports_jit = False
+    layer._set_precision(precision)
 
 
 def _without_padding(inputs, mask):
@@ -43,8 +41,43 @@ def _repeat_last_output(sequence, mask):
     return tf.gather(sequence, tf.where(count > 0, steps, 0), batch_dims=1)
 
 
+class _Fast:
+    """Base of the layers: the fast path, and Keras's own `call` for what it cannot do.
+
+    Attributes:
+        fallback: reason why the last call was computed by Keras's layer, or None.
+    """
+
+    def __init__(self, *args, precision="float32", **kwargs):
+        check_precision(precision)
+        super().__init__(*args, **kwargs)
+        self._set_precision(precision)
+
+    def _set_precision(self, precision):
+        self.precision, self.fallback = precision, None
+        # XLA knows nothing of the operations.
+        self.supports_jit = False
+
+    def get_config(self):
+        return {**super().get_config(), "precision": self.precision}
+
+    def call(self, sequences, initial_state=None, mask=None, training=None):
+        sequences, mask = _without_padding(sequences, mask)
+        try:
+            require_operations()
+            output = self._call_fast(sequences, initial_state, mask, training)
+            self.fallback = None
+        except NotImplementedError as error:
+            self.fallback = str(error)
+            output = self._call_stock(sequences, initial_state, mask, training)
+        return output
+
+    def _call_stock(self, sequences, initial_state, mask, training):
+        return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
+
+
 @keras.saving.register_keras_serializable("fastlstm")
-class LSTM(keras.layers.LSTM):
+class LSTM(_Fast, keras.layers.LSTM):
     """Keras's LSTM, but faster on a CPU.
 
     Arguments, weights, outputs and gradients are those of `keras.layers.LSTM`. Whatever the compiled
@@ -68,24 +101,6 @@ class LSTM(keras.layers.LSTM):
         >>> layer(np.zeros((32, 28, 28), "float32")).shape
         TensorShape([32, 28, 128])
     """
-
-    def __init__(self, units, *args, precision="float32", **kwargs):
-        check_precision(precision)
-        super().__init__(units, *args, **kwargs)
-        self.precision = precision
-        self.supports_jit = False
-
-    def get_config(self):
-        return {**super().get_config(), "precision": self.precision}
-
-    def call(self, sequences, initial_state=None, mask=None, training=False):
-        sequences, mask = _without_padding(sequences, mask)
-        self.fallback = None
-        try:
-            return self._call_fast(sequences, initial_state, mask, training)
-        except NotImplementedError as error:
-            self.fallback = str(error)
-            return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
 
     def _call_fast(self, sequences, initial_state, mask, training):
         if initial_state is not None or self.return_state:
@@ -111,7 +126,7 @@ class LSTM(keras.layers.LSTM):
 
 
 @keras.saving.register_keras_serializable("fastlstm")
-class Bidirectional(keras.layers.Bidirectional):
+class Bidirectional(_Fast, keras.layers.Bidirectional):
     """Keras's Bidirectional around two LSTMs, but faster on a CPU: one operation for both directions.
 
     Arguments, weights, outputs and gradients are those of `keras.layers.Bidirectional`. What the operation
@@ -125,26 +140,11 @@ class Bidirectional(keras.layers.Bidirectional):
         **kwargs: see `keras.layers.Bidirectional`.
     """
 
-    def __init__(self, layer, *args, precision="float32", **kwargs):
-        check_precision(precision)
-        super().__init__(layer, *args, **kwargs)
-        self.precision = precision
-        self.supports_jit = False
+    def _set_precision(self, precision):
+        super()._set_precision(precision)
         for direction in (self.forward_layer, self.backward_layer):
             if type(direction) is keras.layers.LSTM:
                 make_fast(direction, precision)
-
-    def get_config(self):
-        return {**super().get_config(), "precision": self.precision}
-
-    def call(self, sequences, initial_state=None, mask=None, training=None):
-        sequences, mask = _without_padding(sequences, mask)
-        self.fallback = None
-        try:
-            return self._call_fast(sequences, initial_state, mask, training)
-        except NotImplementedError as error:
-            self.fallback = str(error)
-            return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
 
     def _call_fast(self, sequences, initial_state, mask, training):
         readout = "sequence" if self.return_sequences else "last"
@@ -160,22 +160,27 @@ class Bidirectional(keras.layers.Bidirectional):
         }[self.merge_mode]()
 
     def _run(self, sequences, initial_state, mask, training, readout):
-        forward, backward = layers = self.forward_layer, self.backward_layer
-        reason = unsupported_pair(*layers)
-        if initial_state is not None or self.return_state:
-            reason = "the operations begin at zero and return no state"
-        elif forward.go_backwards or forward.units != backward.units:
-            reason = "the directions are swapped or have different units"
-        elif any(layer.dropout or layer.recurrent_dropout for layer in layers):
-            reason = "each direction has a dropout of its own"
-        elif any(
-            layer.activity_regularizer or layer.zero_output_for_mask != layer.return_sequences
-            for layer in layers
-        ):
-            reason = "each direction's own output is used"
-        if reason:
+        if reason := self._unsupported(initial_state):
             raise NotImplementedError(reason)
+        layers = self.forward_layer, self.backward_layer
         return run(layers, sequences, mask, readout, self.precision, training)
+
+    def _unsupported(self, initial_state):
+        """Reason why one operation does not compute both directions, or None."""
+        forward, backward = layers = self.forward_layer, self.backward_layer
+        if reason := unsupported_pair(forward, backward):
+            return reason
+        if initial_state is not None or self.return_state:
+            return "the operations begin at zero and return no state"
+        if forward.go_backwards or forward.units != backward.units:
+            return "the directions are swapped or have different units"
+        if any(layer.dropout or layer.recurrent_dropout for layer in layers):
+            return "each direction has a dropout of its own"
+        if any(layer.activity_regularizer for layer in layers):
+            return "each direction has an activity regularizer"
+        if any(layer.zero_output_for_mask != layer.return_sequences for layer in layers):
+            return "zero_output_for_mask was changed"
+        return None
 
 
 def unsupported_pair(forward, backward) -> str | None:
@@ -248,18 +253,16 @@ class BiLSTM(Bidirectional):
 
     def call(self, sequences, initial_state=None, mask=None, lengths=None, training=None):
         if lengths is not None:
-            within = (
-                keras.ops.arange(keras.ops.shape(sequences)[1]) < keras.ops.cast(lengths, "int32")[:, None]
-            )
+            steps = keras.ops.arange(keras.ops.shape(sequences)[1])
+            within = steps < keras.ops.cast(lengths, "int32")[:, None]
             mask = within if mask is None else within & keras.ops.cast(mask, "bool")
-        sequences, mask = _without_padding(sequences, mask)
-        self.fallback = None
-        try:
-            return self._run(sequences, initial_state, mask, training, self.readout)
-        except NotImplementedError as error:
-            self.fallback = str(error)
-            outputs = keras.layers.Bidirectional.call(self, sequences, initial_state, mask, training)
-            return self._read(outputs, mask)
+        return super().call(sequences, initial_state, mask, training)
+
+    def _call_fast(self, sequences, initial_state, mask, training):
+        return self._run(sequences, initial_state, mask, training, self.readout)
+
+    def _call_stock(self, sequences, initial_state, mask, training):
+        return self._read(super()._call_stock(sequences, initial_state, mask, training), mask)
 
     def _read(self, outputs, mask):
         """The readout of Keras's outputs `(batch, steps, 2 * units)`."""

@@ -1,0 +1,100 @@
+"""Whole runs on other competitions' files: only params.yaml differs, besides an entry in COMPETITIONS."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import run_python, small_params
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.slow
+
+LIMIT, TESTS = 300, 40
+RUN = """
+import importlib
+from dataclasses import replace
+
+import pipeline.stages
+from pipeline.competition import COMPETITIONS, Competition
+
+COMPETITIONS["pixels-from-1"] = Competition("pixels-from-1", first_pixel=1)
+COMPETITIONS["Kannada-MNIST"] = replace(COMPETITIONS["Kannada-MNIST"], rows=None)
+for stage in "download prepare train evaluate ensemble check submission report".split():
+    importlib.import_module(f"pipeline.stages.{stage}").main()
+"""
+
+
+def write_csv(path, first, labels, images, first_pixel=0):
+    pixels = images.reshape(len(images), -1)
+    columns = [f"pixel{number + first_pixel}" for number in range(pixels.shape[1])]
+    table = pd.DataFrame(pixels, columns=columns)
+    if first:
+        table.insert(0, first, labels)
+    table.to_csv(path, index=False)
+
+
+def run(folder, slug):
+    """Run the stages on the files in `folder / "kaggle"`; returns what they printed."""
+    params = small_params(
+        download={"source": "folder", "folder": "kaggle", "competition": slug},
+        prepare={"limit": LIMIT, "folds": 2},
+        model={"architecture": "rows", "layers": 2, "units": 16},
+        train={"epochs": 1, "batch_size": 32, "precision": "float32"},
+        compute={"workers": 1},
+    )
+    YAML(typ="safe").dump(params.model_dump(), folder / "params.yaml")
+    # The article's figures, which depend on no competition.
+    (folder / "metrics").mkdir()
+    figures = {"accuracy": 0.9, "low": 0.8, "high": 0.95, "log_loss": 0.3, "images": 10_000, "seconds": 1.0}
+    (folder / "metrics/article.json").write_text(json.dumps(figures))
+    curve = {"step": [0, 10], "accuracy_batch": 0.9, "accuracy": 0.9, "article_accuracy_batch": [0.1, 0.7]}
+    pd.DataFrame(curve).to_csv(folder / "metrics/article.csv", index=False)
+    done = run_python("-c", RUN, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_kannada_mnist(competition, tmp_path):
+    (images, labels), (test_images, test_labels) = competition
+    ids = np.random.default_rng(0).permutation(np.arange(TESTS) * 7 + 100)
+    folder = tmp_path / "kaggle"
+    folder.mkdir()
+    write_csv(folder / "train.csv", "label", labels[: LIMIT + 20], images[: LIMIT + 20])
+    write_csv(folder / "test.csv", "id", ids, test_images[:TESTS])
+    # The clean test set contains 10 rows of train.csv, on which no network may be trained.
+    clean = np.concatenate([test_images[100:150], images[:10]])
+    clean_labels = np.concatenate([test_labels[100:150], labels[:10]])
+    write_csv(folder / "Dig-MNIST.csv", "label", clean_labels, clean)
+    sample = pd.DataFrame({"id": np.sort(ids), "label": 0})
+    sample.to_csv(folder / "sample_submission.csv", index=False)
+
+    output = run(tmp_path, "Kannada-MNIST")
+    assert "10 rows of train.csv are images of the Dig-MNIST.csv: held out" in output
+    submission = pd.read_csv(tmp_path / "submissions/submission.csv")
+    assert list(submission) == ["id", "label"] and submission["id"].tolist() == sorted(ids)
+    with np.load(tmp_path / "data/predictions.npz") as file:
+        predicted = pd.Series(file["probabilities"].argmax(axis=1), index=ids)
+    assert submission["label"].tolist() == predicted[np.sort(ids)].tolist()
+    check = json.loads((tmp_path / "metrics/check.json").read_text())
+    assert check["images"] == len(clean) and check["low"] < check["accuracy"] < check["high"]
+    assert json.loads((tmp_path / "metrics/oof.json").read_text())["images"] == LIMIT - 10
+    for name in ("report.html", "report.md"):
+        page = (tmp_path / "metrics" / name).read_text()
+        assert "Dig-MNIST.csv" in page and "MNIST test split" not in page
+
+
+def test_a_competition_without_a_clean_test_set(competition, tmp_path):
+    (images, labels), (test_images, _) = competition
+    folder = tmp_path / "kaggle"
+    folder.mkdir()
+    write_csv(folder / "train.csv", "label", labels[:LIMIT], images[:LIMIT], first_pixel=1)
+    write_csv(folder / "test.csv", None, None, test_images[:TESTS], first_pixel=1)
+    sample = pd.DataFrame({"ImageId": np.arange(1, TESTS + 1), "Label": 0})
+    sample.to_csv(folder / "sample_submission.csv", index=False)
+
+    output = run(tmp_path, "pixels-from-1")
+    assert "has no clean test set" in output
+    assert json.loads((tmp_path / "metrics/check.json").read_text()) == {"images": 0}
+    assert len(pd.read_csv(tmp_path / "submissions/submission.csv")) == TESTS
+    assert "MNIST test split" not in (tmp_path / "metrics/report.html").read_text()
