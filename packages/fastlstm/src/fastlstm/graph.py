@@ -138,21 +138,23 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     def recurrence(x, mask, *parameters):
         y, saved = forward(plan.save, x, mask, *parameters)
 
-        def refuse(*gradients):
-            # A persistent tape asks for it in any case, with zeros to pass on.
-            unused = tf.reduce_all([tf.reduce_all(tf.equal(value, 0)) for value in gradients])
-            with tf.control_dependencies([tf.debugging.Assert(unused, [_NO_SECOND_DERIVATIVE])]):
-                return tf.zeros_like(y)
-
+        # It takes all that the gradient depends on, so that no second derivative gets lost silently.
         @tf.custom_gradient
-        def gradient(d_y):
+        def gradient(d_y, x, mask, *parameters):
             inputs = saved if plan.save else forward(True, x, mask, *parameters)[1]
             d_x, *d_parameters = backward(with_x, d_y, x, inputs)
             if not with_x:
                 d_x = backward(True, d_y, x, inputs)[0]  # TensorFlow drops it if nobody asks for it
+
+            def refuse(*gradients):
+                # A persistent tape asks for it in any case, with zeros to pass on.
+                unused = tf.reduce_all([tf.reduce_all(tf.equal(value, 0)) for value in gradients])
+                with tf.control_dependencies([tf.debugging.Assert(unused, [_NO_SECOND_DERIVATIVE])]):
+                    return [tf.zeros_like(value) for value in (d_y, x, mask, *parameters)]
+
             return [d_x, tf.zeros_like(mask), *d_parameters], refuse
 
-        return y, gradient
+        return y, lambda d_y: gradient(d_y, x, mask, *parameters)
 
     return recurrence(x, mask, *parameters)
 

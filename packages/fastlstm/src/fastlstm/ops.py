@@ -1,6 +1,6 @@
 """The package's TensorFlow operations, registered through TensorFlow's C API (tensorflow/c/ops.h).
 
-They have no gradient and no shape inference: `graph.py` takes care of both.
+They have no shape inference, and nothing passes through them backward: `graph.py` takes care of both.
 """
 
 import ctypes
@@ -25,6 +25,10 @@ OPERATIONS = {
     ),
 }
 _lock = threading.Lock()
+# With two gradient tapes, TensorFlow asks for gradients of everything that is saved, too.
+for _name in OPERATIONS:
+    for _dtype in ("float32", "bfloat16"):
+        tf.RegisterGradient(f"Fastlstm{_name}_{_dtype}")(lambda op, *_: [None] * len(op.inputs))
 
 
 class _Library:
