@@ -1,6 +1,6 @@
 """The package's TensorFlow operations, registered through TensorFlow's C API (tensorflow/c/ops.h).
 
-They have no shape inference, and nothing passes through them backward: `graph.py` takes care of both.
+They have no shape inference and no gradient of their own: `graph.py` takes care of both.
 """
 
 import ctypes
@@ -25,10 +25,6 @@ OPERATIONS = {
     ),
 }
 _lock = threading.Lock()
-# With two gradient tapes, TensorFlow asks for gradients of everything that is saved, too.
-for _name in OPERATIONS:
-    for _dtype in ("float32", "bfloat16"):
-        tf.RegisterGradient(f"Fastlstm{_name}_{_dtype}")(lambda op, *_: [None] * len(op.inputs))
 
 
 class _Library:
@@ -48,6 +44,17 @@ class _Library:
         if self.library.TF_GetCode(self.status):
             message = ctypes.c_char_p(self("TF_Message", self.status)).value.decode()
             raise RuntimeError(f"TensorFlow refused {name}: {message}")
+
+
+def refuse(gradients, inputs):
+    """Zero gradients for the inputs; an error in the run if those passed on are not zero.
+
+    A persistent tape asks for second derivatives in any case, with zeros to pass on.
+    """
+    unused = [tf.reduce_all(tf.equal(value, 0)) for value in gradients if value is not None]
+    message = "fastlstm cannot be differentiated twice; what its to_keras() returns can"
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(unused), [message])]):
+        return [None if value.dtype.is_integer else tf.zeros_like(value) for value in inputs]
 
 
 @cache
@@ -73,6 +80,7 @@ def _register(dtype):
             library("TF_NewKernelBuilder", full_name.encode(), b"CPU", None, compute, None)
         )
         library.checked("TF_RegisterKernelBuilder", full_name.encode(), kernel)
+        tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 
 def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor, parameters: int = 0) -> list[tf.Tensor]:
