@@ -36,7 +36,7 @@ def _random_images(rows):
 
 
 class Speed(NamedTuple):
-    """How fast an architecture trains: batch size, images a second, share of the time spent on its input."""
+    """Training speed of an architecture: batch size, images per second, share of time spent on its input."""
 
     batch: int
     images_per_second: float

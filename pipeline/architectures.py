@@ -72,12 +72,7 @@ class SpatialDropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable("pipeline")
 class Patches(keras.layers.Layer):
-    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)` with the default sizes.
-
-    Args:
-        size: height and width of a patch in pixels.
-        strides: distances between patches in pixels.
-    """
+    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)`; sizes are in pixels."""
 
     def __init__(
         self,
@@ -90,7 +85,8 @@ class Patches(keras.layers.Layer):
 
     def call(self, images):
         shape = {"size": self.size, "strides": self.strides, "padding": "valid"}
-        return ops.image.extract_patches(images[..., None], **shape, data_format="channels_last")
+        images = ops.expand_dims(images, -1)
+        return ops.image.extract_patches(images, **shape, data_format="channels_last")
 
     def get_config(self):
         return {**super().get_config(), "size": self.size, "strides": self.strides}
@@ -228,18 +224,10 @@ DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
 def build_network(
     architecture: str, *, size: int = 28, classes: int = 10, with_view: bool = True, **shape
 ) -> keras.Model:
-    """Build an untrained network.
+    """Build an untrained network, named like its architecture.
 
-    Args:
-        architecture: one of `ARCHITECTURES`.
-        size: height and width of the images.
-        classes: number of classes.
-        with_view: begin with the architecture's view; training applies it before the distortions instead.
-        **shape: see `Shape`.
-
-    Returns:
-        A Keras model named like the architecture, from images `(batch, size, size)`, pixels 0..255, to
-        probabilities `(batch, classes)`.
+    From images `(batch, size, size)`, pixels 0..255, to probabilities `(batch, classes)`. Training builds it
+    without the view, which it applies before the distortions. The other arguments are those of `Shape`.
     """
     kind, shape = ARCHITECTURES[architecture], Shape(**shape)
     images = keras.Input((size, size), name="images")

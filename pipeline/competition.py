@@ -86,12 +86,11 @@ def read_digits(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Read `train.csv`, `test.csv`, or the CSV file of the clean test set, up to `limit` rows.
 
+    An error names the file, and the row and column of the first bad cell.
+
     Returns:
         images `(n, size, size)` uint8; labels `(n,)` uint8, None for test.csv; ids `(n,)`, which count from 1
         unless test.csv has an id column.
-
-    Raises:
-        PipelineError: names the file, and the row and column of the first bad cell.
     """
     special = {competition.label: competition.classes - 1, competition.id: None}
     highest = {name: special.get(name, 255) for name in competition.columns(Path(path).name)}

@@ -49,14 +49,9 @@ def find_images(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def make_folds(
     labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray, classes: int = 10
 ) -> np.ndarray:
-    """Assign rows to folds, stratified by label.
+    """Assign rows to folds, stratified by label, of which each needs as many rows as there are folds.
 
-    Args:
-        labels: `(n,)`.
-        folds: number of folds; each class needs as many rows.
-        seed: of the shuffle.
-        held_out: `(n,)` bool, rows that no fold may train or validate on.
-        classes: number of classes.
+    Labels are `(n,)`, `held_out` is `(n,)` bool: rows that no fold may train or validate on.
 
     Returns:
         The fold of each row `(n,)` int8, `HELD_OUT` for held-out rows.

@@ -105,7 +105,7 @@ def all_digits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stand_in(arrays: dict[str, np.ndarray], seed: int, rows: tuple[int, ...]) -> list[tuple]:
-    """A competition made of MNIST: all its images, shuffled by `seed` and split into parts of so many `rows`.
+    """A competition made of MNIST: all its images, shuffled by `seed` and split into parts of `rows` images.
 
     Returns:
         For each part `(images, labels)`; Kaggle's parts are train.csv and test.csv.

@@ -24,10 +24,6 @@ SCORE = Path("submissions/score.json")
 HISTORY = Path("submissions/history.csv")
 METRICS = Path("metrics")
 EPOCHS_TABLE = METRICS / "history.csv"
-DVC_LOCK = Path("dvc.lock")
-DVC_TMP = Path(".dvc/tmp")
-DVC_LOCK_COPY = DVC_TMP / "dvc.lock"
-DVC_RWLOCK = DVC_TMP / "rwlock"
 
 
 def checkpoint(fold: int) -> Path:

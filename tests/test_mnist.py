@@ -38,6 +38,7 @@ def keras_file(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 1, "", error)
 
     monkeypatch.setattr(module.subprocess, "run", fail)
+    monkeypatch.setattr(module, "pip_environment", dict)
     monkeypatch.setattr(module, "KERAS_FILE", tmp_path / "keras.npz")
     return tmp_path / "keras.npz"
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 from pipeline.metrics import METRICS
 from pipeline.report import analysis, charts
-from pipeline.report.run import STAGES, Predictions, Run
-from pipeline.report.summary import origin_in_words
+from pipeline.report.run import STAGES, Predictions, Run, origin_in_words
 
 FOLDER = Path(__file__).parent
 LIBRARIES = ("tensorflow", "keras", "numba", "numpy", "scikit-learn", "pandas", "dvc")

@@ -9,7 +9,7 @@ from pipeline.files import load_arrays, save_arrays, write_json
 from pipeline.metrics import evaluate
 from pipeline.params import load_params
 from pipeline.paths import CHECK, CLEAN, DIGITS, ENSEMBLE, METRICS
-from pipeline.report.summary import check_in_words
+from pipeline.report.run import check_in_words
 from pipeline.stages import run_stage
 
 

@@ -15,13 +15,11 @@ def main():
     history = load_csv(EPOCHS_TABLE, "train")
     epochs = int(history["epoch"].max())
     shutil.rmtree(METRICS / "folds", ignore_errors=True)
-    for fold, seconds in history.groupby("fold")["seconds"].sum().items():
-        rows = folds == fold
+    parts = {f"folds/fold_{fold}": folds == fold for fold in history["fold"].unique()} | {"oof": folds >= 0}
+    for name, rows in parts.items():
+        seconds = history["seconds"][history["fold"].isin(folds[rows])].sum()
         figures = evaluate(probabilities[rows], labels[rows], epochs=epochs, seconds=round(float(seconds), 1))
-        write_json(METRICS / f"folds/fold_{fold}.json", figures)
-    rows, seconds = folds >= 0, round(float(history["seconds"].sum()), 1)
-    figures = evaluate(probabilities[rows], labels[rows], epochs=epochs, seconds=seconds)
-    write_json(METRICS / "oof.json", figures)
+        write_json(METRICS / f"{name}.json", figures)
     others = [f"{name} {figures[name]:.4f}" for name in figures if name not in ("low", "high", "images")]
     print(f"evaluate: out of fold, {np.sum(rows):,} images: {', '.join(others[:-2])}")
 

@@ -19,14 +19,11 @@ def main():
     print(f"prepare: {len(images):,} rows of train.csv and {len(test_images):,} of test.csv")
     clean_images, clean_labels = read_clean_test_set(competition, images)
     test_index = find_images(images, clean_images)
-    in_clean = test_index >= 0
-    if competition.test:
-        hold_out = params.prepare.hold_out_mnist_test
+    in_clean, hold_out = test_index >= 0, params.prepare.hold_out_mnist_test
+    if name := competition.test_name:
         state = "held out" if hold_out else "trained on (prepare.hold_out_mnist_test is false)"
-        name = competition.test_name
         print(f"prepare: {in_clean.sum():,} rows of train.csv are images of the {name}: {state}")
-    held_out = in_clean & params.prepare.hold_out_mnist_test
-    folds = make_folds(labels, params.prepare.folds, params.seed, held_out, competition.classes)
+    folds = make_folds(labels, params.prepare.folds, params.seed, in_clean & hold_out, competition.classes)
     save_arrays(
         DIGITS,
         images=images,

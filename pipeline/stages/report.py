@@ -6,8 +6,7 @@ from pipeline.params import load_params
 from pipeline.paths import CHECK, CLEAN, DIGITS, EPOCHS_TABLE, METRICS, OOF, SOURCE, SUBMISSION, TIMES
 from pipeline.report.analysis import confusion_table, digit_table
 from pipeline.report.page import render
-from pipeline.report.run import Run, load_predictions, load_times
-from pipeline.report.summary import summary
+from pipeline.report.run import Run, load_predictions, load_times, summary
 from pipeline.stages import run_stage
 
 

@@ -54,7 +54,7 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
             finished = study.tell(trial, loss)
         except optuna.TrialPruned:
             finished = study.tell(trial, state=TrialState.PRUNED)
-        print(f"trial {trial.number}: {' | '.join(row(finished))}", flush=True)
+        print(f"trial {trial.number}: {row(finished)}", flush=True)
 
     # Each trial waits for the executor in a thread. One more than the workers need keeps them busy.
     networks = sum(member.fold in FOLDS for member in members(params))

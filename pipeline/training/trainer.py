@@ -79,13 +79,8 @@ def choose_images(
     """Choose the images of an epoch: dynamic pruning (InfoBatch, Qin et al. 2023, arXiv 2303.04947).
 
     An image whose last loss is below the mean is skipped with probability `prune`. The losses of the other
-    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient.
-
-    Args:
-        losses: `(n,)`, the last loss of each image in nats; infinite before the first epoch.
-        train: the section of the parameters.
-        epoch: counted from 0.
-        random: determines the choice.
+    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient. The last losses
+    `(n,)` are in nats, infinite before the first epoch; epochs count from 0.
 
     Returns:
         The numbers of the chosen images in random order, and weights `(n,)` float32 of the losses.

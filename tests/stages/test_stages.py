@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, st
     assert files(project.folder) == before
 
 
-# What a stage refuses
+# Errors of one line
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ PARAMS = small_params(train={"epochs": EPOCHS})
 def search(monkeypatch):
     """Search for a learning rate alone."""
     monkeypatch.setattr(module, "SEARCH", {"train.learning_rate": FloatDistribution(0.001, 0.1, log=True)})
-    monkeypatch.setattr(module, "TRIALS", 12)
+    monkeypatch.setattr(module, "TRIALS", 8)
 
 
 class Learner(ThreadPoolExecutor):

@@ -20,7 +20,7 @@ PAIRS = [
 ]
 # Of an array's largest magnitude; and absolutely, because gates have errors of some 1e-7.
 RELATIVE, ABSOLUTE = 1e-5, 2e-7
-# What bfloat16 products may differ from float32, as a share of an array's largest magnitude.
+# Tolerance of bfloat16 against float32, as a share of an array's largest magnitude.
 BFLOAT16_OUTPUT, BFLOAT16_GRADIENT = 0.01, 0.03
 
 
@@ -47,7 +47,7 @@ def stock_layer(units=UNITS, features=FEATURES, **arguments):
 
 
 def stock_output(stock, readout, x, lengths):
-    """What Keras's layer says, the samples of each length on their own and cut to it."""
+    """Output of Keras's layer, run on the samples of each length separately and truncated to it."""
     steps, units = x.shape[1], stock.forward_layer.units
     lengths = np.full(len(x), steps) if lengths is None else np.array(lengths)
     outputs, order = [], []

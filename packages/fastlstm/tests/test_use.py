@@ -315,7 +315,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINI
 try:
     layer(long, training=False)
 except tf.errors.ResourceExhaustedError as error:
-    assert "BiLSTM: no memory" in str(error), error
+    assert "fastlstm: no memory" in str(error), error
     np.testing.assert_array_equal(layer(short, training=False), before)
     print("refused")
 """,

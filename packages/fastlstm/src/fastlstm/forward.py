@@ -91,7 +91,7 @@ class _Group(NamedTuple):
 
 @inline
 def _update_cells(group, config, first, last):
-    """From the gates' arguments z of some samples to their cell states; o is left in z's first columns."""
+    """Compute cell states from the gates' arguments z; leave o in z's first columns."""
     scales = join(splat(SIGMOID), splat(SIGMOID), splat(TANH), splat(SIGMOID))
     for n in range(first, last):
         gates, cell = n * GROUP, n * LANES
@@ -137,7 +137,7 @@ def _update_hidden_rows(group, config, n, rows):
 
 @inline
 def _update_hidden(group, config, first, last):
-    """From the cell states, and o in z's first columns, to the hidden states."""
+    """Compute hidden states from the cell states, and from o in z's first columns."""
     fours = last - (last - first) % 4
     for n in range(first, fours, 4):
         _update_hidden_rows(group, config, n, 4)
@@ -162,7 +162,7 @@ def _undo_hidden(group, config, first, last):
 
 @inline
 def _prefetch_next(group, config, first, last):
-    """Prefetch what the next group of cells is written to."""
+    """Prefetch the destinations of the next group of cells."""
     for n in range(first, last):
         if config.write_y:
             prefetch(group.y, n * config.y_stride + LANES, LANES)
@@ -193,7 +193,7 @@ def _read_inputs(x, start, number, cells, scratch):
 
 @inner
 def _write_initial_states(d, start, number, plan, time, cells, scratch, saved):
-    """Write a block's initial states, zeros, to where the first step reads them."""
+    """Write a block's initial states (zeros) to the operands of the first step."""
     stride = lhs_stride(scratch.operands, scratch.columns)
     at, saved_h, saved_c = saved_at(d, 0, start, saved.h), saved.h, saved.c
     operand = pointer(scratch.operands, time_of(d, 0, time) * scratch.block * scratch.columns)
@@ -220,7 +220,6 @@ def forward(plan, x, packed, bias, mask, saved, y):
         saved: see `SavedActivations`, written.
         y: written, float32 `(batch, time or 1, directions * cells)`; time for `SEQUENCE`.
     """
-    tile_state = begin_products(packed)
     batch, time, features = x.shape
     cells, block = bias.shape[1] // GATES, block_rows(packed)
     columns = words_in(packed, cells + features) * values_in_word(packed)
@@ -231,6 +230,7 @@ def forward(plan, x, packed, bias, mask, saved, y):
     scratch = _Scratch(pointer(operands, (0,)), pointer(z, (0,)), pointer(c, (0,)), block, columns)
     if plan.returns == MEAN:
         y[:] = 0
+    tile_state = begin_products(packed)  # after the allocations, which may fail
     for start in range(0, batch, block):
         number = min(block, batch - start)
         _read_inputs(x, start, number, cells, scratch)
@@ -290,7 +290,7 @@ def _run_steps(d, start, number, plan, time, packed, bias, mask, scratch, saved,
                 pointer(first_h, new + k * number),
             )
             for n in range(0, number, part):
-                # The next group's product beside this group's gates, which must not wait for theirs.
+                # Interleave the next group's product with this group's gates.
                 if k + LANES < cells:
                     rhs = PackedRhs(pointer(weights, j * depth), skip, depth)
                     out = Accumulators(pointer(scratch.z, (1 - turn) * block * GROUP), GROUP, PANEL)

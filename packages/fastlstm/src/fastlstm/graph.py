@@ -18,7 +18,7 @@ _thread = threading.local()
 
 @contextmanager
 def whole_batches() -> Iterator[None]:
-    """Layers whose graph this thread builds meanwhile run a batch as one operation.
+    """Layers whose graph is built inside this context run a batch as one operation.
 
     For callers that keep every core busy with a batch of its own.
     """
@@ -105,7 +105,7 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
         return tf.constant([*plan.steps, plan.returns, save, units, with_x], tf.int32)
 
     def forward(save, x, mask, *parameters):
-        """y, and for each part what `backward` needs."""
+        """y, and the saved activations of each part."""
         numbers = meta(save, False)
         packed, transposed, bias = operation("Pack", dtype, numbers, *parameters, parameters=len(parameters))
         masks = divide(mask) if mask.shape[0] != 0 else [mask] * parts

@@ -11,10 +11,10 @@ the gradient is their chain rule:
 `kernels.py` makes TensorFlow operations of these functions.
 
 Names: `d` is the direction, 0 forward and 1 backward, except in `d_...`, the loss's derivative with respect
-to what follows. `t` is the position in the input, `step` the number in the order of computation. `k` is the
-first cell of a group, `n` a sample of the block that starts at sample `start`. What the gradient needs is
-kept in the order in which it is computed, because sequential access is fastest: of a block, the first group
-of cells of every sample, then the second group.
+to the variable `...`. `t` is the position in the input, `step` the number in the order of computation. `k` is
+the first cell of a group, `n` a sample of the block that starts at sample `start`. Values for the gradient
+are saved in the order of computation, because sequential access is fastest: of a block, the first group of
+cells of every sample, then the second group.
 """
 
 from typing import NamedTuple
@@ -25,11 +25,11 @@ from fastlstm.jit import inline
 from fastlstm.simd import LANES
 
 # Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
-# groups of LANES, and a group's four gates lie side by side, as a product of matrices yields them together.
+# groups of LANES, and the four gates of a group are adjacent, so one matrix product yields all four.
 # The last group is zero-padded.
 GATES = 4
 GROUP = GATES * LANES
-# What a layer returns of the hidden states h: each, their mean, or the one that each direction ends with.
+# The output of a layer: all hidden states h, their mean, or the last one of each direction.
 SEQUENCE, MEAN, END = range(3)
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 

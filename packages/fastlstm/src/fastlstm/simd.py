@@ -1,7 +1,7 @@
 """Explicit float32 vectors for Numba: types, operators, and reading and writing of rows.
 
 Numba makes vectors of loops over single values only if it can prove that no two arrays overlap. The functions
-here say so outright. Vectors have one or four rows of LANES values, and the operators +, -, * with vectors of
+here are explicit. Vectors have one or four rows of LANES values, and the operators +, -, * with vectors of
 the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM splits a vector into those of
 the processor.
 """
@@ -404,7 +404,7 @@ def prefetch(typing_context, source, index, number):
 def aligned(number, like):
     """Uninitialized array of the type of another one that begins at the start of a cache line.
 
-    Vectors that lie across two lines are read and written twice.
+    A vector that crosses a cache line is read and written twice.
     """
     spare = CACHE_LINE // like.itemsize
     flat = np.empty(number + spare, like.dtype)

@@ -103,7 +103,7 @@ def _start(builder, down, across, start, out, out_row):
 
 
 def _add_products(builder, down, across, a, panel):
-    """Add the products of a tile's depth; the left tiles lie one after the other."""
+    """Add the products of a tile's depth; the left tiles are contiguous."""
     panel_row = _LONG(4 * SIDE * across)
     for j in range(across):
         _call(builder, "tileloadd64", _BYTE(_RIGHT[j]), _at(builder, panel, _LONG(SIDE * j)), panel_row)
@@ -126,7 +126,7 @@ def _store(builder, down, across, out, out_row):
 def generate_tile(context, builder, signature, arguments):
     """The code of `matmul.multiply_tile` for pairs of bfloat16.
 
-    Its `rows` is 16 or 32, the depth a multiple of 16, and a lies as `matmul.Lhs` says.
+    Its `rows` is 16 or 32, the depth a multiple of 16, and a has the layout of `matmul.Lhs`.
     """
     a, _, _, depth, panel, start, out, out_row, _, _ = arguments
     down, across = signature.args[-2].literal_value // SIDE, signature.args[-1].literal_value
