@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from fastlstm.ops import operation
+from fastlstm.ops import operation, refuse
 from fastlstm.recurrence import END, GATES, MEAN, SEQUENCE, Plan
 from fastlstm.simd import LANES
 
@@ -137,14 +137,17 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     def recurrence(x, mask, *parameters):
         y, saved = forward(plan.save, x, mask, *parameters)
 
-        def gradient(d_y):
+        # A tape in a graph does not see the operations: without this, a second derivative would be lost.
+        @tf.custom_gradient
+        def gradient(d_y, x, mask, *parameters):
             inputs = saved if plan.save else forward(True, x, mask, *parameters)[1]
             d_x, *d_parameters = backward(with_x, d_y, x, inputs)
             if not with_x:
                 d_x = backward(True, d_y, x, inputs)[0]  # TensorFlow drops it if nobody asks for it
-            return [d_x, tf.zeros_like(mask), *d_parameters]
+            values = d_y, x, mask, *parameters
+            return [d_x, tf.zeros_like(mask), *d_parameters], lambda *given: refuse(given, values)
 
-        return y, gradient
+        return y, lambda d_y: gradient(d_y, x, mask, *parameters)
 
     return recurrence(x, mask, *parameters)
 

@@ -46,15 +46,15 @@ class _Library:
             raise RuntimeError(f"TensorFlow refused {name}: {message}")
 
 
-def _refuse(op, *gradients):
-    """The operations' own gradient, which only a second derivative needs.
+def refuse(gradients, inputs):
+    """Zero gradients for the inputs; an error in the run if those passed on are not zero.
 
-    A persistent tape outside of any graph asks for it in any case, with zeros to pass on.
+    A persistent tape asks for second derivatives in any case, with zeros to pass on.
     """
     unused = [tf.reduce_all(tf.equal(value, 0)) for value in gradients if value is not None]
     message = "fastlstm cannot be differentiated twice; what its to_keras() returns can"
     with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(unused), [message])]):
-        return [None if value.dtype.is_integer else tf.zeros_like(value) for value in op.inputs]
+        return [None if value.dtype.is_integer else tf.zeros_like(value) for value in inputs]
 
 
 @cache
@@ -80,7 +80,7 @@ def _register(dtype):
             library("TF_NewKernelBuilder", full_name.encode(), b"CPU", None, compute, None)
         )
         library.checked("TF_RegisterKernelBuilder", full_name.encode(), kernel)
-        tf.RegisterGradient(full_name)(_refuse)
+        tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 
 def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor, parameters: int = 0) -> list[tf.Tensor]:
