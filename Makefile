@@ -103,7 +103,7 @@ sweep: dev-setup
 # PyTorch is not locked; it changes none of the locked packages.
 benchmark: dev-setup
 	python -c "import torch" 2> /dev/null || $(PIP) "torch==2.13.0"
-	python -m benchmarks.training_speed
+	python packages/fastlstm/benchmarks/training_speed.py
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock" pyproject.toml packages/fastlstm/pyproject.toml

@@ -1,4 +1,4 @@
-"""The engines side by side: what a training costs on each, for docs/scaling.md.
+"""The engines side by side: what a training costs on each, for docs/log/scaling.md.
 
     python -m benchmarks.engines
 

@@ -138,7 +138,7 @@ def _read_csv(path, highest, rows=None):
     options = {"header": 0, "index_col": False, "skipinitialspace": True, "nrows": rows}
     try:
         with open(path, "rb") as file:
-            _check_header(path, file.read(1 << 16), list(highest))
+            _check_header(path, file.read(1 << 20), list(highest))
         with warnings.catch_warnings():
             # pandas only warns when it drops cells beyond the header's columns.
             warnings.simplefilter("error")
@@ -164,7 +164,7 @@ def _check_header(path, start, columns):
     """Compare the first line of a file, given its first bytes, with the expected columns."""
     if is_html(start):
         raise PipelineError(f"{path}: is an HTML page, expected CSV (was a login or error page saved?)")
-    line = start.partition(b"\n")[0].decode("utf-8-sig", "replace")
+    line = re.split(b"[\r\n]", start, maxsplit=1)[0].decode("utf-8-sig", "replace")
     header = [cell.strip().strip('"') for cell in line.split(",")]
     for number, (name, column) in enumerate(zip_longest(header, columns, fillvalue=""), start=1):
         if name != column:
@@ -183,8 +183,8 @@ def _first_bad_cell(path, highest):
     number = 0
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         rows = csv.reader(file, skipinitialspace=True)
-        next(rows)
         try:
+            next(rows)
             for number, row in enumerate(filter(None, rows), start=1):
                 if len(row) != len(highest):
                     return f"row {number} has {len(row)} columns, expected {len(highest)}"

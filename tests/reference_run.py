@@ -1,8 +1,8 @@
 """Print SHA-256 sums of a small run's results: `python tests/reference_run.py [FOLDER]`.
 
 Run it before and after a change that should not change results, on the same machine, and compare the
-output. The run goes through all stages with all architectures. Only the code varies. FOLDER stores the data
-for the next run.
+output. The run goes through all stages but the report, with both default architectures. FOLDER stores the
+data for the next run.
 """
 
 import argparse

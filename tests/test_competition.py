@@ -75,10 +75,11 @@ def test_full_size_round_trip(competition, tmp_path, part):
     [
         (",", "\n", HEADER),
         (",", "\r\n", HEADER),
+        (",", "\r", HEADER),
         (", ", "\n", HEADER),
         (",", "\n", [f'"{it}"' for it in HEADER]),
     ],
-    ids=["LF", "CRLF", "blanks", "quoted by R"],
+    ids=["LF", "CRLF", "CR", "blanks", "quoted by R"],
 )
 @pytest.mark.parametrize("last_line_end", [True, False])
 def test_spreadsheets_ways_to_write_csv_are_read(
@@ -148,12 +149,11 @@ def test_bad_header(rows, train_csv, header, says):
     [
         (None, "there is no such file"),
         (b"\n<!DOCTYPE html><html>sign in</html>", "is an HTML page"),
-        (",".join(HEADER).encode() + b"\r0,1\r", "column 785 of the header is 'pixel783 0', expected"),
         (",".join(HEADER).encode() + b"\n", "has no rows"),
         (b"PK\x03\x04rest of a zip", "column 1 of the header is 'PK??rest of a zip', expected 'label'"),
         (b"", "column 1 of the header is '', expected 'label'"),
     ],
-    ids=["none", "html", "CR", "header only", "zip", "empty"],
+    ids=["none", "html", "header only", "zip", "empty"],
 )
 def test_something_else_in_place_of_the_file(tmp_path, content, says):
     if content is not None:

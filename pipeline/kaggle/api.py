@@ -25,10 +25,8 @@ from pipeline.kaggle.history import PENDING, Submission
 TIMEOUT = 30  # seconds, to connect and for the next bytes
 SITE = "https://www.kaggle.com"
 NEW_TOKEN = f"make a new token at {SITE}/settings/api"
-PROXY = (
-    "the proxy (https_proxy, http_proxy or all_proxy) cannot be used; is it running, and is its address "
-    "right: http://NAME:PASSWORD@HOST:PORT, or with `pip install PySocks` socks5://HOST:PORT?"
-)
+PROXY = "the proxy (https_proxy, http_proxy or all_proxy)"
+PROXY_LOGIN = f"{PROXY} wants a name and password: http://NAME:PASSWORD@HOST:PORT"
 WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
 
 
@@ -183,7 +181,7 @@ def _explain_answer(response: requests.Response, slug: str) -> str:
         status = int(response.json()["code"])  # Kaggle may send an error with status 200
     text = f"{urlsplit(response.url).hostname} answered {status}{reason}"
     if status == 407:
-        return PROXY
+        return PROXY_LOGIN
     if status >= 500:
         return f"{text}: run it again later"
     if is_html(response.content):
@@ -211,10 +209,16 @@ def _explain(error: Exception) -> str:
     """Explain an error that came without an answer; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
     failed = f"the connection to {host} failed; check the network, then run it again"
+    proxy_failed = f"{PROXY} cannot be reached, or refuses {host}"
+    if "Remote" in str(error):  # the proxy closed the connection
+        proxy_failed = failed
+    if " 407 " in str(error):
+        proxy_failed = PROXY_LOGIN
     unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
     texts = {
-        (exceptions.InvalidSchema, exceptions.InvalidURL): PROXY,
-        exceptions.ProxyError: failed if "Remote" in str(error) else PROXY,
+        exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
+        exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
+        exceptions.ProxyError: proxy_failed,
         exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
         "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",

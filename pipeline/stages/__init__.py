@@ -21,6 +21,7 @@ _DROPPED = re.compile(
 NOISE = "^(WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following|[IWE][0-9]{4} )"
 for _name in filter(_DROPPED.match, list(os.environ)):
     del os.environ[_name]
+os.environ["NUMBA_DISABLE_JIT"] = "0"  # also where .numba_config.yaml says otherwise
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["KERAS_HOME"] = f"{os.devnull}/keras"  # contains no keras.json
 os.environ["MATPLOTLIBRC"] = os.devnull

@@ -17,7 +17,7 @@ def main():
     images, labels, _ = read_digits(RAW / "train.csv", competition, limit)
     test_images, _, test_ids = read_digits(RAW / "test.csv", competition, limit)
     print(f"prepare: {len(images):,} rows of train.csv and {len(test_images):,} of test.csv")
-    clean_images, clean_labels = read_clean_test_set(competition, images)
+    clean_images, clean_labels = read_clean_test_set(competition, images, test_images)
     test_index = find_images(images, clean_images)
     in_clean, hold_out = test_index >= 0, params.prepare.hold_out_mnist_test
     if name := competition.test_name:
@@ -37,13 +37,14 @@ def main():
     save_arrays(CLEAN, images=clean_images, labels=clean_labels)
 
 
-def read_clean_test_set(competition, images):
+def read_clean_test_set(competition, images, test_images):
     """Images and labels of the clean test set; empty where the competition has none."""
     if competition.test is None:
         return np.empty((0, *images.shape[1:]), np.uint8), np.empty(0, np.uint8)
     if competition.test == "mnist":
         mnist = load_mnist(MNIST)
-        check_are_mnist(images, mnist, RAW / "train.csv")
+        for name, part in (("train.csv", images), ("test.csv", test_images)):
+            check_are_mnist(part, mnist, RAW / name)
         return mnist["test_images"], mnist["test_labels"]
     clean_images, labels, _ = read_digits(RAW / competition.test, competition)
     return clean_images, labels

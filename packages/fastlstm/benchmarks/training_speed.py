@@ -262,7 +262,8 @@ def main():
     from fastlstm.isa import ISA
 
     best_precision = "bfloat16" if ISA in ("amx", "avx512_bf16") else "float32"
-    product = "", None, (programs.ROWS,)
+    # Products ignore the shape.
+    product = "", CASES["a"].shape, (programs.ROWS,)
     listed = {LIMIT: product, PEAK: product}
     listed |= {name: (name, CASES[name].shape, CASES[name].batches) for name in arguments.cases}
     rows = [

@@ -203,17 +203,25 @@ def test_wrong_shapes_are_refused(wrong):
         layer(x[..., 1:] if wrong == "features" else x, lengths=lengths)
 
 
-def test_a_second_derivative_is_refused():
+@pytest.mark.parametrize("wrap", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_two_tapes_work_and_a_second_derivative_is_refused(wrap):
     layer = BiLSTM(UNITS, readout="mean")
     x = tf.constant(values(3, 6, FEATURES))
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as inner:
-            inner.watch(x)
-            output = layer(x)
-        slope = inner.gradient(output, x)
+
+    def differentiate(twice):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                output = layer(x)
+            slope = inner.gradient(output, x)
+            output = output * 2
+        return slope, outer.gradient(slope if twice else output, x)
+
+    slope, twice_as_steep = wrap(lambda: differentiate(False))()
+    assert_close([twice_as_steep], [2 * slope])
     with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be differentiated twice"):
-        outer.gradient(slope, x)
+        wrap(lambda: differentiate(True))()
 
 
 @pytest.mark.parametrize("readout", READOUTS)
@@ -307,7 +315,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINI
 try:
     layer(long, training=False)
 except tf.errors.ResourceExhaustedError as error:
-    assert "BiLSTM: no memory" in str(error), error
+    assert "fastlstm: no memory" in str(error), error
     np.testing.assert_array_equal(layer(short, training=False), before)
     print("refused")
 """,

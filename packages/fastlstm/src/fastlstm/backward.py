@@ -159,9 +159,9 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
         d_weights: float32 `(directions, panels, cells + padded features, PANEL)`.
         d_x: float32 `(batch, time, features)`, or `(0, ...)` to leave it out.
     """
-    tile_state = begin_products(transposed)
     rows, features = block_rows(transposed), x.shape[2]
     scratch = _scratch(plan, features, saved, d_bias)
+    tile_state = begin_products(transposed)  # after the allocations, which may fail
     if len(x) % rows > 0:
         scratch.rhs[:] = 0
     d_bias[:] = 0

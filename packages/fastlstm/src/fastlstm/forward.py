@@ -220,7 +220,6 @@ def forward(plan, x, packed, bias, mask, saved, y):
         saved: see `SavedActivations`, written.
         y: written, float32 `(batch, time or 1, directions * cells)`; time for `SEQUENCE`.
     """
-    tile_state = begin_products(packed)
     batch, time, features = x.shape
     cells, block = bias.shape[1] // GATES, block_rows(packed)
     columns = words_in(packed, cells + features) * values_in_word(packed)
@@ -231,6 +230,7 @@ def forward(plan, x, packed, bias, mask, saved, y):
     scratch = _Scratch(pointer(operands, (0,)), pointer(z, (0,)), pointer(c, (0,)), block, columns)
     if plan.returns == MEAN:
         y[:] = 0
+    tile_state = begin_products(packed)  # after the allocations, which may fail
     for start in range(0, batch, block):
         number = min(block, batch - start)
         _read_inputs(x, start, number, cells, scratch)

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from fastlstm.ops import operation
+from fastlstm.ops import operation, refuse
 from fastlstm.recurrence import END, GATES, MEAN, SEQUENCE, Plan
 from fastlstm.simd import LANES
 
 _READOUTS = {"sequence": SEQUENCE, "mean": MEAN}
-_NO_SECOND_DERIVATIVE = "fastlstm cannot be differentiated twice; what its to_keras() returns can"
 _thread = threading.local()
 
 
@@ -138,21 +137,17 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     def recurrence(x, mask, *parameters):
         y, saved = forward(plan.save, x, mask, *parameters)
 
-        def refuse(*gradients):
-            # A persistent tape asks for it in any case, with zeros to pass on.
-            unused = tf.reduce_all([tf.reduce_all(tf.equal(value, 0)) for value in gradients])
-            with tf.control_dependencies([tf.debugging.Assert(unused, [_NO_SECOND_DERIVATIVE])]):
-                return tf.zeros_like(y)
-
+        # A tape in a graph does not see the operations: without this, a second derivative would be lost.
         @tf.custom_gradient
-        def gradient(d_y):
+        def gradient(d_y, x, mask, *parameters):
             inputs = saved if plan.save else forward(True, x, mask, *parameters)[1]
             d_x, *d_parameters = backward(with_x, d_y, x, inputs)
             if not with_x:
                 d_x = backward(True, d_y, x, inputs)[0]  # TensorFlow drops it if nobody asks for it
-            return [d_x, tf.zeros_like(mask), *d_parameters], refuse
+            values = d_y, x, mask, *parameters
+            return [d_x, tf.zeros_like(mask), *d_parameters], lambda *given: refuse(given, values)
 
-        return y, gradient
+        return y, lambda d_y: gradient(d_y, x, mask, *parameters)
 
     return recurrence(x, mask, *parameters)
 

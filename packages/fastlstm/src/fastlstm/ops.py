@@ -1,6 +1,6 @@
 """The package's TensorFlow operations, registered through TensorFlow's C API (tensorflow/c/ops.h).
 
-They have no gradient and no shape inference: `graph.py` takes care of both.
+They have no shape inference and no gradient of their own: `graph.py` takes care of both.
 """
 
 import ctypes
@@ -46,6 +46,17 @@ class _Library:
             raise RuntimeError(f"TensorFlow refused {name}: {message}")
 
 
+def refuse(gradients, inputs):
+    """Zero gradients for the inputs; an error in the run if those passed on are not zero.
+
+    A persistent tape asks for second derivatives in any case, with zeros to pass on.
+    """
+    unused = [tf.reduce_all(tf.equal(value, 0)) for value in gradients if value is not None]
+    message = "fastlstm cannot be differentiated twice; what its to_keras() returns can"
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(unused), [message])]):
+        return [None if value.dtype.is_integer else tf.zeros_like(value) for value in inputs]
+
+
 @cache
 def _register(dtype):
     """Register the operations for one type of operands, and compile them."""
@@ -69,6 +80,7 @@ def _register(dtype):
             library("TF_NewKernelBuilder", full_name.encode(), b"CPU", None, compute, None)
         )
         library.checked("TF_RegisterKernelBuilder", full_name.encode(), kernel)
+        tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 
 def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor, parameters: int = 0) -> list[tf.Tensor]:
