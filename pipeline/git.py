@@ -18,6 +18,7 @@ def git(*arguments: str) -> str:
     It also works in another user's clone, and ignores a repository named by GIT_DIR.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # `git status` would write to the index
     command = ["git", "-c", "safe.directory=*", *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

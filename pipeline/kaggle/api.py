@@ -209,16 +209,13 @@ def _explain(error: Exception) -> str:
     """Explain an error that came without an answer; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
     failed = f"the connection to {host} failed; check the network, then run it again"
-    proxy_failed = f"{PROXY} cannot be reached, or refuses {host}"
-    if "Remote" in str(error):  # the proxy closed the connection
-        proxy_failed = failed
-    if " 407 " in str(error):
-        proxy_failed = PROXY_LOGIN
+    # "Remote": the proxy closed the connection.
+    proxy_failed = failed if "Remote" in str(error) else f"{PROXY} cannot be reached, or refuses {host}"
     unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
     texts = {
         exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
         exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
-        exceptions.ProxyError: proxy_failed,
+        exceptions.ProxyError: PROXY_LOGIN if " 407 " in str(error) else proxy_failed,
         exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
         "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",

@@ -25,6 +25,7 @@ os.environ["NUMBA_DISABLE_JIT"] = "0"  # also where .numba_config.yaml says othe
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["KERAS_HOME"] = f"{os.devnull}/keras"  # contains no keras.json
 os.environ["MATPLOTLIBRC"] = os.devnull
+os.environ["MPLBACKEND"] = "Agg"
 # A library's warning does not end a stage, even with `python -W error`, which worker processes inherit.
 sys.warnoptions.clear()
 warnings.simplefilter("ignore")
