@@ -60,6 +60,11 @@ def forget(folder, stage):
     shutil.rmtree(folder / ".dvc/cache/runs", ignore_errors=True)
 
 
+def size(path):
+    """The size of a file in bytes; 0 if it is missing, as `dvc.lock` is after a repair without a commit."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def repro(folder, stage, seconds=None, aimed=False):
     """Run what `make repro` runs, as far as a stage.
 
@@ -75,14 +80,14 @@ def repro(folder, stage, seconds=None, aimed=False):
     log, lock = folder.with_name("log"), folder / "dvc.lock"
     repair = [sys.executable, "-m", "pipeline.stages.repair"]
     subprocess.run(repair, cwd=folder, env=ENVIRONMENT, check=True)
-    before, started = lock.stat().st_size if lock.exists() else 0, time.monotonic()
+    before, started = size(lock), time.monotonic()
     command = [sys.executable, "-m", "dvc", "repro", stage]
     with open(log, "w") as output:
         process = subprocess.Popen(
             command, cwd=folder, stdout=output, stderr=output, env=ENVIRONMENT, start_new_session=True
         )
         while (status := process.poll()) is None:
-            if lock.stat().st_size < before if aimed else seconds and time.monotonic() - started > seconds:
+            if size(lock) < before if aimed else seconds and time.monotonic() - started > seconds:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 break
