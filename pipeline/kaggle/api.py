@@ -25,8 +25,6 @@ from pipeline.kaggle.history import PENDING, Submission
 TIMEOUT = 30  # seconds, to connect and for the next bytes
 SITE = "https://www.kaggle.com"
 NEW_TOKEN = f"make a new token at {SITE}/settings/api"
-PROXY = "the proxy (https_proxy, http_proxy or all_proxy)"
-PROXY_LOGIN = f"{PROXY} wants a name and password: http://NAME:PASSWORD@HOST:PORT"
 WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
 
 
@@ -34,15 +32,9 @@ class AnswerLost(PipelineError):
     """Kaggle may or may not have created the submission."""
 
 
-def sign_in() -> str | None:
-    """Sign in with the credentials that Kaggle's client finds; the account's name, or None without any."""
-    client = _client()
-    return client and (client.config_values.get("username") or "the user of the credentials")
-
-
 @functools.cache
-def _client():
-    """Kaggle's client, signed in; None if there are no credentials."""
+def sign_in():
+    """Sign in with the credentials that Kaggle's client finds; returns the client, or None without any."""
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         if os.environ.get(name) == "":  # such as a CI's missing secret; the client would use it
             del os.environ[name]
@@ -59,15 +51,14 @@ def _client():
             client.authenticate()
             return client
         except (Exception, SystemExit) as error:  # a damaged file can raise anything
-            request_failed = isinstance(error, (requests.RequestException, json.JSONDecodeError))
-            if request_failed and not isinstance(error, exceptions.InvalidHeader):
+            request_failed = isinstance(error, requests.RequestException)
+            if request_failed and not isinstance(error, exceptions.InvalidHeader):  # of a damaged token
                 raise
-    if not places:
-        return None
-    raise PipelineError(
-        f"Kaggle's client cannot sign in with the credentials in {places[0]}: they are damaged, incomplete "
-        f"or expired; repair or remove them, or {NEW_TOKEN}"
-    )
+    if places:
+        raise PipelineError(
+            f"Kaggle's client cannot sign in with the credentials in {', '.join(places)}: they are damaged, "
+            f"incomplete or expired; repair or remove them, or {NEW_TOKEN}"
+        )
 
 
 def _make_client():
@@ -87,22 +78,17 @@ def _make_client():
 
 
 def _credentials() -> list[str]:
-    """List the places that contain credentials, in the client's order."""
-    from kaggle.api.kaggle_api_extended import KaggleApi, get_access_token_from_env
+    """List the variables and files with credentials, in the order in which the client looks for them."""
+    from kaggle.api.kaggle_api_extended import KaggleApi
 
-    try:
-        token, source = get_access_token_from_env()
-    except (OSError, ValueError):
-        token, source = "unreadable", "KAGGLE_API_TOKEN or access_token"
-    key = {"KAGGLE_USERNAME", "KAGGLE_KEY"} & set(os.environ)
-    places = [source.replace("access_token", "~/.kaggle/access_token")] if token else []
-    places += ["KAGGLE_USERNAME and KAGGLE_KEY"] if key else []
-    files = KaggleApi.config, os.path.expanduser("~/.kaggle/credentials.json")
-    return places + [file for file in files if os.path.exists(file)]
+    token, login = (os.path.expanduser(f"~/.kaggle/{name}") for name in ("access_token", "credentials.json"))
+    variables = "KAGGLE_USERNAME", "KAGGLE_KEY"
+    places = ["KAGGLE_API_TOKEN", token, f"{token}.txt", *variables, KaggleApi.config, login]
+    return [place for place in places if os.environ.get(place) or os.path.exists(place)]
 
 
 def _signed_in():
-    if client := _client():
+    if client := sign_in():
         return client
     raise PipelineError(
         f"no Kaggle credentials: run `kaggle auth login`, or {NEW_TOKEN} and give it in KAGGLE_API_TOKEN or "
@@ -168,8 +154,8 @@ def _one_line_errors(slug: str = ""):
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     except Exception as error:  # the client does not wrap what its parsing raises
-        answered = isinstance(error, requests.HTTPError) and error.response is not None
-        text = _explain_answer(error.response, slug) if answered else _explain(error)
+        response = getattr(error, "response", None)  # false if its status is an error
+        text = _explain(error) if response is None else _explain_answer(response, slug)
         raise PipelineError(text) from error
 
 
@@ -180,16 +166,12 @@ def _explain_answer(response: requests.Response, slug: str) -> str:
         reason = f" ({one_line(_without_secrets(response.json()['message'], response.request))[:200]})"
         status = int(response.json()["code"])  # Kaggle may send an error with status 200
     text = f"{urlsplit(response.url).hostname} answered {status}{reason}"
-    if status == 407:
-        return PROXY_LOGIN
-    if status >= 500:
+    if status >= 500 or response.request.method != "POST":  # of the storage host, whose addresses expire
         return f"{text}: run it again later"
     if is_html(response.content):
         return f"{text}: {WEB_PAGE}"
-    if response.request.method != "POST":  # the storage host, whose addresses expire
-        return f"{text}: run it again"
     advice = {
-        401: f": the credentials in {', '.join(_credentials()[:1])} are wrong or expired; {NEW_TOKEN}",
+        401: f": the credentials in {', '.join(_credentials())} are wrong or expired; {NEW_TOKEN}",
         403: f": accept the rules at {SITE}/competitions/{slug}/rules, then run it again; or is "
         "download.competition in params.yaml the wrong one?",
         404: f": is {slug!r} the right competition? download.competition in params.yaml names it",
@@ -208,20 +190,15 @@ def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
 def _explain(error: Exception) -> str:
     """Explain an error that came without an answer; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
-    failed = f"the connection to {host} failed; check the network, then run it again"
-    # "Remote": the proxy closed the connection.
-    proxy_failed = failed if "Remote" in str(error) else f"{PROXY} cannot be reached, or refuses {host}"
-    unusable = f"what Kaggle sent cannot be used ({type(error).__name__})"
+    name = type(error).__name__
     texts = {
-        exceptions.InvalidSchema: f"{PROXY} is a SOCKS proxy, which needs a package: pip install PySocks",
-        exceptions.InvalidURL: f"{PROXY} has an invalid address, expected http://HOST:PORT",
-        exceptions.ProxyError: PROXY_LOGIN if " 407 " in str(error) else proxy_failed,
         exceptions.SSLError: f"{host} has no trusted TLS certificate; if a proxy or firewall inspects TLS, "
         "name the file of its CA certificate in REQUESTS_CA_BUNDLE",
         exceptions.Timeout: f"no answer from {host} within {TIMEOUT} s; run it again",
-        (exceptions.ConnectionError, exceptions.ChunkedEncodingError): failed,
         json.JSONDecodeError: f"Kaggle: {WEB_PAGE}",
-        requests.RequestException: unusable,
+        requests.RequestException: f"the connection to {host} failed ({name}); check the network and the "
+        "proxy (https_proxy, http_proxy or all_proxy: http://NAME:PASSWORD@HOST:PORT), then run it again",
         OSError: str(error),
+        Exception: f"what Kaggle sent cannot be used ({name})",
     }
-    return next((text for kind, text in texts.items() if isinstance(error, kind)), unusable)
+    return next(text for kind, text in texts.items() if isinstance(error, kind))

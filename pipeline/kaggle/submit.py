@@ -1,6 +1,5 @@
 """Send a file to Kaggle once, and wait for its score: for the stage `submit`."""
 
-import contextlib
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from pipeline.kaggle.history import HASH_DIGITS, PENDING, Submission, find, read
 
 SCORE_DEADLINE = 600  # seconds to wait for a score
 POLL = 5  # seconds between two requests for Kaggle's list
-CONFIRMATIONS = 3  # requests for the list after a lost answer
+LOST_DEADLINE = 15  # seconds to look for a submission in the list after a lost answer
 
 
 def submit(slug: str, file: Path, message: str, history_path: Path, resubmit: bool = False) -> Submission:
@@ -53,12 +52,10 @@ def _send(slug, file, message, digest, history, listed):
         return Submission(api.send(slug, file, message), now, message)
     except api.AnswerLost as error:
         known = {item.reference for item in listed}
-        for _ in range(CONFIRMATIONS):
-            time.sleep(POLL)
-            with contextlib.suppress(PipelineError):
-                new = [item for item in api.submissions(slug) if item.reference not in known]
-                if submission := find(new, digest, history):
-                    return submission
+        for items in _poll(slug, LOST_DEADLINE):
+            new = [item for item in items if item.reference not in known]
+            if submission := find(new, digest, history):
+                return submission
         raise PipelineError(
             f"{error}; Kaggle does not list the submission so far: `make submit` looks again before it sends"
         ) from error
@@ -66,20 +63,25 @@ def _send(slug, file, message, digest, history, listed):
 
 def _wait_for_score(slug, submission):
     print(f"submit: waiting up to {SCORE_DEADLINE} s for the score", flush=True)
-    deadline, problem = time.monotonic() + SCORE_DEADLINE, ""
+    for items in _poll(slug, SCORE_DEADLINE):
+        for item in items:
+            if item.reference == submission.reference and item.status != PENDING:
+                return item
+    raise PipelineError(
+        f"submission {submission.reference} has no score after {SCORE_DEADLINE} s; `make submit` waits again "
+        "and does not send it again"
+    )
+
+
+def _poll(slug, seconds):
+    """Yield Kaggle's list every POLL seconds, for `seconds`; print why a request failed."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(POLL)
         try:
-            listed = {item.reference: item for item in api.submissions(slug)}
-            submission = listed.get(submission.reference, submission)
+            yield api.submissions(slug)
         except PipelineError as error:
-            problem = f" ({error})"
-        if submission.status != PENDING:
-            return submission
-    raise PipelineError(
-        f"submission {submission.reference} has no score after {SCORE_DEADLINE} s{problem}; `make submit` "
-        "waits again and does not send it again"
-    )
+            print(f"submit: {error}", flush=True)
 
 
 def check_origin(origin: dict, slug: str) -> None:

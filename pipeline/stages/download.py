@@ -41,8 +41,7 @@ def main():
 
 def choose_source(competition):
     """Kaggle if there are credentials; malformed ones raise an error, because the user meant Kaggle."""
-    if account := api.sign_in():
-        print(f"download: from Kaggle, as {account}")
+    if api.sign_in():
         return "kaggle"
     if competition.test != "mnist":
         raise PipelineError(

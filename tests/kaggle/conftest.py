@@ -66,12 +66,13 @@ def user(tmp_path, environment, monkeypatch, capfd):
     # The client takes its value when it is imported, and `sign_in` changes `send`.
     monkeypatch.setattr(KaggleApi, "config", str(tmp_path / "home/.kaggle/kaggle.json"))
     monkeypatch.setattr(requests.Session, "send", requests.Session.send)
-    for module, name, seconds in (api, "TIMEOUT", 5), (submit, "POLL", 0.02), (submit, "SCORE_DEADLINE", 0.3):
-        monkeypatch.setattr(module, name, seconds)
-    api._client.cache_clear()
+    monkeypatch.setattr(api, "TIMEOUT", 5)
+    for name, seconds in {"POLL": 0.02, "LOST_DEADLINE": 0.1, "SCORE_DEADLINE": 0.3}.items():
+        monkeypatch.setattr(submit, name, seconds)
+    api.sign_in.cache_clear()
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "home"
-    api._client.cache_clear()
+    api.sign_in.cache_clear()
     check_secrets("".join(capfd.readouterr()), tmp_path)
 
 

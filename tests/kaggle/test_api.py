@@ -91,13 +91,13 @@ def test_without_credentials(no_key, kaggle):
 def test_damaged_credentials_are_not_taken_for_none(no_key, kaggle, name, content):
     (no_key / ".kaggle" / name).write_bytes(content)
     line = refusal(api.sign_in)
-    assert f"cannot sign in with the credentials in {'' if name == 'access_token' else no_key}" in line
-    assert f".kaggle/{name}" in line and "soon" not in line
+    assert f"cannot sign in with the credentials in {no_key}/.kaggle/{name}: they are damaged" in line
+    assert "soon" not in line
 
 
 def test_user_name_without_a_key(no_key, monkeypatch):
     monkeypatch.setenv("KAGGLE_USERNAME", USER)
-    assert "in KAGGLE_USERNAME and KAGGLE_KEY: they are damaged, incomplete" in refusal(api.sign_in)
+    assert "in KAGGLE_USERNAME: they are damaged, incomplete" in refusal(api.sign_in)
 
 
 def test_expired_login_is_not_taken_for_none(no_key, kaggle):
@@ -149,13 +149,12 @@ def test_interrupted_download_is_resumed(user, kaggle, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "call, fault, problem",
     [
-        ("DownloadDataFiles", status(401), "the credentials in KAGGLE_USERNAME and KAGGLE_KEY are wrong"),
+        ("DownloadDataFiles", status(401), "the credentials in KAGGLE_USERNAME, KAGGLE_KEY are wrong"),
         ("DownloadDataFiles", status(403), f"accept the rules at {api.SITE}/competitions/{SLUG}/rules"),
         ("DownloadDataFiles", status(404), f"is '{SLUG}' the right competition? download.comp"),
         ("DownloadDataFiles", status(429), "too many requests; run it again later"),
         ("DownloadDataFiles", status(500, "out of order"), "answered 500 (out of order): run it again"),
-        ("DownloadDataFiles", status(407), "http://NAME:PASSWORD@HOST:PORT"),
-        ("DownloadDataFiles", cut, "the connection to localhost failed; check the network"),
+        ("DownloadDataFiles", cut, "the connection to localhost failed (ProxyError); check the network"),
         ("DownloadDataFiles", hang, "no answer from localhost within 0.5 s; run it again"),
         ("DownloadDataFiles", page, "a login or a network's portal?"),
         ("DownloadDataFiles", lambda handler: handler.answer(PAGE, 403, "text/html"), "403: a web page came"),
@@ -173,19 +172,12 @@ def test_failed_download(user, kaggle, tmp_path, monkeypatch, call, fault, probl
 
 
 @pytest.mark.parametrize(
-    ("proxy", "problem"),
-    [
-        ("socks5://127.0.0.1:1080", "is a SOCKS proxy, which needs a package: pip install PySocks"),
-        ("127.0.0.1:1x", "has an invalid address, expected http://HOST:PORT"),
-        ("http://", "has an invalid address, expected http://HOST:PORT"),
-        ("http://127.0.0.1:9", "cannot be reached"),
-        ("http://no.such.host.invalid:3128", "cannot be reached"),
-    ],
+    "proxy", ["socks5://127.0.0.1:1080", "127.0.0.1:1x", "http://", "http://127.0.0.1:9"]
 )
-def test_wrong_proxy(user, monkeypatch, proxy, problem):
+def test_wrong_proxy(user, monkeypatch, proxy):
     monkeypatch.setenv("http_proxy", proxy)
     line = refusal(api.submissions, SLUG)
-    assert line.startswith(f"the proxy (https_proxy, http_proxy or all_proxy) {problem}")
+    assert "the connection to " in line and "check the network and the proxy (https_proxy, http" in line
 
 
 def test_tls_inspection(user, monkeypatch):
