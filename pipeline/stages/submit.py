@@ -9,7 +9,7 @@ from pipeline.competition import check_ids, find_competition, read_submission
 from pipeline.files import load_json, sha256, write_json
 from pipeline.git import commit
 from pipeline.kaggle import api
-from pipeline.kaggle.submit import check_origin, submit
+from pipeline.kaggle.sending import check_origin, send_once
 from pipeline.params import load_params
 from pipeline.paths import HISTORY, METRICS, SAMPLE_SUBMISSION, SCORE, SOURCE, SUBMISSION
 from pipeline.stages import run_stage
@@ -24,7 +24,7 @@ def main():
     expected, check = (load_json(METRICS / f"{name}.json", name) for name in ("ensemble", "check"))
     clean = f", clean test {check['accuracy']:.5f}" if "accuracy" in check else ""
     message = os.environ.get("MESSAGE") or f"{commit()}, expected {expected['accuracy']:.5f}{clean}"
-    submission = submit(competition.slug, SUBMISSION, message, HISTORY, os.environ.get("RESUBMIT") == "1")
+    submission = send_once(competition.slug, SUBMISSION, message, HISTORY, os.environ.get("RESUBMIT") == "1")
     score = {
         "reference": submission.reference,
         "submitted": submission.submitted,

@@ -1,6 +1,5 @@
 """Fixtures: the mock of Kaggle, and a user whose client calls it."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -10,16 +9,14 @@ import threading
 import pytest
 import requests
 from helpers import ROOT
-from kaggle_server import KEY, NETRC_PASSWORD, SECRETS, USER, KaggleServer
+from kaggle_server import KEY, NETRC_PASSWORD, SECRETS, SUBMISSION, USER, KaggleServer
 
-from pipeline.kaggle import api, submit
+from pipeline.kaggle import api, sending
 
-SUBMISSION = b"ImageId,Label\r\n" + b"".join(b"%d,%d\r\n" % (i, i % 10) for i in range(1, 28_001))
-DIGEST = hashlib.sha256(SUBMISSION).hexdigest()
 STAGE = """
 import runpy
-from pipeline.kaggle import submit
-submit.POLL = 0.05
+from pipeline.kaggle import sending
+sending.POLL = 0.05
 runpy.run_module("pipeline.stages.{}", None, "__main__", alter_sys=True)
 """
 
@@ -68,7 +65,7 @@ def user(tmp_path, environment, monkeypatch, capfd):
     monkeypatch.setattr(requests.Session, "send", requests.Session.send)
     monkeypatch.setattr(api, "TIMEOUT", 5)
     for name, seconds in {"POLL": 0.02, "LOST_DEADLINE": 0.1, "SCORE_DEADLINE": 0.3}.items():
-        monkeypatch.setattr(submit, name, seconds)
+        monkeypatch.setattr(sending, name, seconds)
     api.sign_in.cache_clear()
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "home"

@@ -5,6 +5,7 @@ storage host is `storage.test`.
 """
 
 import base64
+import hashlib
 import json
 import threading
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ SIGNATURE = "made-up-signature-of-an-address"
 NETRC_PASSWORD = "made-up-password-of-netrc"
 BASIC = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
 SECRETS = (KEY, TOKEN, SIGNATURE, NETRC_PASSWORD, BASIC)
+SUBMISSION = b"ImageId,Label\r\n" + b"".join(b"%d,%d\r\n" % (i, i % 10) for i in range(1, 28_001))
+DIGEST = hashlib.sha256(SUBMISSION).hexdigest()
 PAGE = b"<!DOCTYPE html><title>Welcome to the hotel</title>"
 
 

@@ -6,14 +6,13 @@ import shutil
 import time
 
 import pytest
-from conftest import DIGEST, SUBMISSION
 from helpers import ROOT
-from kaggle_server import after, cut, hang, page, status
+from kaggle_server import DIGEST, SUBMISSION, after, cut, hang, page, status
 
 from pipeline.files import PipelineError
 from pipeline.kaggle import api
 from pipeline.kaggle.history import Submission, find, read_history
-from pipeline.kaggle.submit import check_origin, submit
+from pipeline.kaggle.sending import check_origin, send_once
 
 SLUG = "digit-recognizer"
 HASH = f"sha256:{DIGEST[:16]}"
@@ -21,11 +20,11 @@ HASH = f"sha256:{DIGEST[:16]}"
 
 @pytest.fixture
 def send(user, tmp_path):
-    """The function `submit` for the file `submission.csv` in the user's folder."""
+    """The function `send_once` for the file `submission.csv` in the user's folder."""
     (tmp_path / "submission.csv").write_bytes(SUBMISSION)
 
     def send(message="mine", **options):
-        return submit(SLUG, tmp_path / "submission.csv", message, tmp_path / "history.csv", **options)
+        return send_once(SLUG, tmp_path / "submission.csv", message, tmp_path / "history.csv", **options)
 
     return send
 

@@ -13,7 +13,7 @@ POLL = 5  # seconds between two requests for Kaggle's list
 LOST_DEADLINE = 15  # seconds to look for a submission in the list after a lost answer
 
 
-def submit(slug: str, file: Path, message: str, history_path: Path, resubmit: bool = False) -> Submission:
+def send_once(slug: str, file: Path, message: str, history_path: Path, resubmit: bool = False) -> Submission:
     """Send a file unless Kaggle has it, and wait for its score.
 
     The message is prefixed with the file's SHA-256. The history is written as soon as Kaggle has the file,
