@@ -42,13 +42,13 @@ def record(path: Path, submission: Submission, digest: str) -> None:
     """Write a submission and the SHA-256 of its file to the history, replacing an earlier row."""
     history = read_history(path)
     row = pd.DataFrame([{"sha256": digest, **asdict(submission)}])[COLUMNS]
-    others = history[history["reference"] != str(submission.reference)]
-    write_csv(path, pd.concat([others, row.astype(object)]))
+    other_rows = history[history["reference"] != str(submission.reference)]
+    write_csv(path, pd.concat([other_rows, row.astype(object)]))
 
 
 def find(listed: list[Submission], digest: str, history: pd.DataFrame) -> Submission | None:
     """Find a file's newest submission by the SHA-256 in its message; by the history if that was edited."""
     recorded = set(history.loc[history["sha256"] == digest, "reference"])
     mark = digest[:HASH_DIGITS]
-    found = [item for item in listed if mark in item.message or str(item.reference) in recorded]
-    return max(found, key=lambda item: item.reference, default=None)
+    matching = [item for item in listed if mark in item.message or str(item.reference) in recorded]
+    return max(matching, key=lambda item: item.reference, default=None)

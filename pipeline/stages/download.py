@@ -31,7 +31,11 @@ def main():
             api.download(competition, folder)
         else:
             copy_files(params.folder, folder, competition)
-        check_files(folder, competition)
+        try:
+            check_files(folder, competition)
+        except PipelineError as error:  # with the name of the file's origin, not of the temporary copy
+            origin = params.folder if source == "folder" else source
+            raise PipelineError(str(error).replace(str(folder), origin)) from error
         digests = {name: sha256(folder / name) for name in competition.files}
         seed = params.seed if source == "mnist" else None
         origin = {"source": source, "competition": competition.slug, "seed": seed, "sha256": digests}

@@ -129,12 +129,12 @@ class RayExecutor(ThreadPoolExecutor):
 
 def _run_on_node(kind, function, *arguments):
     """Run a job, unless this node would compute other results than the driver, whose kind is given."""
-    found = _node_kind()
-    if found != kind:
+    node = _node_kind()
+    if node != kind:
         import ray
 
         different = [
-            f"{name} {found[name]!r} in place of {kind[name]!r}" for name in kind if found[name] != kind[name]
+            f"{name} {node[name]!r} in place of {kind[name]!r}" for name in kind if node[name] != kind[name]
         ]
         raise PipelineError(
             f"the Ray node {ray.util.get_node_ip_address()} would compute other results than this machine: "

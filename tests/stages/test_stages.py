@@ -160,6 +160,15 @@ def test_files_of_the_user_are_not_replaced(prepared):
     assert refused("download", prepared).startswith("data/raw: contains CSV files of yours")
 
 
+def test_an_error_in_a_file_of_the_user_names_that_file(prepared):
+    (prepared / "data/raw").rename(prepared / "mine")
+    (prepared / "mine/train.csv").unlink()
+    (prepared / "mine/train.csv").write_text("label,ink\n")
+    params = prepared / "params.yaml"
+    params.write_text(params.read_text().replace("~/Downloads", "mine").replace("mnist ", "folder "))
+    assert refused("download", prepared).startswith("mine/train.csv: column 2 of the header is 'ink'")
+
+
 @pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p * np.nan], ids=["too few", "no numbers"])
 def test_the_submission_refuses_bad_predictions(prepared, damage):
     np.savez(prepared / "data/predictions.npz", probabilities=damage(np.full((LIMIT, 10), 0.1)))
