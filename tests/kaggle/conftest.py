@@ -1,5 +1,6 @@
 """Fixtures: the mock of Kaggle, and a user whose client calls it."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,13 +13,6 @@ from helpers import ROOT
 from kaggle_server import KEY, NETRC_PASSWORD, SECRETS, SUBMISSION, USER, KaggleServer
 
 from pipeline.kaggle import api, sending
-
-STAGE = """
-import runpy
-from pipeline.kaggle import sending
-sending.POLL = 0.05
-runpy.run_module("pipeline.stages.{}", None, "__main__", alter_sys=True)
-"""
 
 
 @pytest.fixture
@@ -74,15 +68,17 @@ def user(tmp_path, environment, monkeypatch, capfd):
 
 
 @pytest.fixture
-def project(tmp_path, environment):
-    return Project(tmp_path / "project", environment)
+def project(user, tmp_path, environment, monkeypatch, capfd):
+    project = Project(tmp_path / "project", environment, capfd)
+    monkeypatch.chdir(project.folder)
+    return project
 
 
 class Project:
-    """A user's project folder with a submission; its stages run in processes of their own."""
+    """The folder of `user`'s project, with a submission."""
 
-    def __init__(self, folder, environment):
-        self.folder, self.environment = folder, environment
+    def __init__(self, folder, environment, capfd):
+        self.folder, self.environment, self.capfd = folder, environment, capfd
         for name in ("submissions", "metrics", "data/raw"):
             (folder / name).mkdir(parents=True)
         for name in ("submissions/submission.csv", "data/raw/sample_submission.csv"):
@@ -115,8 +111,15 @@ class Project:
         return process.returncode, output
 
     def stage(self, name, **environment):
-        """Run a stage with short waiting times."""
-        return self.run("-c", STAGE.format(name), **environment)
+        """Run a stage in this process; returns its output, or raises its error."""
+        api.sign_in.cache_clear()
+        with pytest.MonkeyPatch.context() as variables:
+            for variable, value in environment.items():
+                variables.setenv(variable, value)
+            importlib.import_module(f"pipeline.stages.{name}").main()
+        output = "".join(self.capfd.readouterr())
+        check_secrets(output, self.folder)
+        return output
 
 
 def check_secrets(output, folder):

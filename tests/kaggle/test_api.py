@@ -123,12 +123,14 @@ def test_sign_in_has_a_time_limit_and_no_home_folder_is_needed(project, kaggle):
 
 def test_check_before_make_submit_runs_the_pipeline(project, kaggle):
     kaggle.add("the first")
-    code, output = project.stage("submissions", VERBOSE="1")  # the client then logs every request
+    command = "-m", "pipeline.stages.submissions"
+    code, output = project.run(*command, VERBOSE="1")  # the client then logs every request
     assert code == 0 and "the first" in output
-    kaggle.faults["ListSubmissions"] = [status(403, "You must accept")]
-    assert "accept the rules at" in project.stage("submissions")[1]
-    code, output = project.stage("submissions", KAGGLE_USERNAME=None, KAGGLE_KEY=None)
+    code, output = project.run(*command, KAGGLE_USERNAME=None, KAGGLE_KEY=None)
     assert code == 1 and output.splitlines()[-1].startswith("submissions: no Kaggle credentials")
+    kaggle.faults["ListSubmissions"] = [status(403, "You must accept")]
+    with pytest.raises(PipelineError, match="accept the rules at"):
+        project.stage("submissions")
 
 
 def test_download(user, kaggle, tmp_path):

@@ -30,8 +30,7 @@ def send(user, tmp_path):
 
 
 def test_stage(project, kaggle):
-    code, output = project.stage("submit")
-    assert code == 0 and "public score 0.99532, expected was 0.99537" in output
+    assert "public score 0.99532, expected was 0.99537" in project.stage("submit")
     assert [name for name, _ in kaggle.calls] == [
         "ListSubmissions", "StartSubmissionUpload", "upload", "CreateSubmission", "ListSubmissions",
         "ListCompetitions"]  # fmt: skip
@@ -51,10 +50,10 @@ def test_stage(project, kaggle):
     header, row = (project.folder / "submissions/history.csv").read_text().splitlines()
     assert header == "submitted,reference,sha256,message,status,public_score"
     assert row.endswith('clean test 0.99610",COMPLETE,0.99532') and f",1000,{DIGEST}," in row
-    assert "not sent again" in project.stage("submit", MESSAGE="again")[1]
-    code, output = project.stage("submit", MESSAGE="my best\nyet \N{SNOWMAN}", RESUBMIT="1")
-    assert code == 0 and kaggle.sent()[1:] == [f"{HASH} my best yet \N{SNOWMAN}"]
-    output = project.stage("submissions")[1]
+    assert "not sent again" in project.stage("submit", MESSAGE="again")
+    project.stage("submit", MESSAGE="my best\nyet \N{SNOWMAN}", RESUBMIT="1")
+    assert kaggle.sent()[1:] == [f"{HASH} my best yet \N{SNOWMAN}"]
+    output = project.stage("submissions")
     assert re.search("history.csv:\n.*\n.*1000.*\n.*1001.*my best.*\nKaggle:\n.*\n *1001 .*my best", output)
 
 
@@ -80,8 +79,9 @@ def test_plain_client_with_the_hash_in_the_message_counts(project, kaggle, send)
 
 def test_submission_of_a_limited_run_is_refused(project, kaggle):
     (project.folder / "submissions/submission.csv").write_bytes(SUBMISSION[:-9])
-    code, output = project.stage("submit")
-    assert code == 1 and "submission.csv: lacks the id 28000" in output and kaggle.calls == []
+    with pytest.raises(PipelineError, match=r"submission\.csv: lacks the id 28000"):
+        project.stage("submit")
+    assert kaggle.calls == []
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_kill_before_the_answer_to_a_submission(project, kaggle):
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    assert project.stage("submit")[0] == 0
+    project.stage("submit")
     assert len(kaggle.sent()) == 1
     assert (project.folder / "submissions/history.csv").read_text().count(DIGEST) == 1
 
