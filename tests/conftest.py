@@ -14,8 +14,16 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
-# Folders with the slowest tests, which begin first.
-SLOWEST = ("packages/fastlstm/tests", "tests/stages", "tests/training", "tests/kaggle")
+# One process begins with the layer, whose compilation takes a minute; meanwhile the other one tests what does
+# not need it. The rest follows in any order.
+FIRST = (
+    "packages/fastlstm/tests",
+    "tests/kaggle",
+    "tests/test_make",
+    "tests/report",
+    "tests/stages",
+    "tests/training",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,11 +31,12 @@ def pytest_collection_modifyitems(items):
     """Run tests that share slow fixtures in one process (`--dist loadgroup`)."""
 
     def rank(item):
-        return next((n for n, folder in enumerate(SLOWEST) if item.nodeid.startswith(folder)), len(SLOWEST))
+        return next((n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
 
     for item in items:
         file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("stages" if "/stages/" in file else file))
+        group = next((folder for folder in ("fastlstm", "stages", "training") if f"/{folder}/" in file), file)
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=rank)
 
 

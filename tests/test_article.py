@@ -1,24 +1,13 @@
-"""The article's system: trained as in TensorFlow 1, the same bytes on any number of cores."""
+"""The article's system is trained as in TensorFlow 1."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from helpers import run_python, small_params
-from ruamel.yaml import YAML
+from helpers import run_python
 
 from pipeline import article
-from pipeline.prediction import load_network
-
-STEPS, BATCH = 15, 100
-ON_ONE_CORE = """
-import os, sys
-
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-os.execv(sys.executable, [sys.executable, "-m", "pipeline.stages.article"])
-"""
 
 
 def as_basic_lstm_cells(weights):
@@ -71,37 +60,3 @@ def test_batches_go_through_all_images_in_an_order_of_the_seed(mnist):
     assert len(set(first)) == len(set(second)) == 200
     assert (first != second).any() and (first != epochs(seed=2)[0]).any()
     np.testing.assert_array_equal(epochs(seed=1), (first, second))
-
-
-@pytest.mark.slow
-def test_the_stage_measures_on_the_way_and_gives_the_same_bytes_on_one_core(mnist, tmp_path):
-    params = small_params(article={"steps": STEPS, "batch_size": BATCH, "units": 32}).model_dump()
-    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data/mnist.npz", **mnist)
-
-    def run(*arguments):
-        stage = run_python(*arguments, cwd=tmp_path)
-        assert stage.returncode == 0, stage.stderr
-        return (tmp_path / "metrics/article.csv").read_bytes()
-
-    first = run("-m", "pipeline.stages.article")
-    curve = pd.read_csv(tmp_path / "metrics/article.csv")
-    printed = ["article_cost", "article_accuracy_batch"]
-    assert list(curve) == ["step", "cost", "accuracy_batch", "accuracy", "log_loss", *printed]
-    assert list(curve["step"]) == [0, 10, STEPS - 1]
-    assert curve["cost"].iloc[-1] < curve["cost"].iloc[0]
-    assert curve["article_accuracy_batch"].tolist()[:2] == [0.168, 0.699]
-    assert np.isnan(curve["article_accuracy_batch"][2])
-
-    result = json.loads((tmp_path / "metrics/article.json").read_text())
-    last = curve.iloc[-1].drop(printed)
-    assert result["accuracy"] == last["accuracy"] and result["images"] == 10_000
-    assert result["low"] < result["accuracy"] < result["high"]
-    assert result["log_loss"] == pytest.approx(last["log_loss"], rel=1e-5)
-
-    network = load_network(tmp_path / "data/article.keras")
-    again = article.measure(network, mnist)
-    assert again == pytest.approx({name: last[name] for name in again}, rel=1e-5)
-
-    assert run("-c", ON_ONE_CORE) == first

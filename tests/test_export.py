@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 from helpers import run_python, small_network
 
-from pipeline.architectures import ARCHITECTURES, average
+from pipeline.architectures import ARCHITECTURES, average, to_stock
 from pipeline.files import save_network
-from pipeline.prediction import predict
+from pipeline.prediction import load_network, predict
 
-# Each in a process of its own, as a user runs them.
-EXPORT = """
-from pipeline.architectures import to_stock
-from pipeline.files import save_network
-from pipeline.prediction import load_network
-save_network(to_stock(load_network("ensemble.keras")), "exported.keras")
-"""
 PREDICT = """
 import sys, keras, numpy
 model = keras.models.load_model("exported.keras")
@@ -31,8 +24,8 @@ def test_the_exported_ensemble_needs_keras_alone(digits, tmp_path):
     ensemble = average(folds, "ensemble")
     save_network(ensemble, tmp_path / "ensemble.keras")
     np.save(tmp_path / "images.npy", digits.images[:20].astype("float32"))
-    for code in (EXPORT, PREDICT):
-        done = run_python("-c", code, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    save_network(to_stock(load_network(tmp_path / "ensemble.keras")), tmp_path / "exported.keras")
+    done = run_python("-c", PREDICT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     expected = predict(ensemble, digits.images[:20])
     np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-5)

@@ -34,7 +34,8 @@ def test_the_environment_is_complete_and_made_anew_only_when_needed(clone, tmp_p
     elsewhere = str(tmp_path / "elsewhere")
     settings = {"PIP_USER": "1", "PIP_TARGET": elsewhere, "PIP_PREFIX": elsewhere, "PIP_CONSTRAINT": "/none"}
     # Without the test of imports, the first one would count as complete.
-    assert make_setup(clone, "IMPORTS=no_such_module", **settings) == 2
+    assert make_setup(clone, "IMPORTS=no_such_module", "PIP=true") == 2
+    assert make_setup(clone, "PYTHON=false") == 2
     assert make_setup(clone, "IMPORTS=setuptools, pipeline.install", **settings) == 0
     assert not (tmp_path / "elsewhere").exists()
     os.utime(clone / "requirements.lock", (2**32, 2**32))  # content decides, not the time

@@ -23,9 +23,18 @@ SMALL = {
         "fine_units": 8,
     },
     "train": {"epochs": 2, "batch_size": 64},
-    "compute": {"workers": 2},
+    "compute": {"workers": 1},
     "article": {"steps": 20, "units": 16, "batch_size": 100},
 }
+
+
+# Importing TensorFlow takes seconds, so several stages run in one process.
+RUN_STAGES = """
+import importlib, sys
+import pipeline.stages
+for stage in sys.argv[1:]:
+    importlib.import_module(f"pipeline.stages.{stage}").main()
+"""
 
 
 class Project:

@@ -1,18 +1,23 @@
 """The results of a run: submission, metrics, and the examples of the docs."""
 
 import re
+import shutil
+import sys
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-from clone import FOLDS, LIMIT
+from clone import FOLDS, LIMIT, RUN_STAGES, SMALL
 from helpers import ROOT, run_python
 
-import pipeline.architectures  # noqa: F401  registers the layers
+from pipeline import article
+from pipeline.files import save_arrays
 from pipeline.metrics import wilson_interval
+from pipeline.prediction import load_network
 
 pytestmark = pytest.mark.slow
+ARTICLE_STEPS = SMALL["article"]["steps"]
 
 
 def test_the_submission_is_what_the_ensemble_predicts(project):
@@ -78,19 +83,9 @@ def test_the_ensemble_is_the_mean_of_the_folds(project):
         np.testing.assert_allclose(oof[rows], own, atol=0.01)
 
 
-def test_the_python_of_the_docs_runs(project):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/running.md").read_text(), re.DOTALL)
-    done = run_python("-c", code, cwd=project.folder)
-    assert done.returncode == 0, done.stderr
-    # Above it is Keras's progress bar.
-    shown = [int(digit) for digit in done.stdout.splitlines()[-1].strip("[]").split()]
-    probabilities = project.arrays("data/check.npz")["probabilities"][:5]
-    # The precision may be bfloat16.
-    assert (probabilities[range(5), shown] >= probabilities.max(axis=1) - 0.02).all()
-
-
 RUN_CELLS = """
-import json
+import json, os
+os.chdir("notebooks")
 for cell in json.load(open("inspect.ipynb"))["cells"]:
     if cell["cell_type"] == "code":
         exec("".join(cell["source"]))
@@ -98,13 +93,75 @@ print(climbed.sum(), len(worst))
 """
 
 
-def test_the_notebook_runs(project):
-    done = run_python("-c", RUN_CELLS, cwd=project.folder / "notebooks", MPLBACKEND="Agg")
+def test_the_python_of_the_docs_and_the_notebook_run(project):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/running.md").read_text(), re.DOTALL)
+    done = run_python("-c", code + RUN_CELLS, cwd=project.folder, MPLBACKEND="Agg")
     assert done.returncode == 0, done.stderr
-    weights, mistakes = done.stdout.split()
+    (digits,) = re.findall(r"^\[([\d ]+)\]$", done.stdout, re.MULTILINE)
+    shown = [int(digit) for digit in digits.split()]
+    probabilities = project.arrays("data/check.npz")["probabilities"][:5]
+    # The precision may be bfloat16.
+    assert (probabilities[range(5), shown] >= probabilities.max(axis=1) - 0.02).all()
+
+    weights, mistakes = done.stdout.splitlines()[-1].split()
     oof = project.json("metrics/oof.json")
     assert float(weights) == pytest.approx(1)
     assert int(mistakes) == round(oof["images"] * (1 - oof["accuracy"]))
+
+
+def test_clean_test_images_that_were_trained_on_are_left_out_and_the_report_says_so(finished, tmp_path):
+    """As with `prepare.hold_out_mnist_test: false`, but with the networks of the finished run."""
+    for name in ("metrics", "data/raw"):
+        shutil.copytree(finished.folder / name, tmp_path / name)
+    for name in ("params.yaml", "data/clean.npz", "data/ensemble.keras", "submissions/submission.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(finished.folder / name, tmp_path / name)
+    digits, oof = finished.arrays("data/digits.npz"), finished.arrays("data/oof.npz")
+    seen = digits["test_index"][digits["test_index"] >= 0]
+    digits["folds"] = np.maximum(digits["folds"], 0)
+    save_arrays(tmp_path / "data/digits.npz", **digits)
+    save_arrays(tmp_path / "data/oof.npz", probabilities=np.nan_to_num(oof["probabilities"], nan=0.1))
+    done = run_python("-c", RUN_STAGES, "check", "report", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    project = type(finished)(tmp_path)
+    check, checked = project.json("metrics/check.json"), project.arrays("data/check.npz")
+    assert np.flatnonzero(~checked["clean"]).tolist() == sorted(seen)
+    correct = checked["probabilities"].argmax(axis=1) == project.arrays("data/clean.npz")["labels"]
+    assert check["images"] == 10_000 - len(seen)
+    assert check["accuracy"] == pytest.approx(np.delete(correct, seen).mean())
+    for name in ("report.html", "report.md"):
+        page = (tmp_path / "metrics" / name).read_text()
+        assert "contaminated" in page and f"{correct.mean():.4f}" in page
+
+
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.execv(sys.executable, [sys.executable, "-m", "pipeline.stages.article"])
+"""
+
+
+def test_the_article_is_measured_on_the_way_and_has_the_same_bytes_on_one_core(project, mnist):
+    curve = pd.read_csv(project.folder / "metrics/article.csv")
+    printed = ["article_cost", "article_accuracy_batch"]
+    assert list(curve) == ["step", "cost", "accuracy_batch", "accuracy", "log_loss", *printed]
+    assert list(curve["step"]) == [0, 10, ARTICLE_STEPS - 1]
+    assert curve["cost"].iloc[-1] < curve["cost"].iloc[0]
+    assert curve["article_accuracy_batch"].tolist()[:2] == [0.168, 0.699]
+    assert np.isnan(curve["article_accuracy_batch"][2])
+
+    result, last = project.json("metrics/article.json"), curve.iloc[-1].drop(printed)
+    assert result["accuracy"] == last["accuracy"] and result["images"] == 10_000
+    assert result["low"] < result["accuracy"] < result["high"]
+    assert result["log_loss"] == pytest.approx(last["log_loss"], rel=1e-5)
+    again = article.measure(load_network(project.folder / "data/article.keras"), mnist)
+    assert again == pytest.approx({name: last[name] for name in again}, rel=1e-5)
+
+    results = [project.folder / name for name in ("metrics/article.csv", "data/article.keras")]
+    before = [path.read_bytes() for path in results]
+    project.run([sys.executable, "-c", ON_ONE_CORE])
+    assert [path.read_bytes() for path in results] == before
 
 
 def test_make_report_makes_the_page_again_and_says_where(project):

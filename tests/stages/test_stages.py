@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from clone import LIMIT
+from clone import LIMIT, RUN_STAGES
 from helpers import files, run_python
 
 from pipeline.files import PipelineError
@@ -41,8 +41,7 @@ def test_a_stage_depends_on_no_inherited_setting(project, tmp_path):
         return check, files(project.folder / "data") | files(project.folder / "metrics")
 
     check, before = results()
-    for stage in ("ensemble", "check", "report"):
-        project.run(f"python -m pipeline.stages.{stage}", **odd)
+    project.run([sys.executable, "-c", RUN_STAGES, "ensemble", "check", "report"], **odd)
     check_after, after = results()
     changed = {path.name for path in before if before[path] != after.get(path)}
     with_seconds = {"ensemble.json", "check.json", "report.json", "report.html", "report.md"}
@@ -50,12 +49,7 @@ def test_a_stage_depends_on_no_inherited_setting(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        "-m cProfile -m pipeline.stages.submission",
-        "-W error -m pipeline.stages.submission",
-        "-c import_as_a_notebook_does",
-    ],
+    "command", ["-W error -m cProfile -m pipeline.stages.submission", "-c import_as_a_notebook_does"]
 )
 def test_ways_to_start_a_stage(project, command):
     (project.folder / "data/times/submission.json").unlink()
@@ -84,13 +78,11 @@ if os.geteuid() == 0:
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"),
-    [("ulimit -f 1; exec", "File too large"), (NO_RIGHT, "Permission denied")],
+    ("stage", "limit", "says"),
+    [("prepare", "ulimit -f 1; exec", "File too large"), ("submission", NO_RIGHT, "Permission denied")],
     ids=["full", "read-only"],
 )
-@pytest.mark.parametrize("stage", ["prepare", "submission"])
-def test_a_folder_that_cannot_be_written_to_is_one_line(project, limit, says, stage):
-    project.set(compute={"workers": 1})
+def test_a_folder_that_cannot_be_written_to_is_one_line(project, stage, limit, says):
     before = files(project.folder)
     line = project.run(["bash", "-c", f"{limit} python -m pipeline.stages.{stage}"], status=1)
     project.run("find . -type d -exec chmod u+w {} +")
@@ -183,3 +175,11 @@ def test_prepare_changes_no_byte_and_does_not_load_tensorflow(finished, prepared
     assert done.returncode == 0 and "numpy" in loaded and not {"tensorflow", "keras"} & loaded
     again, before = (folder / "data/digits.npz" for folder in (prepared, finished.folder))
     assert again.read_bytes() == before.read_bytes()
+
+
+def test_prepare_holds_nothing_out_where_the_parameters_say_so(prepared):
+    params = prepared / "params.yaml"
+    params.write_text(params.read_text().replace("hold_out_mnist_test: true", "hold_out_mnist_test: false"))
+    importlib.import_module("pipeline.stages.prepare").main()
+    with np.load(prepared / "data/digits.npz") as digits:
+        assert (digits["test_index"] >= 0).any() and (digits["folds"] >= 0).all()

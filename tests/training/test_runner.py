@@ -2,11 +2,13 @@
 
 import dataclasses
 import glob
+import operator
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest.mock import Mock
 
 import keras
@@ -17,8 +19,8 @@ from helpers import ROOT, run_python, small_params
 from ruamel.yaml import YAML
 
 from pipeline.files import PipelineError
-from pipeline.training import runner
-from pipeline.training.engines import ENGINES
+from pipeline.training import ray_engine, runner
+from pipeline.training.engines import ENGINES, WORKER_ENVIRONMENT
 from pipeline.training.members import members
 from pipeline.training.progress import history_table
 from pipeline.training.runner import export_folds, train_members
@@ -113,29 +115,59 @@ def test_a_checkpoint_is_the_model_that_made_the_probabilities(digits, trained, 
 # On a Ray cluster
 
 
-@pytest.mark.slow
-def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(digits, trained, load, tmp_path):
-    """Two nodes train four members; after the first epoch, one node is killed during another."""
+@pytest.fixture(scope="module")
+def cluster():
+    """A head node without a processor, and one other node."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra `ray`")
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
     cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def start_ray(cluster, max_workers):
+    compute = small_params(compute={"engine": "ray", "ray_address": cluster.address}).compute
+    return ENGINES["ray"](compute, max_workers)
+
+
+@pytest.mark.slow
+def test_jobs_on_a_cluster(cluster, monkeypatch):
+    """Tasks run the driver's code in its environment, and their own errors come back."""
+    monkeypatch.setattr(ray_engine, "RETRIES", 1)
+    with start_ray(cluster, 2) as (executor, workers):
+        assert workers == 1
+        variables = executor.submit(Path.read_text, Path("/proc/self/environ")).result().split("\0")
+        assert {f"{name}={value}" for name, value in WORKER_ENVIRONMENT.items()} <= set(variables)
+        with pytest.raises(ZeroDivisionError, match=r"^division by zero$"):
+            executor.submit(operator.truediv, 1, 0).result()
+        assert len({executor.submit(os.getpid).result() for _ in range(3)}) == 1
+        kind = executor._kind
+        executor._kind = {**kind, "processor": "AuthenticAMD 25 17"}  # of the driver
+        message = r"node [\d.]+ would compute other .*: processor '.*' in place of 'AuthenticAMD 25 17'; use"
+        with pytest.raises(PipelineError, match=message):
+            executor.submit(os.getpid).result()
+        executor._kind = kind
+        with pytest.raises(PipelineError, match=r"a Ray worker died 2 times .* compute\.worker_memory"):
+            executor.submit(os._exit, 1).result()
+        executor.submit(time.sleep, 600)  # and does not keep the engine from ending
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(cluster, digits, trained, load, tmp_path):
+    """Two nodes train four members; after the first epoch, one node is killed during another."""
     victims = [cluster.add_node(num_cpus=1)]
     progress = Mock()
     progress.finished.side_effect = lambda *_: (
         victims and cluster.remove_node(victims.pop(), allow_graceful=False)
     )
-    compute = small_params(compute={"engine": "ray", "ray_address": cluster.address}).compute
-    try:
-        with ENGINES["ray"](compute, 4) as (executor, workers):
-            assert workers == 2
-            states = train_members(
-                executor, workers, SEEDS, digits, StateFiles(tmp_path, SEEDS, digits), progress
-            )
-            content, probabilities = next(export_folds(executor, SEEDS, digits, states))
-    finally:
-        cluster.shutdown()
+    with start_ray(cluster, 4) as (executor, workers):
+        assert workers == 2
+        states = train_members(
+            executor, workers, SEEDS, digits, StateFiles(tmp_path, SEEDS, digits), progress
+        )
+        content, probabilities = next(export_folds(executor, SEEDS, digits, states))
     assert len(states) == 4 and all(len(state.history) == 3 for state in states.values())
     for member, state in trained[0].items():
         assert values(states[member]) == values(state)

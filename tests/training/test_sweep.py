@@ -8,7 +8,6 @@ import pytest
 from helpers import small_params
 
 from pipeline.metrics import METRICS
-from pipeline.training.engines import ENGINES
 from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
 from pipeline.training.trainer import train_epoch
@@ -101,9 +100,9 @@ def test_an_interrupted_sweep_continues_with_the_next_trial(digits, tmp_path, mo
 def test_a_trial_is_the_same_training_as_the_pipelines(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TRIALS", 1)
     params = small_params(model={"architecture": "rows"}, train={"epochs": 2})
-    with ENGINES["local"](params.compute, 1) as (executor, workers):
-        study = sweep(executor, workers, params, digits, tmp_path / "sweep")
+    with ThreadPoolExecutor(1) as executor:
+        study = sweep(executor, 1, params, digits, tmp_path / "sweep")
         files = StateFiles(tmp_path / "state", params, digits)
-        states = train_members(executor, workers, params, digits, files, Mock())
+        states = train_members(executor, 1, params, digits, files, Mock())
         _, probabilities = next(export_folds(executor, params, digits, states))
     assert study.best_value == METRICS["log_loss"](probabilities, digits.labels[digits.split(0)[1]])
