@@ -10,8 +10,8 @@ IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
 # Modules that must import before an environment counts as complete.
 IMPORTS ?= dvc.cli, matplotlib, pipeline.prediction, pipeline.stages.report, pipeline.stages.submit
 DEV_IMPORTS ?= hypothesis, optuna, pytest, ray, xdist
-# Tests in two processes; those that share something slow to make stay together (see conftest.py).
-PYTEST := python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Tests in two processes, in groups (see tests/conftest.py).
+PYTEST := python -m pytest -n 2 --no-loadscope-reorder
 
 .PHONY: help setup environment dev-setup dev-environment repro report check test test-layer fuzz soak submit \
 	submissions sweep benchmark lock export

@@ -14,30 +14,29 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
-# One process begins with the layer, whose compilation takes a minute; meanwhile the other one tests what does
-# not need it. The rest follows in any order.
-FIRST = (
-    "packages/fastlstm/tests",
-    "tests/kaggle",
-    "tests/test_make",
-    "tests/report",
-    "tests/stages",
-    "tests/training",
-)
+# Folders whose tests share slow fixtures: with pytest-xdist, one process runs all tests of a folder. The first
+# process compiles the layer, which takes a minute; meanwhile the second one tests what does not need it.
+GROUPS = ("packages/fastlstm", "tests/kaggle", "tests/report", "tests/stages", "tests/training")
 
 
-@pytest.hookimpl(tryfirst=True)
+def group(nodeid):
+    """The group of a test: one of `GROUPS`, or its file."""
+    return next((folder for folder in GROUPS if nodeid.startswith(f"{folder}/")), nodeid.partition("::")[0])
+
+
 def pytest_collection_modifyitems(items):
-    """Run tests that share slow fixtures in one process (`--dist loadgroup`)."""
+    """Sort tests by their group, `GROUPS` first."""
+    items.sort(key=lambda item: (group(item.nodeid) not in GROUPS, group(item.nodeid)))
 
-    def rank(item):
-        return next((n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
 
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = next((folder for folder in ("fastlstm", "stages", "training") if f"/{folder}/" in file), file)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=rank)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute groups of tests over the processes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group
+    return scheduler
 
 
 @pytest.fixture(scope="session")
