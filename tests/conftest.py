@@ -14,8 +14,8 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
-# Folders whose tests share slow fixtures: with pytest-xdist, one process runs all tests of a folder. The first
-# process compiles the layer, which takes a minute; meanwhile the second one tests what does not need it.
+# Folders with slow fixtures; with pytest-xdist, one process runs all tests of a folder. The first
+# compiles the layer, which takes a minute; meanwhile the second tests what does not need the layer.
 GROUPS = ("packages/fastlstm", "tests/kaggle", "tests/report", "tests/stages", "tests/training")
 
 
