@@ -35,23 +35,15 @@ def test_the_parameters_allow_the_engines_that_there_are():
         small_params(compute={"engine": "spark"})
 
 
-def test_warnings_of_libraries_are_no_errors_in_workers(monkeypatch):
+def test_a_worker_takes_no_warning_for_an_error_and_its_death_is_an_error_for_the_user(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    with start_worker() as (executor, _):
+    problem = "died: out of memory, or a limit of threads or CPU time; run again"
+    with pytest.raises(PipelineError, match=problem), start_worker() as (executor, _):
         variables = executor.submit(Path.read_text, Path("/proc/self/environ")).result().split("\0")
+        assert {f"{name}={value}" for name, value in WORKER_ENVIRONMENT.items()} <= set(variables)
         executor.submit(warnings.warn, "deprecated").result()
-    assert {f"{name}={value}" for name, value in WORKER_ENVIRONMENT.items()} <= set(variables)
-    assert os.environ["PYTHONWARNINGS"] == "error"
-
-
-def test_a_worker_that_dies_is_an_error_for_the_user():
-    with (
-        pytest.raises(
-            PipelineError, match=r"died: out of memory, or a limit of threads or CPU time; run again"
-        ),
-        start_worker() as (executor, _),
-    ):
         executor.submit(os._exit, 1).result()
+    assert os.environ["PYTHONWARNINGS"] == "error"
 
 
 def test_an_error_kills_the_workers_and_no_other_process():
