@@ -6,28 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import numpy as np
 from ruamel.yaml import YAML
 
-LIMIT, FOLDS = 600, 3
+LIMIT, FOLDS = 600, 2
 SMALL = {
     "download": {"source": "mnist"},
     "prepare": {"limit": LIMIT, "folds": FOLDS},
-    "model": {
-        "architecture": "cycle",
-        "layers": 2,
-        "units": 16,
-        "grid_layers": 3,
-        "grid_units": 8,
-        "fine_layers": 2,
-        "fine_units": 8,
-    },
+    "model": helpers.SMALL["model"],
     "train": {"epochs": 2, "batch_size": 64},
     "compute": {"workers": 1},
     "article": {"steps": 20, "units": 16, "batch_size": 100},
 }
-
-
 # Importing TensorFlow takes seconds, so several stages run in one process.
 RUN_STAGES = """
 import importlib, sys
