@@ -33,9 +33,9 @@ def main():
             copy_files(params.folder, folder, competition)
         try:
             check_files(folder, competition)
-        except PipelineError as error:  # with the name of the file's origin, not of the temporary copy
-            origin = params.folder if source == "folder" else source
-            raise PipelineError(str(error).replace(str(folder), origin)) from error
+        except PipelineError as error:  # name the user's file, not the temporary copy
+            place = params.folder if source == "folder" else source
+            raise PipelineError(str(error).replace(str(folder), place)) from error
         digests = {name: sha256(folder / name) for name in competition.files}
         seed = params.seed if source == "mnist" else None
         origin = {"source": source, "competition": competition.slug, "seed": seed, "sha256": digests}
