@@ -7,66 +7,49 @@ import numpy as np
 from fastlstm.gate_gradients import Group, StepConfig, step_gradients
 from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
-    PANEL,
-    Accumulators,
+    TILE,
     Lhs,
-    PackedRhs,
+    Sums,
     begin_products,
-    block_lhs,
     block_rows,
     end_products,
-    lhs_column,
-    lhs_stride,
     multiply,
-    multiply_part,
-    panel_column,
+    on_tiles,
+    pack_rows,
     round_up,
-    tile_depth,
-    tile_rows,
+    stack,
+    stacked_lhs,
+    state_column,
+    state_lhs,
     values_in_word,
     words_in,
 )
-from fastlstm.packing import pack_columns, pack_rows, stacked_lhs_strides
 from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, saved_at, time_of
-from fastlstm.simd import LANES, aligned, as_words, load, load_some, pointer, store, store_some
-
-
-class _Scratch(NamedTuple):
-    """Memory of a block.
-
-    Attributes:
-        d_operands: of the hidden states, and of the inputs if wanted, float32 `(panels, block, PANEL)`.
-        d_c, d_past: float32 `(cells / LANES, block, LANES)`: of the cell states; of the last hidden states of
-            samples that have ended.
-        d_gates: one step's gradients of the gates' arguments, values `(block, 4 * cells)`, a left operand.
-        x: values of a group of one step's inputs `(block, LANES)`.
-        spare: values that hold words `(LANES, LANES)`.
-        lhs, rhs: values of the weights' gradients' operands, filled step by step.
-        zeros: float32.
-    """
-
-    d_operands: np.ndarray
-    d_c: np.ndarray
-    d_past: np.ndarray
-    d_gates: np.ndarray
-    x: np.ndarray
-    spare: np.ndarray
-    lhs: np.ndarray
-    rhs: np.ndarray
-    zeros: np.ndarray
+from fastlstm.simd import FOUR, LANES, aligned, as_words, load, load_some, pointer, store, store_some
 
 
 class _Block(NamedTuple):
-    """Pointers to the arrays of `_Scratch`, and sizes; hot loops take no arrays out of tuples.
+    """Sizes of a block, and pointers to its memory.
 
     Attributes:
-        number: samples in the block.
+        d_states: of the hidden states, and of the inputs if wanted, float32 `(groups, block, LANES)`.
+        d_c, d_past: float32 `(cells / LANES, block, LANES)`: of the cell states; of the last hidden states of
+            samples that have ended.
+        d_gates: one step's gradients of the gates' arguments, values `(block, 4 * cells)` in the layout of
+            states.
+        x: values of a group of one step's inputs `(block, LANES)`.
+        spare: words `(LANES, LANES)`.
+        lhs, rhs: words of the weights' gradients' operands, filled step by step: `(rows, depth)` as `stack`
+            writes them, and `(columns / LANES, depth, LANES)`.
+        zeros: float32 `(LANES)`.
+        number, rows: samples in the block, and rounded up to a multiple of FOUR.
         columns: `4 * cells`.
-        depth: words of a row of the weights' gradients' operands.
-        wanted: columns of d_operands.
+        words: of each step in the weights' gradients' operands.
+        depth: words of all steps for which there is room.
+        wanted: columns of d_states.
     """
 
-    d_operands: int
+    d_states: int
     d_c: int
     d_past: int
     d_gates: int
@@ -76,37 +59,45 @@ class _Block(NamedTuple):
     rhs: int
     zeros: int
     number: int
+    rows: int
     columns: int
     features: int
+    words: int
     depth: int
     wanted: int
+
+
+@inline
+def _stacks(block):
+    """The left operands of the weights' gradients: of the hidden states, and of the inputs."""
+    cells, side = block.columns // GATES, block_rows(block.d_gates) if on_tiles(block.d_gates) else LANES
+    rows = round_up(cells, side) + round_up(block.features, side)
+    states = stacked_lhs(block.d_gates, block.lhs, rows, block.depth)
+    inputs = pointer(block.lhs, round_up(cells, side) * states.row_stride)
+    return states, Lhs(inputs, states.row_stride, states.word_stride, 0)
 
 
 @inline
 def _pack_part(block, part, step, h, x, x_stride):
     """Pack a part of a step's operands of the weights' gradients.
 
-    The first parts are groups of the states and inputs, on the left; the others panels of the gates'
+    The first parts are groups of the states and inputs, on the left; the others groups of the gates'
     gradients, on the right.
     """
-    cells, width = block.columns // GATES, round_up(block.features, LANES)
-    row_stride, word_stride = stacked_lhs_strides(block.d_gates, cells + width, block.depth)
-    first_word, k = step * words_in(block.d_gates, block.number), part * LANES - cells
-    lhs, spare = pointer(block.lhs, first_word * word_stride), block.spare
-    if k < 0:
-        group = pointer(h, part * LANES * block.number)
-        pack_columns(group, block.number, lhs, part * LANES, row_stride, word_stride, spare)
-    elif k < width:
+    cells, width, word = block.columns // GATES, round_up(block.features, LANES), step * block.words
+    column = part * LANES
+    states, inputs = _stacks(block)
+    if column < cells:
+        stack(pointer(h, column * block.rows), block.rows, LANES, states, column, word, block.spare)
+    elif column < cells + width:
+        row = column - cells
         for n in range(block.number):
-            place, some = n * x_stride + k, block.features - k
-            store(block.x, n * LANES, load(x, place) if some >= LANES else load_some(x, place, some))
-        row = round_up(cells, tile_rows(block.d_gates)) + k
-        pack_columns(block.x, block.number, lhs, row, row_stride, word_stride, spare)
+            store(block.x, n * LANES, load_some(x, n * x_stride + row, block.features - row))
+        stack(block.x, block.rows, LANES, inputs, row, word, block.spare)
     else:
-        column = (k - width) // LANES * PANEL
-        d_gates = pointer(block.d_gates, lhs_column(block.d_gates, column))
-        rhs = pointer(block.rhs, column * block.depth + first_word * PANEL)
-        pack_rows(d_gates, block.number, lhs_stride(block.d_gates, block.columns), PANEL, rhs)
+        column -= cells + width
+        d_gates = pointer(block.d_gates, state_column(block.d_gates, column))
+        pack_rows(d_gates, block.rows, TILE, pointer(block.rhs, column * block.depth + word * LANES), LANES)
 
 
 @inline
@@ -119,31 +110,25 @@ def _multiply_and_pack(block, step, weights, wanted, h, x, x_stride):
         wanted: columns of the product: `block.wanted`, or 0.
     """
     words = block.columns // values_in_word(block.d_gates)
-    lhs, rhs = (block_lhs(as_words(block.d_gates), words, 0), PackedRhs(weights, 0, words))
-    rows = round_up(block.number, tile_depth(block.d_gates))
-    out = Accumulators(block.d_operands, PANEL, PANEL * block_rows(block.d_gates))
-    groups = (block.columns // GATES + round_up(block.features, LANES)) // LANES
-    parts = groups + block.columns // PANEL
+    lhs, zeros = state_lhs(block.d_gates, 0), Sums(block.zeros, 0, 0)
+    out = Sums(block.d_states, LANES, LANES * block_rows(block.d_gates))
+    parts = (block.columns // GATES + round_up(block.features, LANES) + block.columns) // LANES
     for part in range(parts):
-        multiply_part(part, parts, lhs, rows, words, rhs, block.zeros, out, wanted)
+        multiply(part, parts, lhs, block.rows, words, weights, words * LANES, zeros, out, wanted)
         _pack_part(block, part, step, h, x, x_stride)
 
 
 @inline
 def _add_input_gradients(block, d_x, d_x_stride, is_first):
     """Write a step's gradients of the inputs to d_x, or add them where the other direction was before."""
-    features, cells, rows = (block.features, block.columns // GATES, block_rows(block.d_gates))
-    whole = features // LANES * LANES
-    for n in range(block.number):
-        place = n * d_x_stride
-        for k in range(0, whole, LANES):
-            value = load(block.d_operands, panel_column(cells + k, rows) + n * PANEL)
-            store(d_x, place + k, value if is_first else value + load(d_x, place + k))
-        if whole < features:
-            value = load(block.d_operands, panel_column(cells + whole, rows) + n * PANEL)
+    features, first = block.features, block.columns // GATES * block_rows(block.d_gates)
+    for k in range(0, features, LANES):
+        for n in range(block.number):
+            value = load(block.d_states, first + k * block_rows(block.d_gates) + n * LANES)
+            place = n * d_x_stride + k
             if not is_first:
-                value = value + load_some(d_x, place + whole, features - whole)
-            store_some(d_x, place + whole, value, features - whole)
+                value = value + load_some(d_x, place, features - k)
+            store_some(d_x, place, value, features - k)
 
 
 @inner
@@ -152,95 +137,77 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
 
     Args:
         plan, x, saved, mask: as in `forward`.
-        transposed: packed, of each direction: values that hold the words of
+        transposed: of each direction: values that hold the right operand of
             `(4 * cells, cells + padded features)`.
         d_y: of y.
         d_bias: float32 `(directions, 4 * cells)`.
-        d_weights: float32 `(directions, panels, cells + padded features, PANEL)`.
+        d_weights: float32 `(directions, 4 * cells / LANES, cells + padded features, LANES)`.
         d_x: float32 `(batch, time, features)`, or `(0, ...)` to leave it out.
     """
+    values, cells, columns = saved.gates, saved.h.shape[3], saved.gates.shape[3]
     rows, features = block_rows(transposed), x.shape[2]
-    scratch = _scratch(plan, features, saved, d_bias)
+    width, words = round_up(features, LANES), words_in(transposed, rows)
+    depth = plan.steps[0] * words * values_in_word(values)
+    d_states, zeros = aligned(rows * (cells + width), d_bias), np.zeros(LANES, np.float32)
+    d_c, d_past = aligned(rows * cells, d_bias), aligned(rows * cells, d_bias)
+    d_gates, inputs = aligned(rows * columns, values), aligned(rows * LANES, values)
+    spare = aligned(LANES * LANES * values_in_word(values), values)
+    lhs, rhs = (
+        aligned((round_up(cells, rows) + round_up(width, rows)) * depth, values),
+        aligned(columns * depth, values),
+    )
     tile_state = begin_products(transposed)  # after the allocations, which may fail
-    if len(x) % rows > 0:
-        scratch.rhs[:] = 0
     d_bias[:] = 0
     d_weights[:] = 0
     for d in range(len(d_bias)):
         for start in range(0, len(x), rows):
+            d_states[:] = 0
+            d_c[:] = 0
+            d_past[:] = 0
             number = min(rows, len(x) - start)
-            scratch.d_operands[:] = 0
-            scratch.d_c[:] = 0
-            scratch.d_past[:] = 0
-            block = _block(scratch, number, features, len(d_x) > 0)
+            block = _Block(
+                pointer(d_states, (0,)),
+                pointer(d_c, (0,)),
+                pointer(d_past, (0,)),
+                pointer(d_gates, (0,)),
+                pointer(inputs, (0,)),
+                as_words(pointer(spare, (0,))),
+                as_words(pointer(lhs, (0,))),
+                as_words(pointer(rhs, (0,))),
+                pointer(zeros, (0,)),
+                number,
+                round_up(number, FOUR),
+                columns,
+                features,
+                words if on_tiles(transposed) else words_in(transposed, round_up(number, FOUR)),
+                plan.steps[0] * words,
+                cells + width if len(d_x) > 0 else cells,
+            )
             _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bias, d_x)
-            step_words = words_in(transposed, number)
-            # Before step 0 the states are zero.
-            _add_weight_gradients(step_words, plan.steps[d] * step_words, block, d_weights[d])
+            _add_weight_gradients(plan.steps[d], block, d_weights[d])
     end_products(tile_state)
-
-
-@inner
-def _scratch(plan, features, saved, floats):
-    values, cells, columns = saved.gates, saved.h.shape[3], saved.gates.shape[3]
-    block, width = block_rows(values), round_up(features, LANES)
-    depth = plan.steps[0] * words_in(values, block) * values_in_word(values)
-    lhs_rows = round_up(cells, tile_rows(values)) + round_up(width, tile_rows(values))
-    return _Scratch(
-        aligned(block * round_up(cells + width, PANEL), floats),
-        aligned(block * cells, floats),
-        aligned(block * cells, floats),
-        aligned(block * columns, values),
-        aligned(block * LANES, values),
-        aligned(LANES * LANES * values_in_word(values), values),
-        aligned(lhs_rows * depth, values),
-        aligned(columns * depth, values),
-        np.zeros(cells + width, np.float32),
-    )
-
-
-@inner
-def _block(scratch, number, features, with_x):
-    columns = len(scratch.d_gates) // block_rows(scratch.d_gates)
-    cells, width = columns // GATES, round_up(features, LANES)
-    return _Block(
-        pointer(scratch.d_operands, (0,)),
-        pointer(scratch.d_c, (0,)),
-        pointer(scratch.d_past, (0,)),
-        pointer(scratch.d_gates, (0,)),
-        pointer(scratch.x, (0,)),
-        as_words(pointer(scratch.spare, (0,))),
-        as_words(pointer(scratch.lhs, (0,))),
-        as_words(pointer(scratch.rhs, (0,))),
-        pointer(scratch.zeros, (0,)),
-        number,
-        columns,
-        features,
-        len(scratch.rhs) // values_in_word(scratch.rhs) // columns,
-        # Whole panels, as the weights are packed.
-        cells + width if with_x else min(cells + width, round_up(cells, PANEL)),
-    )
+    # Pointers do not keep arrays alive.
+    d_states[0], d_c[0], d_past[0], d_gates[0], inputs[0], spare[0], lhs[0], rhs[0], zeros[0] = (0,) * 9
 
 
 @inner
 def _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bias, d_x):
     """The steps of one direction for a block, last to first; fills the operands of the weights' gradients."""
     _, time, features = x.shape
-    cells, columns, number = block.columns // GATES, block.columns, block.number
-    share = ONE / np.float32(plan.steps[0]) if plan.returns == MEAN else ONE
+    cells = block.columns // GATES
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
     saved_h, first_gates = saved.h, pointer(saved.gates, (0, 0, 0, 0))
     first_h, first_c = pointer(saved_h, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
     weights = as_words(pointer(transposed, (d, 0)))
     for step in range(plan.steps[d] - 1, -1, -1):
         config = StepConfig(
-            number,
+            block.number,
+            block.rows,
             plan.returns != END or step + 1 == plan.steps[d],
             plan.returns == END,
-            share,
+            len(mask) > 0,
+            ONE / np.float32(plan.steps[0]) if plan.returns == MEAN else ONE,
             d_y.shape[1] * d_y.shape[2],
-            lhs_stride(block.d_gates, columns),
-            lhs_column(block.d_gates, 2 * LANES),
             time,
         )
         t, t_before = time_of(d, step, time), time_of(d, max(step - 1, 0), time)
@@ -251,7 +218,7 @@ def _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bi
             pointer(first_gates, GATES * old),
             pointer(first_c, old),
             pointer(first_c, new),
-            block.d_operands,
+            block.d_states,
             pointer(d_y, (start, y_t, d * cells)),
             block.d_c,
             block.d_past,
@@ -261,7 +228,7 @@ def _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bi
         )
         gates_before, c_before = (pointer(first_gates, GATES * before), pointer(first_c, before))
         d_y_before = pointer(d_y, (start, y_before, d * cells))
-        step_gradients(first, gates_before, c_before, d_y_before, config, cells, len(mask) > 0)
+        step_gradients(first, gates_before, c_before, d_y_before, config, cells)
         wanted = block.wanted if step > 0 or len(d_x) > 0 else 0
         h, x_t, x_stride = (pointer(first_h, old), pointer(x, (start, t, 0)), time * features)
         _multiply_and_pack(block, step, weights, wanted, h, x_t, x_stride)
@@ -271,33 +238,23 @@ def _run_steps_back(d, start, plan, x, transposed, saved, mask, d_y, block, d_bi
 
 
 @inner
-def _add_weight_gradients(skip, used, block, d_weights):
-    """Add the products of operands and gates' gradients, summed over samples and steps.
+def _add_weight_gradients(steps, block, d_weights):
+    """Add the products of states and gates' gradients, summed over samples and steps.
 
     Args:
-        skip: words at the beginning that are 0 in the hidden states' part.
-        used: words that are filled.
+        steps: that are packed.
         block: see `_Block`.
         d_weights: of one direction, see `backward`.
     """
-    cells, depth, values = block.columns // GATES, block.depth, block.d_gates
-    row, word = stacked_lhs_strides(values, cells + round_up(block.features, LANES), depth)
-    panel_stride = PANEL * d_weights.shape[1]
-    multiply(
-        Lhs(pointer(block.lhs, skip * word), row, word),
-        cells,
-        used - skip,
-        PackedRhs(block.rhs, skip, depth),
-        None,
-        Accumulators(pointer(d_weights, (0, 0, 0)), PANEL, panel_stride),
-        block.columns,
+    cells, stride, used = block.columns // GATES, block.depth * LANES, steps * block.words
+    states, inputs = _stacks(block)
+    # Before step 0 the states are zero.
+    states = Lhs(
+        pointer(states.words, block.words * states.word_stride), states.row_stride, states.word_stride, 0
     )
-    multiply(
-        Lhs(pointer(block.lhs, round_up(cells, tile_rows(values)) * row), row, word),
-        round_up(block.features, tile_depth(values)),
-        used,
-        PackedRhs(block.rhs, 0, depth),
-        None,
-        Accumulators(pointer(d_weights, (0, cells, 0)), PANEL, panel_stride),
-        block.columns,
-    )
+    rhs = pointer(block.rhs, block.words * LANES)
+    out = Sums(pointer(d_weights, (0, 0, 0)), LANES, d_weights.shape[1] * LANES)
+    multiply(0, 1, states, cells, used - block.words, rhs, stride, out, out, block.columns)
+    out = Sums(pointer(d_weights, (0, cells, 0)), LANES, d_weights.shape[1] * LANES)
+    rows = round_up(block.features, FOUR)
+    multiply(0, 1, inputs, rows, used, block.rhs, stride, out, out, block.columns)

@@ -3,41 +3,30 @@
 from typing import NamedTuple
 
 from fastlstm.activations import tanh
-from fastlstm.jit import inline, literal_inline
-from fastlstm.matmul import PANEL, block_rows, lhs_column, panel_column
-from fastlstm.recurrence import GATES, GROUP, ONE, ZERO
-from fastlstm.simd import (
-    LANES,
-    add_rows,
-    join,
-    load,
-    load_rows,
-    pointer,
-    prefetch,
-    splat,
-    store,
-    store_row_pairs,
-)
+from fastlstm.jit import inline
+from fastlstm.matmul import TILE, block_rows, state_column
+from fastlstm.recurrence import GATES, ONE, ZERO
+from fastlstm.simd import LANES, WIDE, add_rows, load, load_wide, pointer, prefetch, splat, store, store_rows
 
 
 class StepConfig(NamedTuple):
-    """Settings of a step, and the strides of samples in its arrays.
+    """Settings of a step, and the strides of samples in y and mask.
 
     Attributes:
-        number: samples in the block.
+        number, rows: samples in the block, and rounded up to a multiple of FOUR.
         has_y: whether y depends on the hidden states of this step.
         end: whether y is the hidden state after the last step.
+        masked: whether samples may have ended.
         share: factor of d_y.
-        d_gates_half: distance of the candidate gate's gradient from the input gate's.
     """
 
     number: int
+    rows: int
     has_y: bool
     end: bool
+    masked: bool
     share: float
     d_y_stride: int
-    d_gates_stride: int
-    d_gates_half: int
     mask_stride: int
 
 
@@ -56,74 +45,58 @@ class Group(NamedTuple):
     mask: int
 
 
-@literal_inline
-def _row_gradients(group, config, n, rows):
-    """Gradients of the gates' arguments for 1 or 4 samples; d_c goes back by a step."""
-    gate, cell = n * GROUP, n * LANES
-    d_h = load_rows(group.d_h, n * PANEL, PANEL, rows)
-    if config.has_y:
-        d_h = d_h + load_rows(group.d_y, n * config.d_y_stride, config.d_y_stride, rows) * config.share
-    tanh_c = tanh(load_rows(group.c_new, cell, LANES, rows), group.gates)
-    i = load_rows(group.gates, gate, GROUP, rows)
-    f = load_rows(group.gates, gate + LANES, GROUP, rows)
-    g = load_rows(group.gates, gate + 2 * LANES, GROUP, rows)
-    o = load_rows(group.gates, gate + 3 * LANES, GROUP, rows)
-    d_c = load_rows(group.d_c, cell, LANES, rows) + d_h * o * (ONE - tanh_c * tanh_c)
-    d_i = d_c * g * i * (ONE - i)
-    d_f = d_c * load_rows(group.c_old, cell, LANES, rows) * f * (ONE - f)
-    d_g = d_c * i * (ONE - g * g)
-    d_o = d_h * tanh_c * o * (ONE - o)
-    store(group.d_c, cell, d_c * f)
-    out, stride = n * config.d_gates_stride, config.d_gates_stride
-    store_row_pairs(group.d_gates, out, stride, d_i, d_f)
-    store_row_pairs(group.d_gates, out + config.d_gates_half, stride, d_g, d_o)
-    return d_i, d_f, d_g, d_o
+@inline
+def _add_output_gradients(group, config):
+    """Add d_y to d_h. Of samples that have ended, d_h reaches earlier steps through d_past."""
+    for n in range(config.number):
+        cell, ended = n * LANES, config.masked and group.mask[n * config.mask_stride] == 0
+        d_h = load(group.d_h, cell)
+        if config.masked:
+            d_h = d_h + load(group.d_past, cell)
+        if config.has_y and (config.end or not ended):
+            d_h = d_h + load(group.d_y, n * config.d_y_stride) * config.share
+        if config.masked:
+            store(group.d_past, cell, d_h if ended else splat(ZERO))
+        store(group.d_h, cell, splat(ZERO) if ended else d_h)
 
 
 @inline
-def _gate_gradients(group, config, first, last):
-    """`_row_gradients` of some samples, and the gradient of the bias, which is added to d_bias."""
+def _gate_gradients(group, config):
+    """Gradients of the gates' arguments, and of the bias, which are added to d_bias; d_c goes back a step."""
+    gate, pair = config.rows * LANES, state_column(group.d_gates, 2 * LANES)
     b_i, b_f = load(group.d_bias, 0), load(group.d_bias, LANES)
     b_g, b_o = load(group.d_bias, 2 * LANES), load(group.d_bias, 3 * LANES)
-    fours = last - (last - first) % 4
-    for n in range(first, fours, 4):
-        i, f, g, o = _row_gradients(group, config, n, 4)
-        b_i, b_f, b_g, b_o = (add_rows(b_i, i), add_rows(b_f, f), add_rows(b_g, g), add_rows(b_o, o))
-    for n in range(fours, last):
-        i, f, g, o = _row_gradients(group, config, n, 1)
-        b_i, b_f, b_g, b_o = (add_rows(b_i, i), add_rows(b_f, f), add_rows(b_g, g), add_rows(b_o, o))
-    store(group.d_bias, 0, join(b_i, b_f, b_g, b_o))
-
-
-@inline
-def _masked_gate_gradients(group, config):
-    """`_gate_gradients` of samples that may have ended: d_h reaches earlier steps only through d_past."""
-    for n in range(config.number):
-        past = load(group.d_past, n * LANES) + load(group.d_h, n * PANEL)
-        if group.mask[n * config.mask_stride] == 0:
-            if config.has_y and config.end:
-                past = past + load(group.d_y, n * config.d_y_stride)
-            store(group.d_past, n * LANES, past)
-            zeros, stride = splat(ZERO), config.d_gates_stride
-            store_row_pairs(group.d_gates, n * stride, stride, zeros, zeros)
-            store_row_pairs(group.d_gates, n * stride + config.d_gates_half, stride, zeros, zeros)
-        else:
-            store(group.d_h, n * PANEL, past)
-            store(group.d_past, n * LANES, splat(ZERO))
-            _gate_gradients(group, config, n, n + 1)
+    for n in range(0, gate, WIDE):
+        i, f = load_wide(group.gates, n), load_wide(group.gates, gate + n)
+        g, o = load_wide(group.gates, 2 * gate + n), load_wide(group.gates, 3 * gate + n)
+        d_h, tanh_c = load_wide(group.d_h, n), tanh(load_wide(group.c_new, n), group.gates)
+        d_c = load_wide(group.d_c, n) + d_h * o * (ONE - tanh_c * tanh_c)
+        d_i = d_c * g * i * (ONE - i)
+        d_f = d_c * load_wide(group.c_old, n) * f * (ONE - f)
+        d_g = d_c * i * (ONE - g * g)
+        d_o = d_h * tanh_c * o * (ONE - o)
+        store(group.d_c, n, d_c * f)
+        row = n // LANES * TILE
+        store_rows(group.d_gates, row, TILE, (d_i, d_f))
+        store_rows(group.d_gates, pair + row, TILE, (d_g, d_o))
+        b_i, b_f, b_g, b_o = (add_rows(b_i, d_i), add_rows(b_f, d_f), add_rows(b_g, d_g), add_rows(b_o, d_o))
+    store(group.d_bias, 0, b_i)
+    store(group.d_bias, LANES, b_f)
+    store(group.d_bias, 2 * LANES, b_g)
+    store(group.d_bias, 3 * LANES, b_o)
 
 
 @inline
 def _prefetch(config, gates, c_old, d_y):
     for n in range(config.number):
-        prefetch(gates, n * GROUP, GROUP)
+        prefetch(gates, GATES * n * LANES, GATES * LANES)
         prefetch(c_old, n * LANES, LANES)
         if config.has_y:
             prefetch(d_y, n * config.d_y_stride, LANES)
 
 
 @inline
-def step_gradients(first, gates_before, c_before, d_y_before, config, cells, masked):
+def step_gradients(first, gates_before, c_before, d_y_before, config, cells):
     """Gradients of all gates of a step.
 
     Args:
@@ -131,28 +104,26 @@ def step_gradients(first, gates_before, c_before, d_y_before, config, cells, mas
         gates_before, c_before, d_y_before: pointers to that of the step before, which comes next.
         config: see `StepConfig`.
         cells: number of cells.
-        masked: whether samples may have ended.
     """
-    block, number = block_rows(first.gates), config.number
+    block, rows = block_rows(first.gates), config.rows
     for k in range(0, cells, LANES):
         group = Group(
-            pointer(first.gates, GATES * k * number),
-            pointer(first.c_old, k * number),
-            pointer(first.c_new, k * number),
-            pointer(first.d_h, panel_column(k, block)),
+            pointer(first.gates, GATES * k * rows),
+            pointer(first.c_old, k * rows),
+            pointer(first.c_new, k * rows),
+            pointer(first.d_h, k * block),
             pointer(first.d_y, k),
             pointer(first.d_c, k * block),
             pointer(first.d_past, k * block),
-            pointer(first.d_gates, lhs_column(first.d_gates, GATES * k)),
+            pointer(first.d_gates, state_column(first.d_gates, GATES * k)),
             pointer(first.d_bias, GATES * k),
             first.mask,
         )
         if k + LANES < cells:
-            gates, c = (pointer(group.gates, GROUP * number), pointer(group.c_old, LANES * number))
+            gates, c = (pointer(group.gates, GATES * LANES * rows), pointer(group.c_old, LANES * rows))
             _prefetch(config, gates, c, pointer(group.d_y, LANES))
         else:
             _prefetch(config, gates_before, c_before, d_y_before)
-        if masked:
-            _masked_gate_gradients(group, config)
-        else:
-            _gate_gradients(group, config, 0, number)
+        if config.has_y or config.masked:
+            _add_output_gradients(group, config)
+        _gate_gradients(group, config)

@@ -20,9 +20,9 @@ from numba.extending import intrinsic
 from fastlstm.backward import backward
 from fastlstm.forward import forward
 from fastlstm.jit import compile_and_announce, constant, inner
-from fastlstm.matmul import PANEL, round_up, values_in_word, words_in
+from fastlstm.matmul import TILE, round_up
 from fastlstm.recurrence import GATES, SEQUENCE, Plan, SavedActivations
-from fastlstm.simd import LANES
+from fastlstm.simd import FOUR, LANES
 from fastlstm.weights import pack_parameters, unpack_gradients
 
 STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, WITH_X = range(6)
@@ -158,7 +158,7 @@ def _pack(op, like):
     directions = (call.inputs - 1) // 3
     features, units = _dim(call.tensors[1], 0), _dim(call.tensors[1 + directions], 0)
     cells = round_up(units, LANES)
-    size = GATES * cells * words_in(like, cells + features) * values_in_word(like)
+    size = GATES * cells * round_up(cells + features, TILE)
     size_transposed = GATES * cells * (cells + round_up(features, LANES)) if _plan(call)[1].save else 0
     packed = _output(call, 0, (directions, size), like)
     transposed = _output(call, 1, (directions, size_transposed), like)
@@ -187,11 +187,11 @@ def _forward(op, like):
     x, bias = _cube(call, 1), _matrix(call, 4, np.float32)
     directions, cells = len(bias), bias.shape[1] // GATES
     y = _output(call, 0, (len(x), x.shape[1] if plan.returns == SEQUENCE else 1, directions * cells), floats)
-    steps = plan.steps[0] + 1 if plan.save else 0
+    steps, rows = plan.steps[0] + 1 if plan.save else 0, round_up(len(x), FOUR)
     saved = SavedActivations(
-        _output(call, 1, (directions, steps, len(x), GATES * cells), like),
-        _output(call, 2, (directions, steps, len(x), cells), like),
-        _output(call, 3, (directions, steps, len(x), cells), like),
+        _output(call, 1, (directions, steps, rows, GATES * cells), like),
+        _output(call, 2, (directions, steps, rows, cells), like),
+        _output(call, 3, (directions, steps, rows, cells), like),
     )
     if not _code(call.status):
         try:
@@ -218,7 +218,7 @@ def _backward(op, like):
     if not _code(call.status):
         try:
             rows = cells + round_up(features, LANES)
-            d_weights = np.empty((directions, columns // PANEL, rows, PANEL), np.float32)
+            d_weights = np.empty((directions, columns // LANES, rows, LANES), np.float32)
             d_bias = np.empty((directions, columns), np.float32)
             mask, d_y = _matrix(call, 3, np.float32), _cube(call, 1)
             backward(plan, x, _matrix(call, 4, like.dtype), saved, mask, d_y, d_bias, d_weights, d_x)

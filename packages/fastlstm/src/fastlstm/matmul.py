@@ -6,99 +6,73 @@ large operands: they pack the weights anew in each call and write the product to
 packed once per batch, as in Goto & van de Geijn (2008, "Anatomy of High-Performance Matrix Multiplication").
 
 A *word* is what one lane multiplies: a float32, or a pair of bfloat16 as a uint32, consecutive along the
-dimension that is summed over (`depth`, in words). Sums are float32. With AMX, `tiles.py` multiplies bfloat16;
-`vector_tiles.py` multiplies everything else.
+dimension that is summed over (`depth`, in words). Sums are float32. Layouts are the same for every
+instruction set, but for operands that are summed over samples:
+
+| array | layout |
+|---|---|
+| states of a block of samples | values `(columns / TILE, block_rows, TILE)`, see `state_column` |
+| right operand | words `(columns / LANES, depth, LANES)`, depth a multiple of LANES |
+| product, cell states | float32 `(columns / LANES, rows, LANES)` |
 """
 
 from typing import NamedTuple
 
+import numpy as np
 from numba.core import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import overload, register_jitable
 
-from fastlstm import tiles, vector_tiles
+from fastlstm import tiles
 from fastlstm.isa import uses
-from fastlstm.jit import constant, inline, literal_inline
-from fastlstm.simd import LANES, pointer
+from fastlstm.jit import constant, inline, inner, literal_inline
+from fastlstm.simd import FOUR, LANES, as_words, pointer, store_words, write_transposed
+from fastlstm.vector_tiles import multiply_tile
 
+TILE = 2 * LANES  # columns of states that are stored side by side
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
-ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)
-PANEL = VECTORS * LANES  # columns of a panel of the right operand
-# Rows of two tiles of AMX, and of one.
-_TWO_TILES, _ONE_TILE = 2 * tiles.SIDE, tiles.SIDE
+_ROWS, _VECTORS = (12, 2) if uses("avx512") else (6, 1)
+_SAMPLES = 12  # a multiple of _ROWS
+_TWO_TILES = 2 * tiles.SIDE
 
 
 class Lhs(NamedTuple):
-    """A left operand.
+    """A left operand: pointer to words, and strides of rows, of words, and of whole tiles beyond those.
 
-    On AMX, tiles that are loaded together are stored together: of each 32 rows (zero-padded) the first 16
-    words, row by row, then the next 16. See `lhs_stride` and `lhs_column`.
-
-    Attributes:
-        words: pointer to words `(rows, depth)`.
-        row_stride, word_stride: nominal on AMX.
+    On AMX only that of rows is used, which is the same on average.
     """
 
     words: int
     row_stride: int
     word_stride: int
+    tile_stride: int
 
 
-class PackedRhs(NamedTuple):
-    """A right operand, packed.
-
-    Attributes:
-        words: pointer to the words of `packing.pack_rows`.
-        skip: words of each column that are not multiplied, at the beginning.
-        depth: words of each column.
-    """
-
-    words: int
-    skip: int
-    depth: int
-
-
-class Accumulators(NamedTuple):
-    """Pointer to a product, float32, by panels of PANEL columns, and its strides."""
+class Sums(NamedTuple):
+    """Pointer to float32, and the strides of rows and of groups of LANES columns."""
 
     values: int
     row_stride: int
-    panel_stride: int
+    group_stride: int
 
 
-def on_tiles_of(dtype):
-    """Whether items of that type are multiplied on AMX's tiles."""
+def _on_tiles(dtype):
     return uses("amx") and dtype in (types.uint16, types.uint32)
 
 
-@constant
-def on_tiles(dtype):
-    """Whether arrays of this type are multiplied on AMX's tiles."""
-    return on_tiles_of(dtype)
+on_tiles = constant(_on_tiles)  # Whether arrays of this type are multiplied on AMX's tiles.
 
 
 @constant
 def block_rows(dtype):
     """Samples that take their steps together: whole tiles of the product."""
-    return _TWO_TILES if on_tiles_of(dtype) else 12
+    return _TWO_TILES if _on_tiles(dtype) else _SAMPLES
 
 
 @constant
 def block_part(dtype):
-    """Samples between two parts of a product, see `multiply_part`."""
-    return 4 if on_tiles_of(dtype) else 12
-
-
-@constant
-def tile_rows(dtype):
-    """Left operands have room for a multiple of this many rows."""
-    return _TWO_TILES if on_tiles_of(dtype) else 1
-
-
-@constant
-def tile_depth(dtype):
-    """A multiple of this many words is multiplied; zero-padded."""
-    return tiles.SIDE if on_tiles_of(dtype) else 1
+    """Samples between two parts of a product, see `multiply`."""
+    return FOUR if _on_tiles(dtype) else _SAMPLES
 
 
 @constant
@@ -113,156 +87,109 @@ def round_up(number, multiple):
     return (number + multiple - 1) // multiple * multiple
 
 
-@register_jitable
+@inline
 def words_in(array, number):
-    """Words of that many values of the array's type, with padding."""
-    in_word = values_in_word(array)
-    return round_up((number + in_word - 1) // in_word, tile_depth(array))
+    """Words of that many values of the array's type."""
+    return (number + values_in_word(array) - 1) // values_in_word(array)
 
 
 @inline
-def lhs_stride(array, columns):
-    """Distance between the rows of a block in a left operand of that many columns of values."""
-    return _TWO_TILES if on_tiles(array) else columns
+def state_column(array, column):
+    """Offset of a column, a multiple of LANES, in the states of a block; rows have a stride of TILE."""
+    return column // TILE * TILE * block_rows(array) + column % TILE
 
 
 @inline
-def lhs_column(array, column):
-    """Offset of a column of values, a multiple of LANES, in a block's left operand."""
-    return column // _TWO_TILES * _TWO_TILES**2 + column % _TWO_TILES if on_tiles(array) else column
+def state_lhs(values, skip):
+    """The states of a block as a left operand, without the first `skip` columns, a multiple of TILE."""
+    in_word, rows = values_in_word(values), block_rows(values)
+    words = as_words(pointer(values, skip * rows))
+    return Lhs(words, TILE // in_word, 1, TILE // in_word * (rows - 1))
 
 
-@inline
-def block_lhs(words, depth, skip):
-    """The left operand of a block, without its first words; on AMX a multiple of 16."""
-    return Lhs(pointer(words, skip * lhs_stride(words, 1)), depth, 1)
+def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
+    """Write one of some equal parts of a product to out; all have to be called in turn.
 
-
-@inline
-def panel_column(column, rows):
-    """Offset of a column of `Accumulators` whose panels have that many rows."""
-    return column // PANEL * PANEL * rows + column % PANEL
-
-
-@intrinsic(prefer_literal=True)
-def multiply_tile(
-    typing_context, lhs, row_stride, word_stride, depth, panel, start, out, out_stride, rows, vectors
-):
-    """Write the product of some rows and a panel to out.
-
-    Args:
-        lhs, row_stride, word_stride: see `Lhs`.
-        panel: pointer to words `(depth, vectors * LANES)`.
-        start: pointer to float32 `(vectors * LANES)` to add to each row; None to add to `out`.
-        out: pointer to float32 `(rows, vectors * LANES)`.
-        out_stride: of its rows.
-        rows, vectors: constants.
-    """
-    long = types.int64
-    return (
-        types.void(lhs, long, long, long, panel, start, out, long, rows, vectors),
-        (tiles if on_tiles_of(lhs.dtype) else vector_tiles).generate_tile,
-    )
-
-
-@literal_inline
-def _multiply_rows(lhs, row, depth, rhs, start, out, columns, rows):
-    """`multiply` for some rows, a constant number, from a row on."""
-    first, target = (pointer(lhs.words, row * lhs.row_stride), pointer(out.values, row * out.row_stride))
-    for column in range(0, columns, PANEL):
-        width = min(PANEL, columns - column)
-        panel = pointer(rhs.words, column * rhs.depth + width * rhs.skip)
-        bias = pointer(start, column)
-        row_stride, word_stride, out_stride = (lhs.row_stride, lhs.word_stride, out.row_stride)
-        if width == LANES:
-            multiply_tile(first, row_stride, word_stride, depth, panel, bias, target, out_stride, rows, 1)
-        else:
-            multiply_tile(first, row_stride, word_stride, depth, panel, bias, target, out_stride, rows, 2)
-        target = pointer(target, out.panel_stride)
-
-
-def multiply(lhs, rows, depth, rhs, start, out, columns):
-    """Write the product of two operands to out.
+    The matrix unit of AMX works beside the vector unit; what is done between the parts overlaps with them. In
+    vectors there is nothing to gain, and the first part does everything.
 
     Args:
         lhs: see `Lhs`.
-        rows, depth: numbers to multiply, on AMX multiples of 16.
-        rhs: see `PackedRhs`.
-        start: pointer to float32 `(columns)` to add to each row; None to add to `out`.
-        out: see `Accumulators`.
+        rows: a multiple of FOUR.
+        depth: number of words to sum over.
+        rhs, rhs_stride: pointer to the right operand, and words of LANES of its columns.
+        start: `Sums` to add the products to; its strides may be 0.
+        out: `Sums`, written.
         columns: a multiple of LANES.
     """
 
 
 @overload(multiply)
-def _multiply(lhs, rows, depth, rhs, start, out, columns):
-    # The last rows are taken fewer at a time, and then singly.
-    many, few, rest = (_TWO_TILES, _ONE_TILE, _ONE_TILE) if on_tiles_of(lhs.types[0].dtype) else (ROWS, 4, 1)
-
-    def implementation(lhs, rows, depth, rhs, start, out, columns):
-        end_many = rows - rows % many
-        end_few = rows - (rows - end_many) % few
-        for row in range(0, end_many, many):
-            _multiply_rows(lhs, row, depth, rhs, start, out, columns, many)
-        for row in range(end_many, end_few, few):
-            _multiply_rows(lhs, row, depth, rhs, start, out, columns, few)
-        for row in range(end_few, rows, rest):
-            _multiply_rows(lhs, row, depth, rhs, start, out, columns, rest)
-
-    return implementation
+def _multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
+    return _multiply_on_tiles if _on_tiles(rhs.dtype) else _multiply_in_vectors
 
 
-def multiply_part(part, parts, lhs, rows, depth, rhs, start, out, columns):
-    """One of some equal parts of `multiply`, all of which have to be called in turn.
-
-    The matrix unit of AMX works beside the vector unit; what is done between the parts overlaps with them. In
-    vectors there is nothing to gain, and the first part does everything.
-    """
-
-
-@overload(multiply_part)
-def _multiply_part(part, parts, lhs, rows, depth, rhs, start, out, columns):
-    if on_tiles_of(lhs.types[0].dtype):
-        return _multiply_part_on_tiles
-
-    def whole(part, parts, lhs, rows, depth, rhs, start, out, columns):
-        if part == 0:
-            multiply(lhs, rows, depth, rhs, start, out, columns)
-
-    return whole
-
-
-def _multiply_part_on_tiles(part, parts, lhs, rows, depth, rhs, start, out, columns):
-    # All 32 rows, whatever `rows` is: the left operand and out have them.
-    in_panel = depth // tiles.SIDE
-    total = in_panel * ((columns + _TWO_TILES - 1) // _TWO_TILES)
-    first, column = part * total // parts, 0
-    remaining = (part + 1) * total // parts - first
-    # Quicker than a division.
-    while first >= in_panel:
-        first, column = first - in_panel, column + _TWO_TILES
-    while remaining > 0:
-        last, width = (min(in_panel, first + remaining), min(_TWO_TILES, columns - column))
-        panel = pointer(rhs.words, column * rhs.depth + rhs.skip * width)
-        bias, target = (pointer(start, column), pointer(out.values, column // _TWO_TILES * out.panel_stride))
-        if width == _ONE_TILE:
-            _multiply_tiles(lhs.words, panel, first, last, in_panel, bias, target, out.row_stride, 1)
-        else:
-            _multiply_tiles(lhs.words, panel, first, last, in_panel, bias, target, out.row_stride, 2)
-        remaining -= last - first
-        first, column = 0, column + _TWO_TILES
+def _multiply_in_vectors(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
+    if part == 0:
+        groups = columns // LANES
+        whole = rows - rows % _SAMPLES
+        for row in range(0, whole, _ROWS):
+            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, _ROWS)
+        for row in range(whole, rows, FOUR):
+            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, FOUR)
 
 
 @literal_inline
-def _multiply_tiles(lhs, panel, first, last, in_panel, start, out, out_stride, across):
-    """Some of the products for 32 rows and a panel; the sums stay in their registers meanwhile."""
-    for number in range(first, last):
-        if number == 0:
-            tiles.start_sums(start, across)
-        k = number * tiles.SIDE
-        tiles.add_products(pointer(lhs, k * _TWO_TILES), pointer(panel, k * across * LANES), across)
-        if number + 1 == in_panel:
-            tiles.store_sums(out, out_stride, across)
+def _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, rows):
+    whole = groups - groups % _VECTORS
+    for group in range(0, whole, _VECTORS):
+        panel = pointer(rhs, group * rhs_stride)
+        multiply_tile(lhs, row, depth, panel, rhs_stride, start, out, group, rows, _VECTORS)
+    for group in range(whole, groups):
+        panel = pointer(rhs, group * rhs_stride)
+        multiply_tile(lhs, row, depth, panel, rhs_stride, start, out, group, rows, 1)
+
+
+def _multiply_on_tiles(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
+    in_depth = (depth + tiles.SIDE - 1) // tiles.SIDE
+    groups = columns // LANES
+    total = in_depth * ((groups + 1) // 2)
+    for row in range(0, rows, _TWO_TILES):
+        left, tall = pointer(lhs.words, row * lhs.row_stride), rows - row > tiles.SIDE
+        first, group = part * total // parts, 0
+        remaining = (part + 1) * total // parts - first
+        # Quicker than a division.
+        while first >= in_depth:
+            first, group = first - in_depth, group + 2
+        while remaining > 0:
+            last, panel = min(in_depth, first + remaining), pointer(rhs, group * rhs_stride)
+            wide = group + 1 < groups
+            for number in range(first, last):
+                a, b = (
+                    pointer(left, number * tiles.SIDE * _TWO_TILES),
+                    pointer(panel, number * tiles.SIDE * LANES),
+                )
+                begins, ends = number == 0, number + 1 == in_depth
+                if tall and wide:
+                    _multiply_tiles(a, b, rhs_stride, start, out, row, group, begins, ends, 2, 2)
+                elif tall:
+                    _multiply_tiles(a, b, rhs_stride, start, out, row, group, begins, ends, 2, 1)
+                elif wide:
+                    _multiply_tiles(a, b, rhs_stride, start, out, row, group, begins, ends, 1, 2)
+                else:
+                    _multiply_tiles(a, b, rhs_stride, start, out, row, group, begins, ends, 1, 1)
+            remaining -= last - first
+            first, group = 0, group + 2
+
+
+@literal_inline
+def _multiply_tiles(a, b, b_stride, start, out, row, group, begins, ends, down, across):
+    """Add the products of a tile's depth; the sums stay in their registers meanwhile."""
+    if begins:
+        tiles.load_sums(start, row, group, down, across)
+    tiles.add_products(a, b, b_stride, down, across)
+    if ends:
+        tiles.store_sums(out, row, group, down, across)
 
 
 def begin_products(array):
@@ -271,7 +198,7 @@ def begin_products(array):
 
 @overload(begin_products)
 def _begin_products(array):
-    if on_tiles_of(array.dtype):
+    if _on_tiles(array.dtype):
         return lambda array: tiles.configure_tiles()
     return lambda array: None
 
@@ -285,3 +212,75 @@ def _end_products(tile_state):
     if isinstance(tile_state, types.NoneType):
         return lambda tile_state: None
     return lambda tile_state: tiles.restore_tiles(tile_state)
+
+
+@inline
+def pack_rows(values, rows, stride, out, out_stride):
+    """Write LANES columns of rows as words, consecutive rows in pairs for bfloat16.
+
+    Args:
+        values: pointer to the values of the first row.
+        rows, stride: number of rows, even for bfloat16, and their stride.
+        out, out_stride: pointer to the words of the first row of words, and their stride.
+    """
+    in_word = values_in_word(values)
+    for row in range(0, rows, in_word):
+        store_words(out, row // in_word * out_stride, values, row * stride, (row + in_word - 1) * stride)
+
+
+@inner
+def pack(weights, rows, columns, out):
+    """Pack a right operand.
+
+    Args:
+        weights: pointer to values `(rows, columns)`; rows a multiple of TILE, columns of LANES.
+        out: pointer to words, written.
+    """
+    depth = rows // values_in_word(weights)
+    for column in range(0, columns, LANES):
+        pack_rows(pointer(weights, column), rows, columns, pointer(out, column * depth), LANES)
+
+
+@inner
+def pack_transposed(weights, rows, depth, out):
+    """`pack` for the transpose of words `(rows, depth)`, both multiples of LANES."""
+    for row in range(0, rows, LANES):
+        for k in range(0, depth, LANES):
+            write_transposed(
+                pointer(weights, row * depth + k), depth, pointer(out, row * depth + k * LANES), LANES
+            )
+
+
+@inline
+def stacked_lhs(array, words, rows, depth):
+    """A left operand written by `stack`: rows are columns of states, the depth are samples of all steps."""
+    return Lhs(words, depth, _TWO_TILES, 0) if on_tiles(array) else Lhs(words, 1, rows, 0)
+
+
+def stack(values, rows, stride, lhs, row, word, spare):
+    """Write LANES columns of a step's states as rows of a left operand: to sum over samples.
+
+    Args:
+        values, rows, stride: as in `pack_rows`.
+        lhs: see `stacked_lhs`.
+        row, word: place in the left operand; a multiple of LANES, and the step's first word.
+        spare: pointer to words `(LANES, LANES)`, for AMX.
+    """
+
+
+@overload(stack)
+def _stack(values, rows, stride, lhs, row, word, spare):
+    return _stack_on_tiles if _on_tiles(values.dtype) else _stack_in_vectors
+
+
+def _stack_in_vectors(values, rows, stride, lhs, row, word, spare):
+    pack_rows(values, rows, stride, pointer(lhs.words, word * lhs.word_stride + row), lhs.word_stride)
+
+
+def _stack_on_tiles(values, rows, stride, lhs, row, word, spare):
+    pack_rows(values, rows, stride, spare, LANES)
+    for k in range(rows // 2 * LANES, LANES * LANES):
+        spare[k] = np.uint32(0)
+    column = row % (_TWO_TILES)
+    place = (row - column) * lhs.row_stride + column * LANES + word * lhs.word_stride
+    write_transposed(spare, LANES, pointer(lhs.words, place), LANES)

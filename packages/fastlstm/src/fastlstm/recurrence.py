@@ -14,7 +14,8 @@ Names: `d` is the direction, 0 forward and 1 backward, except in `d_...`, the lo
 to the variable `...`. `t` is the position in the input, `step` the number in the order of computation. `k` is
 the first cell of a group, `n` a sample of the block that starts at sample `start`. Values for the gradient
 are saved in the order of computation, because sequential access is fastest: of a block, the first group of
-cells of every sample, then the second group.
+cells of every sample, then the second group; of the gates, for each group all i, then all f, g and o. The
+batch is rounded up to a multiple of FOUR there, because four samples are computed together.
 """
 
 from typing import NamedTuple
@@ -28,10 +29,9 @@ from fastlstm.simd import LANES
 # groups of LANES, and the four gates of a group are adjacent, so one matrix product yields all four.
 # The last group is zero-padded.
 GATES = 4
-GROUP = GATES * LANES
 # The output of a layer: all hidden states h, their mean, or the last one of each direction.
 SEQUENCE, MEAN, END = range(3)
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 class Plan(NamedTuple):
@@ -53,7 +53,7 @@ class SavedActivations(NamedTuple):
 
     Attributes:
         gates: `(directions, steps + 1, batch, 4 * cells)`: of each step; the last is not written.
-        h, c: `(directions, steps + 1, batch, cells)`: before each step, c also after the last.
+        h, c: `(directions, steps + 1, batch, cells)`: before each step, and after the last.
     """
 
     gates: np.ndarray

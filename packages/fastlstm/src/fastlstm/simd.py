@@ -1,9 +1,9 @@
 """Explicit float32 vectors for Numba: types, operators, and reading and writing of rows.
 
 Numba makes vectors of loops over single values only if it can prove that no two arrays overlap. The functions
-here are explicit. Vectors have one or four rows of LANES values, and the operators +, -, * with vectors of
-the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM splits a vector into those of
-the processor.
+here are explicit. Vectors have LANES values, or WIDE: the rows of four samples. They have the operators +, -, *
+with vectors of the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM splits a vector
+into those of the processor.
 """
 
 import operator
@@ -18,9 +18,10 @@ from fastlstm.isa import uses
 from fastlstm.jit import inner
 
 LANES = 16
+FOUR = 4  # samples
+WIDE = FOUR * LANES
 CACHE_LINE = 64  # bytes
 _INT, _LONG, _FLOAT, _SHORT = (ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(16))
-FLOATS, INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
 
 
 class BFloat16(ir.types.Type):
@@ -56,32 +57,22 @@ def splat_ir(builder, value, lanes=LANES):
     return builder.shuffle_vector(first, undefined, vector_constant(_INT, 0, lanes))
 
 
-def split(builder, value, lanes=LANES):
-    """Consecutive parts of an LLVM vector."""
-    starts = range(0, value.type.count, lanes)
-    masks = [ir.Constant(ir.VectorType(_INT, lanes), list(range(k, k + lanes))) for k in starts]
-    return [builder.shuffle_vector(value, value, mask) for mask in masks]
+def _shuffle(builder, left, right, lanes):
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_INT, len(lanes)), list(lanes)))
+
+
+def split(builder, value):
+    """Consecutive parts of LANES of an LLVM vector."""
+    starts = range(0, value.type.count, LANES)
+    return [_shuffle(builder, value, value, range(start, start + LANES)) for start in starts]
 
 
 def concatenate(builder, parts):
     """LLVM vector of one, two or four equal parts."""
     while len(parts) > 1:
-        lanes = 2 * parts[0].type.count
-        mask = ir.Constant(ir.VectorType(_INT, lanes), list(range(lanes)))
-        parts = [builder.shuffle_vector(*pair, mask) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        lanes = range(2 * parts[0].type.count)
+        parts = [_shuffle(builder, *pair, lanes) for pair in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
-
-
-def call_by_lanes(builder, name, value, *others):
-    """Call an LLVM function of LANES float32, and of other values, for each part of a vector."""
-    parts = zip(
-        split(builder, value),
-        *(split(builder, v) if v.type == value.type else [v] * 4 for v in others),
-        strict=False,
-    )
-    kinds = [FLOATS, *(FLOATS if v.type == value.type else v.type for v in others)]
-    function = builder.module.declare_intrinsic(name, (), ir.FunctionType(FLOATS, kinds))
-    return concatenate(builder, [builder.call(function, part) for part in parts])
 
 
 def _operator(function, instruction):
@@ -112,7 +103,7 @@ _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
 
 
-def item(context, builder, kinds, arguments):
+def _item(context, builder, kinds, arguments):
     """LLVM address of an item: of an array and a tuple of indices, or of a pointer and an index."""
     kind = kinds[0]
     if isinstance(kind, types.CPointer):
@@ -127,15 +118,13 @@ def item(context, builder, kinds, arguments):
 
 @intrinsic
 def pointer(typing_context, array, indices):
-    """Pointer to an item of an array, or, by its index, of another pointer; None remains None.
+    """Pointer to an item of an array, or, by its index, of another pointer.
 
     Hot loops use pointers, because Numba counts references to arrays. The caller must keep the array alive.
     """
-    if isinstance(array, types.NoneType):
-        return types.none(array, indices), lambda context, *_: context.get_dummy_value()
 
     def generate(context, builder, signature, arguments):
-        return item(context, builder, signature.args, arguments)
+        return _item(context, builder, signature.args, arguments)
 
     return types.CPointer(array.dtype)(array, indices), generate
 
@@ -151,70 +140,57 @@ def as_words(typing_context, values):
     return types.CPointer(dtype)(values), generate
 
 
-def _from_shorts(builder, value):
-    ints = ir.VectorType(_INT, value.type.count)
-    bits = builder.shl(builder.zext(value, ints), vector_constant(_INT, 16, value.type.count))
-    return builder.bitcast(bits, ir.VectorType(_FLOAT, value.type.count))
-
-
-def _to_shorts(builder, value):
-    """LLVM vector in bfloat16, rounded to nearest, ties to even."""
+def _to_float(builder, value):
+    if value.type.element == _FLOAT:
+        return value
     lanes = value.type.count
+    bits = builder.zext(value, ir.VectorType(_INT, lanes))
+    bits = builder.shl(bits, vector_constant(_INT, 16, lanes))
+    return builder.bitcast(bits, ir.VectorType(_FLOAT, lanes))
+
+
+def _from_float(builder, value, element):
+    """LLVM vector as stored: of float32, or of bfloat16, rounded to nearest, ties to even."""
+    if element == _FLOAT:
+        return value
+    lanes = value.type.count
+    shorts = ir.VectorType(_SHORT, lanes)
     if uses("avx512_bf16"):
-        parts = split(builder, value)
-        name, kinds = "llvm.x86.avx512bf16.cvtneps2bf16.512", [FLOATS]
-        groups = [[part] for part in parts]
-        if len(parts) > 1:
-            name, kinds = "llvm.x86.avx512bf16.cvtne2ps2bf16.512", [FLOATS, FLOATS]
-            groups = zip(parts[1::2], parts[::2], strict=True)  # the upper half is the first operand
-        halves = ir.VectorType(BFloat16(), len(kinds) * LANES)
-        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(halves, kinds))
-        shorts = ir.VectorType(_SHORT, halves.count)
-        return concatenate(
-            builder, [builder.bitcast(builder.call(function, group), shorts) for group in groups]
-        )
+        return builder.bitcast(builder.fptrunc(value, ir.VectorType(BFloat16(), lanes)), shorts)
+    # LLVM would call a function for each lane.
     bits = builder.bitcast(value, ir.VectorType(_INT, lanes))
-    odd = builder.and_(builder.lshr(bits, vector_constant(_INT, 16, lanes)), vector_constant(_INT, 1, lanes))
+    sixteen, one = vector_constant(_INT, 16, lanes), vector_constant(_INT, 1, lanes)
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
     rounded = builder.add(builder.add(bits, vector_constant(_INT, 0x7FFF, lanes)), odd)
-    rounded = builder.lshr(rounded, vector_constant(_INT, 16, lanes))
-    return builder.trunc(rounded, ir.VectorType(_SHORT, lanes))
+    return builder.trunc(builder.lshr(rounded, sixteen), shorts)
 
 
-def _load(builder, address, lanes):
-    value = address.type.pointee
-    place = builder.bitcast(address, ir.VectorType(value, lanes).as_pointer())
-    loaded = builder.load(place)
-    loaded.align = 2 if value == _SHORT else 4
-    return _from_shorts(builder, loaded) if value == _SHORT else loaded
+def _load_raw(builder, address, lanes):
+    element = address.type.pointee
+    loaded = builder.load(builder.bitcast(address, ir.VectorType(element, lanes).as_pointer()))
+    loaded.align = 2 if element == _SHORT else 4
+    return loaded
 
 
-def _store(builder, address, value):
-    in_shorts = address.type.pointee == _SHORT
-    value = _to_shorts(builder, value) if in_shorts else value
-    builder.store(value, builder.bitcast(address, value.type.as_pointer())).align = 2 if in_shorts else 4
+def _store_raw(builder, address, value):
+    store = builder.store(value, builder.bitcast(address, value.type.as_pointer()))
+    store.align = 2 if value.type.element == _SHORT else 4
 
 
-@intrinsic
-def load(typing_context, source, index):
-    """Vector of LANES consecutive items."""
+def _loader(lanes):
+    @intrinsic
+    def load(typing_context, source, index):
+        def generate(context, builder, signature, arguments):
+            address = _item(context, builder, signature.args, arguments)
+            return _to_float(builder, _load_raw(builder, address, lanes))
 
-    def generate(context, builder, signature, arguments):
-        return _load(builder, item(context, builder, signature.args, arguments), LANES)
+        return Vector(lanes)(source, index), generate
 
-    return Vector(LANES)(source, index), generate
+    return load
 
 
-@intrinsic(prefer_literal=True)
-def load_rows(typing_context, source, index, stride, rows):
-    """Vector of LANES consecutive items of each of some rows, a constant: 1 or 4."""
-
-    def generate(context, builder, signature, arguments):
-        first = item(context, builder, signature.args, arguments)
-        stride = context.cast(builder, arguments[2], signature.args[2], types.intp)
-        addresses = [builder.gep(first, [builder.mul(stride, _LONG(k))]) for k in range(rows.literal_value)]
-        return concatenate(builder, [_load(builder, address, LANES) for address in addresses])
-
-    return Vector(LANES * rows.literal_value)(source, index, stride, rows), generate
+# Vectors of consecutive items, from an index of a pointer on.
+load, load_wide = _loader(LANES), _loader(WIDE)
 
 
 @intrinsic
@@ -222,37 +198,45 @@ def store(typing_context, target, index, value):
     """Write a vector to consecutive items; in bfloat16 rounded to nearest, ties to even."""
 
     def generate(context, builder, signature, arguments):
-        _store(builder, item(context, builder, signature.args, arguments), arguments[2])
+        address = _item(context, builder, signature.args, arguments)
+        _store_raw(builder, address, _from_float(builder, arguments[2], address.type.pointee))
         return context.get_dummy_value()
 
     return types.void(target, index, value), generate
 
 
-def _store_rows(context, builder, signature, arguments):
-    """Write the rows of the vectors from the fourth argument on, side by side."""
-    first = item(context, builder, signature.args, arguments)
-    stride = context.cast(builder, arguments[2], signature.args[2], types.intp)
-    for k, row in enumerate(zip(*(split(builder, value) for value in arguments[3:]), strict=True)):
-        _store(builder, builder.gep(first, [builder.mul(stride, _LONG(k))]), concatenate(builder, row))
-    return context.get_dummy_value()
-
-
 @intrinsic
-def store_rows(typing_context, target, index, stride, value):
-    """Write each row of a vector to where `load_rows` would read it."""
-    return types.void(target, index, stride, value), _store_rows
+def store_rows(typing_context, target, index, stride, values):
+    """Write each row of wide vectors, those of one sample side by side; the stride is of the samples."""
+
+    def generate(context, builder, signature, arguments):
+        first = _item(context, builder, signature.args, arguments)
+        stride = context.cast(builder, arguments[2], signature.args[2], types.intp)
+        values = (split(builder, value) for value in cgutils.unpack_tuple(builder, arguments[3]))
+        for n, rows in enumerate(zip(*values, strict=True)):
+            row = _from_float(builder, concatenate(builder, rows), first.type.pointee)
+            _store_raw(builder, builder.gep(first, [builder.mul(stride, _LONG(n))]), row)
+        return context.get_dummy_value()
+
+    return types.void(target, index, stride, values), generate
 
 
-@intrinsic
-def store_row_pairs(typing_context, target, index, stride, left, right):
-    """Write each row of a vector, followed by that of another one."""
-    return types.void(target, index, stride, left, right), _store_rows
-
-
-def _mask(builder, count):
-    """LLVM mask of the first `count` lanes, or of all if there are fewer."""
-    lanes = ir.Constant(INTS, list(range(LANES)))
-    return builder.icmp_signed("<", lanes, splat_ir(builder, builder.trunc(count, _INT)))
+def _some(context, builder, signature, arguments, count, masked):
+    """Call LLVM's masked load or store of the first `count` lanes, or of all if there are fewer."""
+    address = _item(context, builder, signature.args, arguments)
+    element = address.type.pointee
+    kind, align = ir.VectorType(element, LANES), _INT(2 if element == _SHORT else 4)
+    count = builder.trunc(context.cast(builder, arguments[count], signature.args[count], types.intp), _INT)
+    lanes = ir.Constant(ir.VectorType(_INT, LANES), list(range(LANES)))
+    mask = builder.icmp_signed("<", lanes, splat_ir(builder, count))
+    address = builder.bitcast(address, kind.as_pointer())
+    if masked == "load":
+        values, result = [address, align, mask, ir.Constant(kind, None)], kind
+    else:
+        values, result = [_from_float(builder, arguments[2], element), address, align, mask], ir.VoidType()
+    function = ir.FunctionType(result, [value.type for value in values])
+    name = f"llvm.masked.{masked}.v{LANES}{'i16' if element == _SHORT else 'f32'}.p0"
+    return builder.call(builder.module.declare_intrinsic(name, (), function), values)
 
 
 @intrinsic
@@ -260,19 +244,7 @@ def load_some(typing_context, source, index, count):
     """As `load`, of the first `count` or LANES items, the fewer; the other lanes are 0."""
 
     def generate(context, builder, signature, arguments):
-        address = item(context, builder, signature.args, arguments)
-        value = address.type.pointee
-        kind = ir.VectorType(value, LANES)
-        address = builder.bitcast(address, kind.as_pointer())
-        mask = _mask(builder, context.cast(builder, arguments[2], signature.args[2], types.intp))
-        function = builder.module.declare_intrinsic(
-            f"llvm.masked.load.v{LANES}{'i16' if value == _SHORT else 'f32'}.p0",
-            (),
-            ir.FunctionType(kind, [address.type, _INT, mask.type, kind]),
-        )
-        align = _INT(2 if value == _SHORT else 4)
-        loaded = builder.call(function, [address, align, mask, ir.Constant(kind, None)])
-        return _from_shorts(builder, loaded) if value == _SHORT else loaded
+        return _to_float(builder, _some(context, builder, signature, arguments, 2, "load"))
 
     return Vector(LANES)(source, index, count), generate
 
@@ -282,17 +254,7 @@ def store_some(typing_context, target, index, value, count):
     """As `store`, of the vector's first `count` or LANES lanes, the fewer."""
 
     def generate(context, builder, signature, arguments):
-        address, value = item(context, builder, signature.args, arguments), arguments[2]
-        in_shorts = address.type.pointee == _SHORT
-        value = _to_shorts(builder, value) if in_shorts else value
-        address = builder.bitcast(address, value.type.as_pointer())
-        mask = _mask(builder, context.cast(builder, arguments[3], signature.args[3], types.intp))
-        function = builder.module.declare_intrinsic(
-            f"llvm.masked.store.v{LANES}{'i16' if in_shorts else 'f32'}.p0",
-            (),
-            ir.FunctionType(ir.VoidType(), [value.type, address.type, _INT, mask.type]),
-        )
-        builder.call(function, [value, address, _INT(2 if in_shorts else 4), mask])
+        _some(context, builder, signature, arguments, 3, "store")
         return context.get_dummy_value()
 
     return types.void(target, index, value, count), generate
@@ -309,38 +271,37 @@ def splat(typing_context, value):
 
 
 @intrinsic
-def join(typing_context, first, second, third, fourth):
-    """Vector of four rows."""
-
-    def generate(context, builder, signature, arguments):
-        return concatenate(builder, arguments)
-
-    return Vector(4 * LANES)(first, second, third, fourth), generate
-
-
-@intrinsic
-def rows_of(typing_context, value):
-    """Tuple of the rows of a vector of four."""
-
-    def generate(context, builder, signature, arguments):
-        return context.make_tuple(builder, signature.return_type, split(builder, arguments[0]))
-
-    return types.UniTuple(Vector(LANES), value.lanes // LANES)(value), generate
-
-
-@intrinsic
 def add_rows(typing_context, total, value):
-    """Vector of LANES values plus the rows of another vector."""
+    """Vector of LANES values plus the rows of a wide one."""
 
     def generate(context, builder, signature, arguments):
         def add(left, right):
             return builder.fadd(left, right, flags=("contract",))
 
-        total, (first, *others) = arguments[0], split(builder, arguments[1])
-        total = add(total, first)
-        return add(add(total, others[0]), add(*others[1:])) if others else total
+        first, second, third, fourth = split(builder, arguments[1])
+        return add(add(add(arguments[0], first), second), add(third, fourth))
 
     return total(total, value), generate
+
+
+@intrinsic
+def store_words(typing_context, out, index, values, first, second):
+    """Write LANES words: float32 from an index on, or pairs of the bfloat16 from two indices on."""
+
+    def generate(context, builder, signature, arguments):
+        kinds = signature.args
+        rows = [
+            _load_raw(
+                builder, _item(context, builder, (kinds[2], kinds[n]), (arguments[2], arguments[n])), LANES
+            )
+            for n in (3, 4)
+        ]
+        in_pairs = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
+        words = _shuffle(builder, *rows, in_pairs) if kinds[2].dtype == types.uint16 else rows[0]
+        _store_raw(builder, _item(context, builder, kinds, arguments), words)
+        return context.get_dummy_value()
+
+    return types.void(out, index, values, first, second), generate
 
 
 @intrinsic
@@ -354,15 +315,10 @@ def write_transposed(typing_context, source, source_stride, target, target_strid
 
     def generate(context, builder, signature, arguments):
         def row_addresses(base, stride):
-            return [
-                builder.bitcast(builder.gep(base, [builder.mul(stride, _LONG(number))]), INTS.as_pointer())
-                for number in range(LANES)
-            ]
+            return [builder.gep(base, [builder.mul(stride, _LONG(number))]) for number in range(LANES)]
 
         source, source_stride, target, target_stride = arguments
-        rows = [builder.load(address) for address in row_addresses(source, source_stride)]
-        for row in rows:
-            row.align = 4
+        rows = [_load_raw(builder, address, LANES) for address in row_addresses(source, source_stride)]
         # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
         for distance in (8, 4, 2, 1):
             low = [lane + (LANES - distance if lane & distance else 0) for lane in range(LANES)]
@@ -371,10 +327,10 @@ def write_transposed(typing_context, source, source_stride, target, target_strid
                 if not row & distance:
                     pair = rows[row], rows[row | distance]
                     rows[row], rows[row | distance] = (
-                        builder.shuffle_vector(*pair, ir.Constant(INTS, lanes)) for lanes in (low, high)
+                        _shuffle(builder, *pair, lanes) for lanes in (low, high)
                     )
         for address, row in zip(row_addresses(target, target_stride), rows, strict=True):
-            builder.store(row, address).align = 4
+            _store_raw(builder, address, row)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), generate
@@ -389,7 +345,7 @@ def prefetch(typing_context, source, index, number):
         function = builder.module.declare_intrinsic(
             "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
         )
-        start = builder.bitcast(item(context, builder, signature.args, arguments), byte)
+        start = builder.bitcast(_item(context, builder, signature.args, arguments), byte)
         number = context.cast(builder, arguments[2], signature.args[2], types.intp)
         size = builder.mul(number, _LONG(signature.args[0].dtype.bitwidth // 8))
         with cgutils.for_range_slice(builder, _LONG(0), size, _LONG(CACHE_LINE)) as (offset, _):
@@ -402,11 +358,11 @@ def prefetch(typing_context, source, index, number):
 
 @inner
 def aligned(number, like):
-    """Uninitialized array of the type of another one that begins at the start of a cache line.
+    """Zeros of the type of an array, from the start of a cache line on.
 
     A vector that crosses a cache line is read and written twice.
     """
     spare = CACHE_LINE // like.itemsize
-    flat = np.empty(number + spare, like.dtype)
+    flat = np.zeros(number + spare, like.dtype)
     start = -flat.ctypes.data % CACHE_LINE // like.itemsize
     return flat[start : start + number]

@@ -5,9 +5,11 @@ bfloat16 with a tile of 16 pairs by 16 columns, and adds the product to a tile o
 Architecture Instruction Set Extensions Programming Reference, "TDPBF16PS").
 """
 
+import itertools
+
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from fastlstm.jit import inner
@@ -15,7 +17,6 @@ from fastlstm.jit import inner
 SIDE = 16  # rows of a tile, and pairs or float32 in a row
 _CONFIGURATION = 64  # bytes
 _BYTE, _LONG = ir.IntType(8), ir.IntType(64)
-_POINTER = _BYTE.as_pointer()
 # Registers of the product's tiles, then of the two operands'.
 _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 
@@ -33,7 +34,7 @@ def _on_bytes(name):
     def instruction(typing_context, configuration):
         def generate(context, builder, signature, arguments):
             array = context.make_array(signature.args[0])(context, builder, arguments[0])
-            _call(builder, name, builder.bitcast(array.data, _POINTER))
+            _call(builder, name, builder.bitcast(array.data, _BYTE.as_pointer()))
             return context.get_dummy_value()
 
         return types.void(configuration), generate
@@ -79,103 +80,51 @@ def restore_tiles(before):
         _load_configuration(before)
 
 
-def _at(builder, base, *offsets):
-    """The address some words after a pointer."""
-    address = builder.bitcast(base, _POINTER)
-    for offset in offsets:
-        address = builder.gep(address, [builder.mul(offset, _LONG(4))])
-    return address
+def _on_sums(name):
+    """An intrinsic that loads or stores the sums' tiles: values are `matmul.Sums`, from a row and group on."""
+
+    @intrinsic(prefer_literal=True)
+    def instruction(typing_context, values, row, group, down, across):
+        def generate(context, builder, signature, arguments):
+            values, row, group, *_ = arguments
+            base, row_stride, group_stride = (builder.extract_value(values, part) for part in range(3))
+            down, across = (kind.literal_value for kind in signature.args[3:])
+            for register, (i, j) in zip(_SUMS, itertools.product(range(down), range(across)), strict=False):
+                offset = builder.mul(row_stride, builder.add(row, _LONG(SIDE * i)))
+                offset = builder.add(offset, builder.mul(group_stride, builder.add(group, _LONG(j))))
+                _load_or_store(builder, name, register, base, offset, builder.mul(row_stride, _LONG(4)))
+            return context.get_dummy_value()
+
+        return types.void(values, types.int64, types.int64, down, across), generate
+
+    return instruction
 
 
-def _start(builder, down, across, start, out, out_row):
-    """Fill the sums' tiles: from a row of start, or, if that is None, from out."""
-    for i in range(down):
+def _load_or_store(builder, name, register, base, offset, stride):
+    place = builder.bitcast(builder.gep(base, [offset]), _BYTE.as_pointer())
+    _call(builder, name, _BYTE(register), place, stride)
+
+
+# The parts of a product of one or two tiles down and across, constants, for callers that do something else
+# in between.
+load_sums, store_sums = _on_sums("tileloadd64"), _on_sums("tilestored64")
+
+
+@intrinsic(prefer_literal=True)
+def add_products(typing_context, lhs, rhs, rhs_stride, down, across):
+    """Add the products of words `(down, 16, 16)` and `(across, 16, 16)`; the stride is of the latter."""
+
+    def generate(context, builder, signature, arguments):
+        lhs, rhs, rhs_stride, *_ = arguments
+        down, across = (kind.literal_value for kind in signature.args[3:])
+        row = _LONG(4 * SIDE)
         for j in range(across):
-            if start is None:
-                place, row = (
-                    _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j)),
-                    out_row,
-                )
-            else:
-                # Each row from the same address.
-                place, row = _at(builder, start, _LONG(SIDE * j)), _LONG(0)
-            _call(builder, "tileloadd64", _BYTE(_SUMS[i * across + j]), place, builder.mul(row, _LONG(4)))
-
-
-def _add_products(builder, down, across, a, panel):
-    """Add the products of a tile's depth; the left tiles are contiguous."""
-    panel_row = _LONG(4 * SIDE * across)
-    for j in range(across):
-        _call(builder, "tileloadd64", _BYTE(_RIGHT[j]), _at(builder, panel, _LONG(SIDE * j)), panel_row)
-        for i in range(down):
-            if j == 0:
-                left = _at(builder, a, _LONG(SIDE * SIDE * i))
-                _call(builder, "tileloadd64", _BYTE(_LEFT[i]), left, _LONG(4 * SIDE))
-            _call(builder, "tdpbf16ps", _BYTE(_SUMS[i * across + j]), _BYTE(_LEFT[i]), _BYTE(_RIGHT[j]))
-
-
-def _store(builder, down, across, out, out_row):
-    for i in range(down):
-        for j in range(across):
-            place = _at(builder, out, builder.mul(out_row, _LONG(SIDE * i)), _LONG(SIDE * j))
-            _call(
-                builder, "tilestored64", _BYTE(_SUMS[i * across + j]), place, builder.mul(out_row, _LONG(4))
-            )
-
-
-def generate_tile(context, builder, signature, arguments):
-    """The code of `matmul.multiply_tile` for pairs of bfloat16.
-
-    Its `rows` is 16 or 32, the depth a multiple of 16, and a has the layout of `matmul.Lhs`.
-    """
-    a, _, _, depth, panel, start, out, out_row, _, _ = arguments
-    down, across = signature.args[-2].literal_value // SIDE, signature.args[-1].literal_value
-    _start(builder, down, across, None if signature.args[5] == types.none else start, out, out_row)
-    with cgutils.for_range(builder, builder.udiv(depth, _LONG(SIDE))) as loop:
-        k = builder.mul(loop.index, _LONG(SIDE))
-        _add_products(
-            builder,
-            down,
-            across,
-            _at(builder, a, builder.mul(k, _LONG(2 * SIDE))),
-            _at(builder, panel, builder.mul(k, _LONG(SIDE * across))),
-        )
-    _store(builder, down, across, out, out_row)
-    return context.get_dummy_value()
-
-
-# The parts of a product of 32 rows and 16 or 32 columns, a constant 1 or 2 tiles across, for callers that do
-# something else in between.
-
-
-@intrinsic(prefer_literal=True)
-def start_sums(typing_context, start, across):
-    """Let the sums begin with float32 `(columns)`, the same for each row."""
-
-    def generate(context, builder, signature, arguments):
-        _start(builder, 2, signature.args[1].literal_value, arguments[0], None, None)
+            _load_or_store(builder, "tileloadd64", _RIGHT[j], rhs, builder.mul(rhs_stride, _LONG(j)), row)
+            for i in range(down):
+                if j == 0:
+                    _load_or_store(builder, "tileloadd64", _LEFT[i], lhs, _LONG(SIDE * SIDE * i), row)
+                registers = _SUMS[i * across + j], _LEFT[i], _RIGHT[j]
+                _call(builder, "tdpbf16ps", *map(_BYTE, registers))
         return context.get_dummy_value()
 
-    return types.void(start, across), generate
-
-
-@intrinsic(prefer_literal=True)
-def add_products(typing_context, a, panel, across):
-    """Add the products of words `(32, 16)` and `(16, columns)`."""
-
-    def generate(context, builder, signature, arguments):
-        _add_products(builder, 2, signature.args[2].literal_value, *arguments[:2])
-        return context.get_dummy_value()
-
-    return types.void(a, panel, across), generate
-
-
-@intrinsic(prefer_literal=True)
-def store_sums(typing_context, out, out_row, across):
-    """Write the sums to float32 `(32, columns)`, from one row to the next out_row."""
-
-    def generate(context, builder, signature, arguments):
-        _store(builder, 2, signature.args[2].literal_value, *arguments[:2])
-        return context.get_dummy_value()
-
-    return types.void(out, types.int64, across), generate
+    return types.void(lhs, rhs, types.int64, down, across), generate

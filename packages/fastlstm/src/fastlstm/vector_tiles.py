@@ -5,24 +5,25 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba.core import types
+from numba.extending import intrinsic
 
 from fastlstm.isa import uses
-from fastlstm.simd import FLOATS, INTS, LANES, BFloat16, splat_ir
+from fastlstm.simd import LANES, BFloat16, splat_ir, vector_constant
 
-_BYTE, _INT, _LONG = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
-_PAIRS = ir.VectorType(BFloat16(), 2 * LANES)
+_INT, _LONG = ir.IntType(32), ir.IntType(64)
+_FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(BFloat16(), 2 * LANES)
 # Without the instruction, LLVM would call a function of the C library.
 _FUSED = "fma" if uses("avx2") or platform.machine() not in ("x86_64", "AMD64") else "fmuladd"
 
 
 def _adder(builder, in_pairs) -> Callable:
     """A function of sums and two operands, vectors of words, that returns the sums with the products."""
-    kind = ir.FunctionType(FLOATS, [FLOATS, FLOATS, FLOATS])
+    kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
     fused = builder.module.declare_intrinsic(f"llvm.{_FUSED}.v{LANES}f32", (), kind)
     if not in_pairs:
         return lambda total, left, right: builder.call(fused, [left, right, total])
     if uses("avx512_bf16"):
-        kind = ir.FunctionType(FLOATS, [FLOATS, _PAIRS, _PAIRS])
+        kind = ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS])
         of_pairs = builder.module.declare_intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", (), kind)
         return lambda total, *words: builder.call(
             of_pairs, [total, *(builder.bitcast(of, _PAIRS) for of in words)]
@@ -30,63 +31,78 @@ def _adder(builder, in_pairs) -> Callable:
 
     def add_converted(total, *words):
         for take, by in ((builder.shl, 16), (builder.and_, 0xFFFF0000)):
-            factors = (builder.bitcast(take(of, ir.Constant(INTS, [by] * LANES)), FLOATS) for of in words)
+            factors = (builder.bitcast(take(of, vector_constant(_INT, by)), _FLOATS) for of in words)
             total = builder.call(fused, [*factors, total])
         return total
 
     return add_converted
 
 
-def _at(builder, base, offset, kind):
-    """The address, as one of values of a kind, some words after a pointer."""
-    address = builder.gep(builder.bitcast(base, _BYTE), [builder.mul(offset, _LONG(4))])
-    return builder.bitcast(address, kind.as_pointer())
+@intrinsic(prefer_literal=True)
+def multiply_tile(typing_context, lhs, row, depth, rhs, rhs_stride, start, out, group, rows, vectors):
+    """Write the product of some rows and groups of columns to out; all sums stay in registers.
+
+    Args:
+        row, group: the first ones.
+        rhs: pointer to the first group.
+        rows, vectors: numbers of rows and groups, constants.
+        others: see `matmul.multiply`.
+    """
+    long = types.int64
+    return types.void(lhs, long, long, rhs, long, start, out, long, rows, vectors), _generate_tile
 
 
-def _load(builder, base, offset, kind):
-    value = builder.load(_at(builder, base, offset, kind))
-    value.align = 4
-    return value
+def _generate_tile(context, builder, signature, arguments):
+    lhs, row, depth, rhs, rhs_stride, start, out, group, *_ = arguments
+    heights, widths = (range(kind.literal_value) for kind in signature.args[-2:])
+    word = rhs.type.pointee
+    add = _adder(builder, word == _INT)
 
+    def address(base, *offsets):
+        for number, stride in offsets:
+            base = builder.gep(base, [builder.mul(number, stride)])
+        return base
 
-def generate_tile(context, builder, signature, arguments):
-    """The code of `matmul.multiply_tile`: all sums of the tile stay in registers."""
-    a, a_row, a_word, depth, panel, start, out, out_row, _, _ = arguments
-    heights, widths = (range(signature.args[-2].literal_value), range(signature.args[-1].literal_value))
-    tile = [(i, j) for i in heights for j in widths]
-    in_pairs = signature.args[0].dtype == types.uint32
-    word, add = _INT if in_pairs else ir.FloatType(), _adder(builder, in_pairs)
-    places = [
-        _at(builder, out, builder.add(builder.mul(out_row, _LONG(i)), _LONG(LANES * j)), FLOATS)
-        for i, j in tile
-    ]
-    row_starts = [builder.mul(a_row, _LONG(i)) for i in heights]
-    if isinstance(signature.args[5], types.NoneType):
-        sums = [_load(builder, place, _LONG(0), FLOATS) for place in places]
-    else:
-        sums = [_load(builder, start, _LONG(LANES * j), FLOATS) for j in widths] * len(heights)
+    def fields(value):
+        return [builder.extract_value(value, part) for part in range(len(value.type.elements))]
+
+    def sums_at(values, i, j):
+        base, row_stride, group_stride = fields(values)
+        return address(base, (row, row_stride), (group, group_stride), (i, row_stride), (j, group_stride))
+
+    def load(place):
+        vector = builder.load(builder.bitcast(place, ir.VectorType(place.type.pointee, LANES).as_pointer()))
+        vector.align = 4
+        return vector
+
+    tile = [(_LONG(i), _LONG(j)) for i in heights for j in widths]
+    sums = [load(sums_at(start, i, j)) for i, j in tile]
+    places = [builder.bitcast(sums_at(out, i, j), _FLOATS.as_pointer()) for i, j in tile]
+    base, row_stride, word_stride, tile_stride = fields(lhs)
+    base = address(base, (row, row_stride))
 
     before, loop = builder.block, builder.append_basic_block("sum")
     after = builder.append_basic_block("summed")
     builder.cbranch(builder.icmp_signed(">", depth, _LONG(0)), loop, after)
     builder.position_at_end(loop)
-    k, running = builder.phi(_LONG), [builder.phi(FLOATS) for _ in tile]
-    row, words = builder.mul(k, _LONG(LANES * len(widths))), ir.VectorType(word, LANES)
-    right = [_load(builder, panel, builder.add(row, _LONG(LANES * j)), words) for j in widths]
-    column, results = builder.mul(k, a_word), []
-    for i in heights:
-        left = splat_ir(builder, _load(builder, a, builder.add(row_starts[i], column), word))
-        results += [add(running[len(widths) * i + j], left, right[j]) for j in widths]
+    k, running = builder.phi(_LONG), [builder.phi(_FLOATS) for _ in tile]
+    right = [load(address(rhs, (k, _LONG(LANES)), (_LONG(j), rhs_stride))) for j in widths]
+    in_tile = 2 * LANES if word != _INT else LANES
+    column = address(base, (k, word_stride), (builder.udiv(k, _LONG(in_tile)), tile_stride))
+    left = [
+        splat_ir(builder, builder.load(address(column, (_LONG(i), row_stride)), align=4)) for i in heights
+    ]
+    results = [add(total, left[n // len(widths)], right[n % len(widths)]) for n, total in enumerate(running)]
     following = builder.add(k, _LONG(1))
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
     builder.position_at_end(after)
-    totals = [builder.phi(FLOATS) for _ in tile]
+    totals = [builder.phi(_FLOATS) for _ in tile]
     k.add_incoming(_LONG(0), before)
     k.add_incoming(following, loop)
     for phi, total, first, result in zip(running, totals, sums, results, strict=True):
-        for each in (phi, total):
-            each.add_incoming(first, before)
-            each.add_incoming(result, loop)
+        for node in (phi, total):
+            node.add_incoming(first, before)
+            node.add_incoming(result, loop)
     for total, place in zip(totals, places, strict=True):
         builder.store(total, place).align = 4
     return context.get_dummy_value()

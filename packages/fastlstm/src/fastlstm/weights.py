@@ -7,8 +7,7 @@ zero-pads the last group.
 import numpy as np
 
 from fastlstm.jit import inner
-from fastlstm.matmul import round_up
-from fastlstm.packing import pack, pack_transposed
+from fastlstm.matmul import TILE, pack, pack_transposed, round_up
 from fastlstm.recurrence import GATES
 from fastlstm.simd import LANES, as_words, load, load_some, pointer, store, store_some
 
@@ -22,12 +21,11 @@ def _interleave(values, units, out):
 
 
 @inner
-def _deinterleave(values, width, panel_stride, units, out):
-    """The inverse of `_interleave`, of a row in panels of some width."""
+def _deinterleave(values, gate_stride, units, out):
+    """The inverse of `_interleave`, of a row of which every LANES values have some stride."""
     for gate in range(GATES):
         for k in range(0, units, LANES):
-            column = GATES * k + gate * LANES
-            value = load(values, column // width * panel_stride + column % width)
+            value = load(values, (GATES * k // LANES + gate) * gate_stride)
             store_some(out, gate * units + k, value, units - k)
 
 
@@ -39,13 +37,13 @@ def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
         kernel: float32 `(features, 4 * units)`.
         recurrent: float32 `(units, 4 * units)`.
         bias: float32 `(4 * units)`.
-        packed: written, for `forward`: values that hold the words of `(cells + features, 4 * cells)`.
-        transposed: written, for `backward`: of `(4 * cells, cells + padded features)`; not if it is empty.
+        packed: written, for `forward`: values that hold the right operand of `(cells + features, 4 * cells)`.
+        transposed: written, for `backward`: of `(4 * cells, cells + features)`; not if it is empty.
         packed_bias: float32 `(4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)
     cells = round_up(units, LANES)
-    rows, columns = cells + features, GATES * cells
+    rows, columns = round_up(cells + features, TILE), GATES * cells
     array = np.zeros((rows, columns), packed.dtype)
     weights = pointer(array, (0, 0))
     for row in range(units):
@@ -55,8 +53,9 @@ def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
     _interleave(pointer(bias, (0,)), units, pointer(packed_bias, (0,)))
     pack(weights, rows, columns, as_words(pointer(packed, (0,))))
     if len(transposed) > 0:
-        depth = columns * packed.itemsize // 4
+        rows, depth = cells + round_up(features, LANES), columns * packed.itemsize // 4
         pack_transposed(as_words(weights), rows, depth, as_words(pointer(transposed, (0,))))
+    array[0, 0] = 0  # pointers do not keep arrays alive
 
 
 @inner
@@ -64,17 +63,14 @@ def unpack_gradients(d_weights, d_bias, kernel, recurrent, bias):
     """The gradients of one direction's parameters, in Keras's order.
 
     Args:
-        d_weights: float32 `(panels, cells + features or more, PANEL)`.
+        d_weights: float32 `(4 * cells / LANES, cells + features or more, LANES)`.
         d_bias: float32 `(4 * cells)`.
         kernel, recurrent, bias: as in `pack_parameters`, written.
     """
-    units, features = len(recurrent), len(kernel)
-    _, rows, width = d_weights.shape
+    units, features, stride = len(recurrent), len(kernel), d_weights.shape[1] * LANES
     cells = len(d_bias) // GATES
     for row in range(units):
-        source = pointer(d_weights, (0, row, 0))
-        _deinterleave(source, width, rows * width, units, pointer(recurrent, (row, 0)))
+        _deinterleave(pointer(d_weights, (0, row, 0)), stride, units, pointer(recurrent, (row, 0)))
     for row in range(features):
-        source = pointer(d_weights, (0, cells + row, 0))
-        _deinterleave(source, width, rows * width, units, pointer(kernel, (row, 0)))
-    _deinterleave(pointer(d_bias, (0,)), len(d_bias), 0, units, pointer(bias, (0,)))
+        _deinterleave(pointer(d_weights, (0, cells + row, 0)), stride, units, pointer(kernel, (row, 0)))
+    _deinterleave(pointer(d_bias, (0,)), LANES, units, pointer(bias, (0,)))
