@@ -7,27 +7,16 @@ time in between.
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.isa import uses
 from fastlstm.jit import constant, inline
-from fastlstm.simd import concatenate, split, vector_constant
+from fastlstm.simd import concatenate, instruction, split, vector_constant
 
 _FLOAT, _INT, _MASK = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 _LARGEST = np.float32(126)  # exponent of a normal float32
 # Whether the processor scales by any power of two. By an infinite one it yields 0 or infinity, even if the
 # value is not a number, as the fraction of an infinity is not.
 _SCALES_ANY = uses("avx512")
-
-
-def _of_vectors(build):
-    """An intrinsic of a vector; build(builder, value) generates its code."""
-
-    @intrinsic
-    def function(typing_context, value):
-        return value(value), lambda context, builder, signature, arguments: build(builder, *arguments)
-
-    return function
 
 
 def _call_by_lanes(builder, name, values, *others):
@@ -40,7 +29,7 @@ def _call_by_lanes(builder, name, values, *others):
     return concatenate(builder, results)
 
 
-@_of_vectors
+@instruction(lambda value: value)
 def _clamp(builder, value):
     """Values between -_LARGEST and _LARGEST; NaN remains NaN."""
     low, high = (vector_constant(_FLOAT, float(bound), value.type.count) for bound in (-_LARGEST, _LARGEST))
@@ -48,7 +37,7 @@ def _clamp(builder, value):
     return builder.select(builder.fcmp_ordered("<", high, value), high, value)
 
 
-@_of_vectors
+@instruction(lambda value: value)
 def _round(builder, value):
     """The nearest integers."""
     kind = ir.FunctionType(value.type, [value.type])
@@ -56,29 +45,22 @@ def _round(builder, value):
     return builder.call(builder.module.declare_intrinsic(name, (), kind), [value])
 
 
-@intrinsic
-def _ldexp(typing_context, value, exponents):
+@instruction(lambda value, exponents: value)
+def _ldexp(builder, value, exponents):
     """value * 2**exponents for integers; between -126 and 126 unless `_SCALES_ANY`."""
-
-    def generate(context, builder, signature, arguments):
-        value, exponents = arguments
-        lanes = value.type.count
-        if _SCALES_ANY:
-            # All lanes, rounded as always.
-            others = vector_constant(_FLOAT, 0.0), _MASK(0xFFFF), _INT(4)
-            return _call_by_lanes(builder, "llvm.x86.avx512.mask.scalef.ps.512", arguments, *others)
-        # Added to 1.5 * 2**23, which leaves no bits for a fraction, they are the sum's lowest bits.
-        bits = builder.fadd(exponents, vector_constant(_FLOAT, 1.5 * 2**23, lanes))
-        bits = builder.shl(
-            builder.bitcast(bits, ir.VectorType(_INT, lanes)), vector_constant(_INT, 23, lanes)
-        )
-        bits = builder.add(bits, vector_constant(_INT, 127 << 23, lanes))
-        return builder.fmul(value, builder.bitcast(bits, value.type))
-
-    return value(value, exponents), generate
+    lanes = value.type.count
+    if _SCALES_ANY:
+        # All lanes, rounded as always.
+        others = vector_constant(_FLOAT, 0.0), _MASK(0xFFFF), _INT(4)
+        return _call_by_lanes(builder, "llvm.x86.avx512.mask.scalef.ps.512", (value, exponents), *others)
+    # Added to 1.5 * 2**23, which leaves no bits for a fraction, they are the sum's lowest bits.
+    bits = builder.fadd(exponents, vector_constant(_FLOAT, 1.5 * 2**23, lanes))
+    bits = builder.shl(builder.bitcast(bits, ir.VectorType(_INT, lanes)), vector_constant(_INT, 23, lanes))
+    bits = builder.add(bits, vector_constant(_INT, 127 << 23, lanes))
+    return builder.fmul(value, builder.bitcast(bits, value.type))
 
 
-@_of_vectors
+@instruction(lambda value: value)
 def _reciprocal_estimate(builder, value):
     """1 / value: to 14 bits where the processor has an instruction for that, else exactly."""
     if not uses("avx512"):

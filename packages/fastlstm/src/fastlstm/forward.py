@@ -41,49 +41,29 @@ from fastlstm.simd import (
 _SATURATED = np.float32(200)
 
 
-class _Scratch(NamedTuple):
-    """Pointers to a block's memory.
-
-    Attributes:
-        operands: states of all steps (hidden states, inputs), values `(time + 1, block, columns)` in the
-            layout of states. The last step writes its hidden states to the spare one at the end.
-        z: products of two groups of cells, float32 `(2, GATES, block, LANES)`.
-        c: cell states, float32 `(cells / LANES, block, LANES)`.
-        step: values of a step's states.
-    """
-
-    operands: int
-    z: int
-    c: int
-    step: int
-
-
-class _StepConfig(NamedTuple):
-    """Settings of a step, and the strides of samples in y and mask.
+class _Step(NamedTuple):
+    """Settings of a step of a block of samples, and pointers to the first group of cells of the first sample.
 
     Attributes:
         number, rows: samples in the block, and rounded up to a multiple of FOUR.
-        save: see `Plan`.
-        writes, adds: whether y is h, or gets h * share added.
-        end: whether y is the hidden state after the last step.
-        masked: whether samples may have ended.
+        save, returns: see `Plan`.
+        writes: whether this step writes y.
+        share: of a step in the mean.
+        y_stride, mask_stride: of samples; a mask_stride of 0 means that none has ended.
+        z: arguments of the gates, and then h, of two groups of cells, float32 `(2, GATES, block, LANES)`.
+        c: cell states, float32 `(cells / LANES, block, LANES)`.
+        h_old, h: hidden states before and after the step, values in the layout of states.
+        others: of the arrays of these names.
     """
 
     number: int
     rows: int
     save: bool
+    returns: int
     writes: bool
-    adds: bool
-    end: bool
-    masked: bool
     share: float
     y_stride: int
     mask_stride: int
-
-
-class _Group(NamedTuple):
-    """Pointers to a group of cells of the first sample; z are the gates' arguments, and then h."""
-
     z: int
     c: int
     h_old: int
@@ -96,102 +76,108 @@ class _Group(NamedTuple):
 
 
 @inline
-def _update_states(group, config, first, last):
-    """Compute the new states of some samples, four at a time."""
-    z_gate, gate = block_rows(group.h) * LANES, config.rows * LANES
+def _gates_at(step, k):
+    """Arguments of the gates of a group of cells; also for the group -LANES."""
+    return pointer(step.z, k // LANES % 2 * GATES * block_rows(step.h) * LANES)
+
+
+@inline
+def _update_states(step, k, first, last):
+    """Compute the new states of a group of cells of some samples, four at a time."""
+    z, c, block = _gates_at(step, k), pointer(step.c, k * block_rows(step.h)), block_rows(step.h) * LANES
+    h, gates = pointer(step.h, state_column(step.h, k)), pointer(step.saved_gates, GATES * k * step.rows)
+    saved_c, saved_h = pointer(step.saved_c, k * step.rows), pointer(step.saved_h, k * step.rows)
     for n in range(first * LANES, last * LANES, WIDE):
-        i = sigmoid(load_wide(group.z, n), group.h)
-        f = sigmoid(load_wide(group.z, z_gate + n), group.h)
-        g = tanh(load_wide(group.z, 2 * z_gate + n), group.h)
-        o = sigmoid(load_wide(group.z, 3 * z_gate + n), group.h)
-        c = f * load_wide(group.c, n) + i * g
-        h = o * tanh(c, group.h)
-        store(group.c, n, c)
-        store(group.z, n, h)
-        store_rows(group.h, n // LANES * TILE, TILE, (h,))
-        if config.save:
-            store(group.saved_gates, n, i)
-            store(group.saved_gates, gate + n, f)
-            store(group.saved_gates, 2 * gate + n, g)
-            store(group.saved_gates, 3 * gate + n, o)
-            store(group.saved_c, n, c)
-            store(group.saved_h, n, h)
+        i = sigmoid(load_wide(z, n), step.h)
+        f = sigmoid(load_wide(z, block + n), step.h)
+        g = tanh(load_wide(z, 2 * block + n), step.h)
+        o = sigmoid(load_wide(z, 3 * block + n), step.h)
+        c_new = f * load_wide(c, n) + i * g
+        h_new = o * tanh(c_new, step.h)
+        store(c, n, c_new)
+        store(z, n, h_new)
+        store_rows(h, n // LANES * TILE, TILE, (h_new,))
+        if step.save:
+            store(gates, n, i)
+            store(gates, step.rows * LANES + n, f)
+            store(gates, 2 * step.rows * LANES + n, g)
+            store(gates, 3 * step.rows * LANES + n, o)
+            store(saved_c, n, c_new)
+            store(saved_h, n, h_new)
 
 
 @inline
-def _has_ended(group, config, n):
-    return config.masked and group.mask[n * config.mask_stride] == 0
+def _has_ended(step, n):
+    return step.mask_stride > 0 and step.mask[n * step.mask_stride] == 0
 
 
 @inline
-def _keep_c_of_ended(group, config, first, last):
-    """Arguments of the gates with which `_update_states` leaves c as it is: f is 1, g is 0."""
-    z_gate = block_rows(group.h) * LANES
-    for n in range(first, min(last, config.number)):
-        if _has_ended(group, config, n):
-            store(group.z, n * LANES, splat(-_SATURATED))
-            store(group.z, z_gate + n * LANES, splat(_SATURATED))
-            store(group.z, 2 * z_gate + n * LANES, splat(ZERO))
+def _keep_c_of_ended(step, k, first, last):
+    """Give the gates arguments with which `_update_states` leaves c as it is: f is 1, g is 0."""
+    block = block_rows(step.h) * LANES
+    for n in range(first, min(last, step.number)):
+        if _has_ended(step, n):
+            z = pointer(_gates_at(step, k), n * LANES)
+            store(z, 0, splat(-_SATURATED))
+            store(z, block, splat(_SATURATED))
+            store(z, 2 * block, splat(ZERO))
 
 
 @inline
-def _write_outputs(group, config, first, last):
+def _write_outputs(step, k, first, last):
     """After `_update_states`: y. Samples that have ended keep h; their output is 0 or the last h."""
-    for n in range(first, min(last, config.number)):
-        h = load(group.z, n * LANES)
-        if _has_ended(group, config, n):
-            h = load(group.h_old, n * TILE)
-            store(group.h, n * TILE, h)
-            if config.save:
-                store(group.saved_h, n * LANES, h)
-                store(group.saved_gates, n * LANES, splat(ZERO))  # almost 0 before
-            if not config.end:
+    z, column, group = _gates_at(step, k), state_column(step.h, k), k * step.rows
+    for n in range(first, min(last, step.number)):
+        h = load(z, n * LANES)
+        if _has_ended(step, n):
+            h = load(step.h_old, column + n * TILE)
+            store(step.h, column + n * TILE, h)
+            if step.save:
+                store(step.saved_h, group + n * LANES, h)
+                store(step.saved_gates, GATES * group + n * LANES, splat(ZERO))  # almost 0 before
+            if step.returns != END:
                 h = splat(ZERO)
-        y = n * config.y_stride
-        if config.adds:
-            store(group.y, y, h * config.share + load(group.y, y))
-        elif config.writes:
-            store(group.y, y, h)
+        if step.writes:
+            y = n * step.y_stride + k
+            if step.returns == MEAN:
+                h = h * step.share + load(step.y, y)
+            store(step.y, y, h)
 
 
 @inline
-def _prefetch_next(group, config, first, last):
-    """Prefetch the destinations of the next group of cells."""
-    for n in range(first, min(last, config.number)):
-        if config.writes:
-            prefetch(group.y, n * config.y_stride + LANES, LANES)
-        if config.save:
-            following = (config.rows + n) * LANES
-            prefetch(group.saved_gates, GATES * following, GATES * LANES)
-            prefetch(group.saved_c, following, LANES)
-            prefetch(group.saved_h, following, LANES)
+def _prefetch(step, k, first, last):
+    """Prefetch the destinations of a group of cells."""
+    for n in range(first, min(last, step.number)):
+        if step.writes:
+            prefetch(step.y, n * step.y_stride + k, LANES)
+        if step.save:
+            place = k * step.rows + n * LANES
+            prefetch(step.saved_gates, GATES * place, GATES * LANES)
+            prefetch(step.saved_c, place, LANES)
+            prefetch(step.saved_h, place, LANES)
 
 
-@inner
-def _read_inputs(x, start, number, cells, scratch):
+@inline
+def _read_inputs(x, start, number, cells, operands, size):
     """Write a block's inputs to the operands of all steps, beside the hidden states."""
     _, time, features = x.shape
     for t in range(time):
-        source, target = pointer(x, (start, t, 0)), pointer(scratch.operands, t * scratch.step)
+        source, target = pointer(x, (start, t, 0)), pointer(operands, t * size)
         for n in range(number):
             for k in range(0, features, LANES):
                 value = load_some(source, n * time * features + k, features - k)
-                store(target, n * TILE + state_column(scratch.operands, cells + k), value)
+                store(target, n * TILE + state_column(operands, cells + k), value)
 
 
-@inner
-def _write_initial_states(d, start, rows, plan, time, cells, scratch, saved):
-    """Write a block's initial states (zeros) to the operands of the first step."""
-    at, saved_h, saved_c = saved_at(d, 0, start, saved.h), saved.h, saved.c
-    operand = pointer(scratch.operands, time_of(d, 0, time) * scratch.step)
-    first_h, first_c = pointer(saved_h, (0, 0, 0, 0)), pointer(saved_c, (0, 0, 0, 0))
+@inline
+def _write_initial_states(step, cells, saved_c):
+    """Zero the states before the first step. The gradient does not need the hidden ones."""
     for k in range(0, cells, LANES):
-        for n in range(rows):
-            store(operand, n * TILE + state_column(scratch.operands, k), splat(ZERO))
-            store(scratch.c, k * block_rows(scratch.operands) + n * LANES, splat(ZERO))
-            if plan.save:
-                store(first_h, at + k * rows + n * LANES, splat(ZERO))
-                store(first_c, at + k * rows + n * LANES, splat(ZERO))
+        for n in range(step.rows):
+            store(step.h_old, n * TILE + state_column(step.h, k), splat(ZERO))
+            store(step.c, k * block_rows(step.h) + n * LANES, splat(ZERO))
+            if step.save:
+                store(saved_c, k * step.rows + n * LANES, splat(ZERO))
 
 
 @inner
@@ -209,87 +195,83 @@ def forward(plan, x, packed, bias, mask, saved, y):
     """
     batch, time, features = x.shape
     cells, block = bias.shape[1] // GATES, block_rows(packed)
-    step = block * round_up(cells + features, TILE)
-    operands = aligned((time + 1) * step, packed)
+    # Left operands of all steps: hidden states and inputs. The last step writes its states to a spare one.
+    size = block * round_up(cells + features, TILE)
+    operands = aligned((time + 1) * size, packed)
     z, c = aligned(2 * GATES * block * LANES, y), aligned(block * cells, y)
-    scratch = _Scratch(pointer(operands, (0,)), pointer(z, (0,)), pointer(c, (0,)), step)
     if plan.returns == MEAN:
         y[:] = 0
     tile_state = begin_products(packed)  # after the allocations, which may fail
     for start in range(0, batch, block):
         number = min(block, batch - start)
-        _read_inputs(x, start, number, cells, scratch)
+        states = pointer(operands, (0,))
+        _read_inputs(x, start, number, cells, states, size)
         for d in range(len(bias)):
-            _write_initial_states(d, start, round_up(number, FOUR), plan, time, cells, scratch, saved)
-            _run_steps(d, start, number, plan, x, packed, bias, mask, scratch, saved, y)
+            for step in range(plan.steps[d]):
+                last = step + 1 == plan.steps[d]
+                t = time_of(d, step, time)
+                t_next = time if last else time_of(d, step + 1, time)
+                old, new = saved_at(d, step, start, saved.h), saved_at(d, step + 1, start, saved.h)
+                first_c = pointer(saved.c, (0, 0, 0, 0))
+                settings = _Step(
+                    number,
+                    round_up(number, FOUR),
+                    plan.save,
+                    plan.returns,
+                    plan.returns != END or last,
+                    ONE / np.float32(plan.steps[d]),
+                    y.shape[1] * y.shape[2],
+                    time if len(mask) > 0 else 0,
+                    pointer(z, (0,)),
+                    pointer(c, (0,)),
+                    pointer(states, t * size),
+                    pointer(states, t_next * size),
+                    pointer(y, (start, t if plan.returns == SEQUENCE else 0, d * cells)),
+                    pointer(mask, (start, t)),
+                    pointer(pointer(saved.gates, (0, 0, 0, 0)), GATES * old),
+                    pointer(first_c, new),
+                    pointer(pointer(saved.h, (0, 0, 0, 0)), new),
+                )
+                if step == 0:
+                    _write_initial_states(settings, cells, pointer(first_c, old))
+                # In the first step the states are zero, so only the inputs are multiplied.
+                skip = cells // TILE * TILE if step == 0 else 0
+                _run_step(settings, pointer(packed, (d, 0)), pointer(bias, (d, 0)), cells, features, skip)
     end_products(tile_state)
     # Pointers do not keep arrays alive.
     operands[0], z[0], c[0] = 0, 0, 0
 
 
 @inner
-def _run_steps(d, start, number, plan, x, packed, bias, mask, scratch, saved, y):
-    """The steps of one direction for a block of samples; arguments as in `forward`."""
-    _, time, features = x.shape
-    operands, block, part = scratch.operands, block_rows(packed), block_part(packed)
-    cells, rows, last_step = bias.shape[1] // GATES, round_up(number, FOUR), plan.steps[d] - 1
-    parts, in_word = (rows + part - 1) // part, values_in_word(packed)
-    rhs_stride = packed.shape[1] // in_word // (GATES * cells) * LANES
-    # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
-    saved_h = saved.h
-    first_gates, first_h = (pointer(saved.gates, (0, 0, 0, 0)), pointer(saved_h, (0, 0, 0, 0)))
-    first_c, weights = pointer(saved.c, (0, 0, 0, 0)), as_words(pointer(packed, (d, 0)))
-    for step in range(plan.steps[d]):
-        t, y_t = time_of(d, step, time), 0
-        t_next = time if step == last_step else time_of(d, step + 1, time)
-        if plan.returns == SEQUENCE:
-            y_t = t
-        config = _StepConfig(
-            number,
-            rows,
-            plan.save,
-            plan.returns == SEQUENCE or (plan.returns == END and step == last_step),
-            plan.returns == MEAN,
-            plan.returns == END,
-            len(mask) > 0,
-            ONE / np.float32(plan.steps[d]),
-            y.shape[1] * y.shape[2],
-            time,
-        )
-        # In the first step the states are zero, so only the inputs are multiplied.
-        skip = cells // TILE * TILE if step == 0 else 0
-        lhs = state_lhs(pointer(operands, t * scratch.step), skip)
-        depth = words_in(packed, cells + features - skip)
-        old, new = saved_at(d, step, start, saved_h), saved_at(d, step + 1, start, saved_h)
-        for k in range(-LANES, cells, LANES):
-            z = pointer(scratch.z, k // LANES % 2 * GATES * block * LANES)
-            z_next = pointer(scratch.z, (k // LANES + 1) % 2 * GATES * block * LANES)
-            column, following, is_last = state_column(operands, k), GATES * (k + LANES), k + LANES == cells
-            group = _Group(
-                z,
-                pointer(scratch.c, k * block),
-                pointer(operands, t * scratch.step + column),
-                pointer(operands, t_next * scratch.step + column),
-                pointer(y, (start, y_t, d * cells + k)),
-                pointer(mask, (start, t)),
-                pointer(first_gates, GATES * (old + k * rows)),
-                pointer(first_c, new + k * rows),
-                pointer(first_h, new + k * rows),
-            )
-            for first in range(0, rows, part):
-                # Interleave the next group's product with this group's gates.
-                if not is_last:
-                    rhs = pointer(weights, following // LANES * rhs_stride + skip // in_word * LANES)
-                    biases = Sums(pointer(bias, (d, following)), 0, LANES)
-                    out = Sums(z_next, LANES, block * LANES)
-                    multiply(
-                        first // part, parts, lhs, rows, depth, rhs, rhs_stride, biases, out, GATES * LANES
-                    )
-                if k >= 0:
-                    last = min(first + part, rows)
-                    if not is_last:
-                        _prefetch_next(group, config, first, last)
-                    if config.masked:
-                        _keep_c_of_ended(group, config, first, last)
-                    _update_states(group, config, first, last)
-                    _write_outputs(group, config, first, last)
+def _run_step(step, packed, bias, cells, features, skip):
+    """A step of a block.
+
+    Args:
+        step: see `_Step`.
+        packed, bias: pointers to those of the direction.
+        skip: columns of the states that are not multiplied.
+    """
+    block, part, in_word = block_rows(packed), block_part(packed), values_in_word(packed)
+    parts, columns = (step.rows + part - 1) // part, GATES * LANES
+    lhs, depth = state_lhs(step.h_old, skip), words_in(packed, cells + features - skip)
+    stride = round_up(cells + features, TILE) // in_word * LANES
+    weights = pointer(as_words(packed), skip // in_word * LANES)
+    for k in range(-LANES, cells, LANES):
+        k_next = k + LANES
+        for first in range(0, step.rows, part):
+            # Interleave the next group's product with this group's gates.
+            if k_next < cells:
+                rhs, biases = (
+                    pointer(weights, GATES * k_next // LANES * stride),
+                    pointer(bias, GATES * k_next),
+                )
+                start, out = Sums(biases, 0, LANES), Sums(_gates_at(step, k_next), LANES, block * LANES)
+                multiply(first // part, parts, lhs, step.rows, depth, rhs, stride, start, out, columns)
+            if k >= 0:
+                last = min(first + part, step.rows)
+                if k_next < cells:
+                    _prefetch(step, k_next, first, last)
+                if step.mask_stride > 0:
+                    _keep_c_of_ended(step, k, first, last)
+                _update_states(step, k, first, last)
+                _write_outputs(step, k, first, last)

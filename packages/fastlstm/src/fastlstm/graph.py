@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
+from fastlstm.kernels import BACKWARD, FORWARD, PACK
 from fastlstm.ops import operation, refuse
 from fastlstm.recurrence import END, GATES, MEAN, SEQUENCE, Plan
 from fastlstm.simd import LANES
@@ -101,16 +102,18 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     def join(values):
         return values[0] if parts == 1 else tf.concat(values, axis=0)
 
-    def meta(save, with_x):
-        return tf.constant([*plan.steps, plan.returns, save, units, with_x], tf.int32)
+    def meta(operation, save, with_x=False):
+        numbers = [operation, *plan.steps, plan.returns, save, units, directions, with_x]
+        return tf.constant(numbers, tf.int32)
 
     def forward(save, x, mask, *parameters):
         """y, and the saved activations of each part."""
-        numbers = meta(save, False)
-        packed, transposed, bias = operation("Pack", dtype, numbers, *parameters, parameters=len(parameters))
+        packed, transposed, bias = operation(
+            "Pack", dtype, meta(PACK, save), *parameters, parameters=len(parameters)
+        )
         masks = divide(mask) if mask.shape[0] != 0 else [mask] * parts
         results = [
-            operation("Forward", dtype, numbers, part, mask_part, packed, bias)
+            operation("Forward", dtype, meta(FORWARD, save), part, mask_part, packed, bias)
             for part, mask_part in zip(divide(x), masks, strict=True)
         ]
         y = tf.ensure_shape(join([y for y, *_ in results]), shape)
@@ -122,7 +125,13 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
         """Gradients of x and of the parameters."""
         results = [
             operation(
-                "Backward", dtype, meta(True, with_x), d_part, part, *others, parameters=len(parameters)
+                "Backward",
+                dtype,
+                meta(BACKWARD, True, with_x),
+                d_part,
+                part,
+                *others,
+                parameters=len(parameters),
             )
             for d_part, part, others in zip(divide(d_y), divide(x), saved, strict=True)
         ]

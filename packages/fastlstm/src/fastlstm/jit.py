@@ -71,8 +71,8 @@ def constant(function: Callable) -> Callable:
     return of_array
 
 
-def compile_and_announce(precision: str, bodies: dict[str, Callable], signature) -> dict[str, Callable]:
-    """Compile functions for C, or load them from the cache; other processes wait meanwhile."""
+def compile_and_announce(precision: str, body: Callable, signature) -> Callable:
+    """Compile a function for C, or load it from the cache; other processes wait meanwhile."""
     done = FOLDER / f"{precision}.done"
     with contextlib.ExitStack() as stack:
         if not done.exists():
@@ -84,11 +84,11 @@ def compile_and_announce(precision: str, bodies: dict[str, Callable], signature)
             )
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(FOLDER)  # read when Numba decorates
         try:
-            functions = {name: numba.cfunc(signature, cache=True)(body) for name, body in bodies.items()}
+            function = numba.cfunc(signature, cache=True)(body)
         finally:
             numba.config.CACHE_DIR = before
         done.touch()
-    return functions
+    return function
 
 
 def _lock(file):

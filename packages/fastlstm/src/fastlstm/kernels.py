@@ -1,8 +1,8 @@
-"""Bodies of the TensorFlow operations, which `ops.py` registers.
+"""Body of the TensorFlow operations, which `ops.py` registers.
 
-They are compiled functions that read inputs and allocate outputs through TensorFlow's C API
-(tensorflow/c/kernels.h). TensorFlow calls them without Python, so no step waits for the interpreter.
-The input `meta` holds int32 numbers at the indices `STEPS` and following.
+It is a compiled function that reads inputs and allocates outputs through TensorFlow's C API
+(tensorflow/c/kernels.h). TensorFlow calls it without Python, so no step waits for the interpreter.
+The first input, `meta`, holds int32 numbers at the indices `OPERATION` and following.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,21 @@ import llvmlite.binding
 import numba
 import numpy as np
 import tensorflow as tf
+from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.backward import backward
 from fastlstm.forward import forward
 from fastlstm.jit import compile_and_announce, constant, inner
 from fastlstm.matmul import TILE, round_up
 from fastlstm.recurrence import GATES, SEQUENCE, Plan, SavedActivations
-from fastlstm.simd import FOUR, LANES
+from fastlstm.simd import FOUR, LANES, instruction
 from fastlstm.weights import pack_parameters, unpack_gradients
 
-STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, WITH_X = range(6)
-_NUMBERS = 6
+OPERATION, STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, DIRECTIONS, WITH_X = range(8)
+_NUMBERS = 8
+PACK, FORWARD, BACKWARD = range(3)
+_FLOATS, _INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 LIBRARY = str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*")))
 llvmlite.binding.load_library_permanently(LIBRARY)
 _address, _int, _long = types.uintp, types.int32, types.int64
@@ -63,12 +65,9 @@ class _Call(NamedTuple):
     inputs: int
 
 
-@intrinsic
-def _pointer(typing_context, address):
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(address), generate
+@instruction(lambda address: types.voidptr)
+def _pointer(builder, address):
+    return builder.inttoptr(address, ir.IntType(8).as_pointer())
 
 
 @constant
@@ -86,40 +85,13 @@ def _begin(op):
 
 
 @inner
-def _vector(call, number):
-    """A parameter, flat."""
-    tensor = call.tensors[number]
-    return numba.carray(_pointer(_data(tensor)), (_dim(tensor, 0),), np.float32)
+def _array(call, number, shape, like):
+    """An input, or an output that was allocated."""
+    return numba.carray(_pointer(_data(call.tensors[number])), shape, like.dtype)
 
 
 @inner
-def _matrix(call, number, element):
-    tensor = call.tensors[number]
-    return numba.carray(_pointer(_data(tensor)), (_dim(tensor, 0), _dim(tensor, 1)), element)
-
-
-@inner
-def _cube(call, number):
-    tensor = call.tensors[number]
-    shape = _dim(tensor, 0), _dim(tensor, 1), _dim(tensor, 2)
-    return numba.carray(_pointer(_data(tensor)), shape, np.float32)
-
-
-@inner
-def _states(call, number, element):
-    tensor = call.tensors[number]
-    shape = _dim(tensor, 0), _dim(tensor, 1), _dim(tensor, 2), _dim(tensor, 3)
-    return numba.carray(_pointer(_data(tensor)), shape, element)
-
-
-@inner
-def _plan(call):
-    meta = numba.carray(_pointer(_data(call.tensors[0])), (_NUMBERS,), np.int32)
-    return meta, Plan((np.int64(meta[STEPS]), np.int64(meta[BACKWARD_STEPS])), meta[RETURNS], meta[SAVE] != 0)
-
-
-@inner
-def _output(call, number, shape, like):
+def _allocate(call, number, shape, like):
     """A new output; not to be used if there is no memory for it or for an earlier one."""
     dims, data = np.array(shape, np.int64), np.uintp(0)
     # A later call would overwrite the error status.
@@ -136,8 +108,102 @@ def _output(call, number, shape, like):
 
 
 @inner
-def _end(call):
-    """Report a failure to TensorFlow, and delete the handles."""
+def _pack(call, directions, units, plan, like):
+    """Inputs: meta, parameters. Outputs: packed, transposed, bias: one row per direction."""
+    features, cells = _dim(call.tensors[1], 0), round_up(units, LANES)
+    columns, back = GATES * cells, cells + round_up(features, LANES) if plan.save else 0
+    packed = _allocate(call, 0, (directions, columns * round_up(cells + features, TILE)), like)
+    transposed = _allocate(call, 1, (directions, columns * back), like)
+    bias = _allocate(call, 2, (directions, columns), _FLOATS)
+    if not _code(call.status):
+        for d in range(directions):
+            kernel = _array(call, 1 + d, (features, GATES * units), _FLOATS)
+            recurrent = _array(call, 1 + directions + d, (units, GATES * units), _FLOATS)
+            biases = _array(call, 1 + 2 * directions + d, (GATES * units,), _FLOATS)
+            pack_parameters(kernel, recurrent, biases, packed[d], transposed[d], bias[d])
+
+
+@inner
+def _shapes(tensors, directions, units, plan):
+    """Shapes of x, mask, y and `SavedActivations.h`, from the tensors of x and mask."""
+    batch, time, cells = _dim(tensors[0], 0), _dim(tensors[0], 1), round_up(units, LANES)
+    y = batch, time if plan.returns == SEQUENCE else 1, directions * cells
+    h = directions, plan.steps[0] + 1 if plan.save else 0, round_up(batch, FOUR), cells
+    return (batch, time, _dim(tensors[0], 2)), (_dim(tensors[1], 0), time), y, h
+
+
+@inner
+def _forward(call, directions, units, plan, like):
+    """Inputs: meta, x, mask, packed, bias. Outputs: y, and `SavedActivations`."""
+    x, mask, y, h = _shapes(call.tensors[1:], directions, units, plan)
+    outputs, gates = _allocate(call, 0, y, _FLOATS), (h[0], h[1], h[2], GATES * h[3])
+    saved = SavedActivations(
+        _allocate(call, 1, gates, like), _allocate(call, 2, h, like), _allocate(call, 3, h, like)
+    )
+    if not _code(call.status):
+        packed = directions, GATES * h[3] * round_up(h[3] + x[2], TILE)
+        forward(
+            plan,
+            _array(call, 1, x, _FLOATS),
+            _array(call, 3, packed, like),
+            _array(call, 4, (directions, GATES * h[3]), _FLOATS),
+            _array(call, 2, mask, _FLOATS),
+            saved,
+            outputs,
+        )
+
+
+@inner
+def _backward(call, directions, units, plan, with_x, like):
+    """Inputs: meta, d_y, x, mask, transposed, `SavedActivations`. Outputs: gradients of x and parameters."""
+    x, mask, y, h = _shapes(call.tensors[2:], directions, units, plan)
+    features, cells, columns = x[2], h[3], GATES * h[3]
+    rows = cells + round_up(features, LANES)
+    saved = SavedActivations(
+        _array(call, 5, (h[0], h[1], h[2], columns), like), _array(call, 6, h, like), _array(call, 7, h, like)
+    )
+    d_x = _allocate(call, 0, (x[0] if with_x else 0, x[1], features), _FLOATS)
+    for d in range(directions):
+        _allocate(call, 1 + d, (features, GATES * units), _FLOATS)
+        _allocate(call, 1 + directions + d, (units, GATES * units), _FLOATS)
+        _allocate(call, 1 + 2 * directions + d, (GATES * units,), _FLOATS)
+    if not _code(call.status):
+        d_weights = np.zeros((directions, columns // LANES, rows, LANES), np.float32)
+        d_bias = np.zeros((directions, columns), np.float32)
+        backward(
+            plan,
+            _array(call, 2, x, _FLOATS),
+            _array(call, 4, (directions, columns * rows), like),
+            saved,
+            _array(call, 3, mask, _FLOATS),
+            _array(call, 1, y, _FLOATS),
+            d_bias,
+            d_weights,
+            d_x,
+        )
+        for d in range(directions):
+            first = call.inputs + 1 + d
+            kernel = _array(call, first, (features, GATES * units), _FLOATS)
+            recurrent = _array(call, first + directions, (units, GATES * units), _FLOATS)
+            bias = _array(call, first + 2 * directions, (GATES * units,), _FLOATS)
+            unpack_gradients(d_weights[d], d_bias[d], kernel, recurrent, bias)
+
+
+@inner
+def _compute(op, like):
+    call = _begin(op)
+    meta = _array(call, 0, (_NUMBERS,), _INTS)
+    plan = Plan((np.int64(meta[STEPS]), np.int64(meta[BACKWARD_STEPS])), meta[RETURNS], meta[SAVE] != 0)
+    directions, units = np.int64(meta[DIRECTIONS]), np.int64(meta[UNITS])
+    try:
+        if meta[OPERATION] == PACK:
+            _pack(call, directions, units, plan, like)
+        elif meta[OPERATION] == FORWARD:
+            _forward(call, directions, units, plan, like)
+        else:
+            _backward(call, directions, units, plan, meta[WITH_X] != 0, like)
+    except Exception:
+        _set_status(call.status, _RESOURCE_EXHAUSTED, _NO_MEMORY.ctypes.data)
     if _code(call.status):
         _fail(call.op, call.status)
     for tensor in call.tensors:
@@ -146,130 +212,19 @@ def _end(call):
     _delete_status(call.status)
 
 
-@inner
-def _no_memory(call):
-    _set_status(call.status, _RESOURCE_EXHAUSTED, _NO_MEMORY.ctypes.data)
-
-
-@inner
-def _pack(op, like):
-    """Inputs: meta, parameters. Outputs: packed, transposed, bias: one row per direction."""
-    call, floats = _begin(op), np.zeros(0, np.float32)
-    directions = (call.inputs - 1) // 3
-    features, units = _dim(call.tensors[1], 0), _dim(call.tensors[1 + directions], 0)
-    cells = round_up(units, LANES)
-    size = GATES * cells * round_up(cells + features, TILE)
-    size_transposed = GATES * cells * (cells + round_up(features, LANES)) if _plan(call)[1].save else 0
-    packed = _output(call, 0, (directions, size), like)
-    transposed = _output(call, 1, (directions, size_transposed), like)
-    bias = _output(call, 2, (directions, GATES * cells), floats)
-    if not _code(call.status):
-        try:
-            for d in range(directions):
-                pack_parameters(
-                    _matrix(call, 1 + d, np.float32),
-                    _matrix(call, 1 + directions + d, np.float32),
-                    _vector(call, 1 + 2 * directions + d),
-                    packed[d],
-                    transposed[d],
-                    bias[d],
-                )
-        except Exception:
-            _no_memory(call)
-    _end(call)
-
-
-@inner
-def _forward(op, like):
-    """Inputs: meta, x, mask, packed, bias. Outputs: y, and `SavedActivations`."""
-    call, floats = _begin(op), np.zeros(0, np.float32)
-    _, plan = _plan(call)
-    x, bias = _cube(call, 1), _matrix(call, 4, np.float32)
-    directions, cells = len(bias), bias.shape[1] // GATES
-    y = _output(call, 0, (len(x), x.shape[1] if plan.returns == SEQUENCE else 1, directions * cells), floats)
-    steps, rows = plan.steps[0] + 1 if plan.save else 0, round_up(len(x), FOUR)
-    saved = SavedActivations(
-        _output(call, 1, (directions, steps, rows, GATES * cells), like),
-        _output(call, 2, (directions, steps, rows, cells), like),
-        _output(call, 3, (directions, steps, rows, cells), like),
-    )
-    if not _code(call.status):
-        try:
-            forward(plan, x, _matrix(call, 3, like.dtype), bias, _matrix(call, 2, np.float32), saved, y)
-        except Exception:
-            _no_memory(call)
-    _end(call)
-
-
-@inner
-def _backward(op, like):
-    """Inputs: meta, d_y, x, mask, transposed, `SavedActivations`. Outputs: gradients of x and parameters."""
-    call, floats = _begin(op), np.zeros(0, np.float32)
-    meta, plan = _plan(call)
-    x, h = _cube(call, 2), _states(call, 6, like.dtype)
-    saved = SavedActivations(_states(call, 5, like.dtype), h, _states(call, 7, like.dtype))
-    directions, cells, features = len(h), h.shape[3], x.shape[2]
-    units, columns = np.int64(meta[UNITS]), GATES * cells
-    d_x = _output(call, 0, (len(x) if meta[WITH_X] else 0, x.shape[1], features), floats)
-    for d in range(directions):
-        _output(call, 1 + d, (features, GATES * units), floats)
-        _output(call, 1 + directions + d, (units, GATES * units), floats)
-        _output(call, 1 + 2 * directions + d, (GATES * units,), floats)
-    if not _code(call.status):
-        try:
-            rows = cells + round_up(features, LANES)
-            d_weights = np.empty((directions, columns // LANES, rows, LANES), np.float32)
-            d_bias = np.empty((directions, columns), np.float32)
-            mask, d_y = _matrix(call, 3, np.float32), _cube(call, 1)
-            backward(plan, x, _matrix(call, 4, like.dtype), saved, mask, d_y, d_bias, d_weights, d_x)
-            first = call.inputs + 1
-            for d in range(directions):
-                unpack_gradients(
-                    d_weights[d],
-                    d_bias[d],
-                    _matrix(call, first + d, np.float32),
-                    _matrix(call, first + directions + d, np.float32),
-                    _vector(call, first + 2 * directions + d),
-                )
-        except Exception:
-            _no_memory(call)
-    _end(call)
-
-
 # TensorFlow calls them with the kernel's state, which is null, and the operation's context.
 
 
-def _pack_float32(_, op):
-    _pack(op, np.zeros(0, np.float32))
+def _compute_float32(_, op):
+    _compute(op, np.zeros(0, np.float32))
 
 
-def _pack_bfloat16(_, op):
-    _pack(op, np.zeros(0, np.uint16))
-
-
-def _forward_float32(_, op):
-    _forward(op, np.zeros(0, np.float32))
-
-
-def _forward_bfloat16(_, op):
-    _forward(op, np.zeros(0, np.uint16))
-
-
-def _backward_float32(_, op):
-    _backward(op, np.zeros(0, np.float32))
-
-
-def _backward_bfloat16(_, op):
-    _backward(op, np.zeros(0, np.uint16))
-
-
-_BODIES = {
-    tf.float32: {"Pack": _pack_float32, "Forward": _forward_float32, "Backward": _backward_float32},
-    tf.bfloat16: {"Pack": _pack_bfloat16, "Forward": _forward_bfloat16, "Backward": _backward_bfloat16},
-}
+def _compute_bfloat16(_, op):
+    _compute(op, np.zeros(0, np.uint16))
 
 
 @cache
-def compile_bodies(dtype: tf.DType) -> dict[str, Callable]:
-    """The operations' bodies for one type of operands; TensorFlow calls them as long as the process lives."""
-    return compile_and_announce(dtype.name, _BODIES[dtype], types.void(_address, _address))
+def compile_body(dtype: tf.DType) -> Callable:
+    """The operations' body for one type of operands; TensorFlow calls it as long as the process lives."""
+    body = _compute_float32 if dtype == tf.float32 else _compute_bfloat16
+    return compile_and_announce(dtype.name, body, types.void(_address, _address))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba.core import types
-from numba.extending import overload, register_jitable
+from numba.extending import register_jitable
 
 from fastlstm import tiles
 from fastlstm.isa import uses
@@ -31,8 +31,8 @@ from fastlstm.vector_tiles import multiply_tile
 TILE = 2 * LANES  # columns of states that are stored side by side
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
-_ROWS, _VECTORS = (12, 2) if uses("avx512") else (6, 1)
-_SAMPLES = 12  # a multiple of _ROWS
+ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)
+_SAMPLES = 12  # a multiple of ROWS
 _TWO_TILES = 2 * tiles.SIDE
 
 
@@ -107,6 +107,7 @@ def state_lhs(values, skip):
     return Lhs(words, TILE // in_word, 1, TILE // in_word * (rows - 1))
 
 
+@inline
 def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
     """Write one of some equal parts of a product to out; all have to be called in turn.
 
@@ -122,34 +123,33 @@ def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns
         out: `Sums`, written.
         columns: a multiple of LANES.
     """
+    if on_tiles(rhs):
+        _multiply_on_tiles(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns)
+    elif part == 0:
+        _multiply_in_vectors(lhs, rows, depth, rhs, rhs_stride, start, out, columns)
 
 
-@overload(multiply)
-def _multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
-    return _multiply_on_tiles if _on_tiles(rhs.dtype) else _multiply_in_vectors
-
-
-def _multiply_in_vectors(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
-    if part == 0:
-        groups = columns // LANES
-        whole = rows - rows % _SAMPLES
-        for row in range(0, whole, _ROWS):
-            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, _ROWS)
-        for row in range(whole, rows, FOUR):
-            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, FOUR)
+@inner
+def _multiply_in_vectors(lhs, rows, depth, rhs, rhs_stride, start, out, columns):
+    groups, whole = columns // LANES, rows - rows % _SAMPLES
+    for row in range(0, whole, ROWS):
+        _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, ROWS)
+    for row in range(whole, rows, FOUR):
+        _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, FOUR)
 
 
 @literal_inline
 def _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, rows):
-    whole = groups - groups % _VECTORS
-    for group in range(0, whole, _VECTORS):
+    whole = groups - groups % VECTORS
+    for group in range(0, whole, VECTORS):
         panel = pointer(rhs, group * rhs_stride)
-        multiply_tile(lhs, row, depth, panel, rhs_stride, start, out, group, rows, _VECTORS)
+        multiply_tile(lhs, row, depth, panel, rhs_stride, start, out, group, rows, VECTORS)
     for group in range(whole, groups):
         panel = pointer(rhs, group * rhs_stride)
         multiply_tile(lhs, row, depth, panel, rhs_stride, start, out, group, rows, 1)
 
 
+@inner
 def _multiply_on_tiles(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
     in_depth = (depth + tiles.SIDE - 1) // tiles.SIDE
     groups = columns // LANES
@@ -192,26 +192,17 @@ def _multiply_tiles(a, b, b_stride, start, out, row, group, begins, ends, down, 
         tiles.store_sums(out, row, group, down, across)
 
 
+@inner
 def begin_products(array):
     """Prepare this thread for products of arrays of this type; returns what `end_products` needs."""
+    return tiles.configure_tiles() if on_tiles(array) else np.zeros(0, np.uint8)
 
 
-@overload(begin_products)
-def _begin_products(array):
-    if _on_tiles(array.dtype):
-        return lambda array: tiles.configure_tiles()
-    return lambda array: None
-
-
+@inner
 def end_products(tile_state):
     """Leave the thread as it was before `begin_products`."""
-
-
-@overload(end_products)
-def _end_products(tile_state):
-    if isinstance(tile_state, types.NoneType):
-        return lambda tile_state: None
-    return lambda tile_state: tiles.restore_tiles(tile_state)
+    if len(tile_state) > 0:
+        tiles.restore_tiles(tile_state)
 
 
 @inline
@@ -257,30 +248,22 @@ def stacked_lhs(array, words, rows, depth):
     return Lhs(words, depth, _TWO_TILES, 0) if on_tiles(array) else Lhs(words, 1, rows, 0)
 
 
-def stack(values, rows, stride, lhs, row, word, spare):
+@inner
+def stack(values, rows, lhs, row, word, spare):
     """Write LANES columns of a step's states as rows of a left operand: to sum over samples.
 
     Args:
-        values, rows, stride: as in `pack_rows`.
+        values: pointer to values `(rows, LANES)`.
         lhs: see `stacked_lhs`.
         row, word: place in the left operand; a multiple of LANES, and the step's first word.
         spare: pointer to words `(LANES, LANES)`, for AMX.
     """
-
-
-@overload(stack)
-def _stack(values, rows, stride, lhs, row, word, spare):
-    return _stack_on_tiles if _on_tiles(values.dtype) else _stack_in_vectors
-
-
-def _stack_in_vectors(values, rows, stride, lhs, row, word, spare):
-    pack_rows(values, rows, stride, pointer(lhs.words, word * lhs.word_stride + row), lhs.word_stride)
-
-
-def _stack_on_tiles(values, rows, stride, lhs, row, word, spare):
-    pack_rows(values, rows, stride, spare, LANES)
-    for k in range(rows // 2 * LANES, LANES * LANES):
-        spare[k] = np.uint32(0)
-    column = row % (_TWO_TILES)
-    place = (row - column) * lhs.row_stride + column * LANES + word * lhs.word_stride
-    write_transposed(spare, LANES, pointer(lhs.words, place), LANES)
+    if on_tiles(values):
+        pack_rows(values, rows, LANES, spare, LANES)
+        for k in range(rows // 2 * LANES, LANES * LANES):
+            spare[k] = 0
+        column = row % _TWO_TILES
+        place = (row - column) * lhs.row_stride + column * LANES + word * lhs.word_stride
+        write_transposed(spare, LANES, pointer(lhs.words, place), LANES)
+    else:
+        pack_rows(values, rows, LANES, pointer(lhs.words, word * lhs.word_stride + row), lhs.word_stride)

@@ -9,7 +9,7 @@ from functools import cache
 
 import tensorflow as tf
 
-from fastlstm.kernels import LIBRARY, compile_bodies
+from fastlstm.kernels import LIBRARY, compile_body
 
 # Name: inputs, outputs; see `kernels.py`. T is the type of the matrix products' operands.
 _SAVED = ["gates: T", "h: T", "c: T"]
@@ -61,8 +61,9 @@ def refuse(gradients, inputs):
 def _register(dtype):
     """Register the operations for one type of operands, and compile them."""
     library = _Library()
-    for name, body in compile_bodies(dtype).items():
-        full_name, (inputs, outputs) = f"Fastlstm{name}_{dtype.name}", OPERATIONS[name]
+    compute = ctypes.c_void_p(compile_body(dtype).address)
+    for name, (inputs, outputs) in OPERATIONS.items():
+        full_name = f"Fastlstm{name}_{dtype.name}"
         builder = ctypes.c_void_p(library("TF_NewOpDefinitionBuilder", full_name.encode()))
         library("TF_OpDefinitionBuilderAddAttr", builder, b"N: int >= 0")
         for kind, values in (("Input", inputs), ("Output", outputs)):
@@ -75,7 +76,6 @@ def _register(dtype):
         shapes = library.library.TF_ShapeInferenceContextSetUnknownShape
         library("TF_OpDefinitionBuilderSetShapeInferenceFunction", builder, shapes)
         library.checked("TF_RegisterOpDefinition", builder)
-        compute = ctypes.c_void_p(body.address)
         kernel = ctypes.c_void_p(
             library("TF_NewKernelBuilder", full_name.encode(), b"CPU", None, compute, None)
         )

@@ -23,7 +23,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlstm.jit import inline
-from fastlstm.simd import LANES
 
 # Keras's LSTM orders its gates: input, forget, candidate, output. Here the cells of a layer are taken in
 # groups of LANES, and the four gates of a group are adjacent, so one matrix product yields all four.

@@ -1,11 +1,13 @@
 """Explicit float32 vectors for Numba: types, operators, and reading and writing of rows.
 
 Numba makes vectors of loops over single values only if it can prove that no two arrays overlap. The functions
-here are explicit. Vectors have LANES values, or WIDE: the rows of four samples. They have the operators +, -, *
-with vectors of the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM splits a vector
-into those of the processor.
+here are explicit. Vectors have LANES values, or WIDE: the rows of four samples. They have the operators
++, -, * with vectors of the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM
+splits a vector into those of the processor.
 """
 
+import functools
+import inspect
 import operator
 
 import numpy as np
@@ -22,6 +24,44 @@ FOUR = 4  # samples
 WIDE = FOUR * LANES
 CACHE_LINE = 64  # bytes
 _INT, _LONG, _FLOAT, _SHORT = (ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(16))
+
+
+def instruction(result=lambda *kinds: types.void, constants=()):
+    """Decorator that makes a generator of LLVM code, function(builder, *values), an intrinsic of Numba.
+
+    Args:
+        result: function(types of the arguments) that returns the type of the result.
+        constants: names of arguments that are constants; the generator gets their values.
+    """
+
+    def decorate(generate):
+        names = list(inspect.signature(generate).parameters)[1:]
+
+        @functools.wraps(generate)
+        def definition(typing_context, *kinds):
+            pairs = list(zip(names, kinds, strict=True))
+            kinds = [
+                types.intp if isinstance(kind, types.Integer) and name not in constants else kind
+                for name, kind in pairs
+            ]
+
+            def code(context, builder, signature, arguments):
+                values = zip(pairs, arguments, strict=True)
+                values = [
+                    kind.literal_value if name in constants else value for (name, kind), value in values
+                ]
+                value = generate(builder, *values)
+                return context.get_dummy_value() if value is None else value
+
+            return result(*kinds)(*kinds), code
+
+        parameters = ["typing_context", *names]
+        definition.__signature__ = inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in parameters]
+        )
+        return intrinsic(prefer_literal=bool(constants))(definition)
+
+    return decorate
 
 
 class BFloat16(ir.types.Type):
@@ -103,41 +143,35 @@ _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
 
 
-def _item(context, builder, kinds, arguments):
-    """LLVM address of an item: of an array and a tuple of indices, or of a pointer and an index."""
-    kind = kinds[0]
-    if isinstance(kind, types.CPointer):
-        return builder.gep(arguments[0], [context.cast(builder, arguments[1], kinds[1], types.intp)])
-    array = context.make_array(kind)(context, builder, arguments[0])
-    indices = [
-        context.cast(builder, index, of, types.intp)
-        for of, index in zip(kinds[1], cgutils.unpack_tuple(builder, arguments[1]), strict=True)
-    ]
-    return cgutils.get_item_pointer(context, builder, kind, array, indices)
-
-
 @intrinsic
 def pointer(typing_context, array, indices):
-    """Pointer to an item of an array, or, by its index, of another pointer.
+    """Pointer to an item of an array, by a tuple of indices, or, by one index, of another pointer.
 
     Hot loops use pointers, because Numba counts references to arrays. The caller must keep the array alive.
     """
 
     def generate(context, builder, signature, arguments):
-        return _item(context, builder, signature.args, arguments)
+        kind, indices = signature.args
+        if isinstance(kind, types.CPointer):
+            return builder.gep(arguments[0], [context.cast(builder, arguments[1], indices, types.intp)])
+        array = context.make_array(kind)(context, builder, arguments[0])
+        values = zip(indices, cgutils.unpack_tuple(builder, arguments[1]), strict=True)
+        values = [context.cast(builder, index, of, types.intp) for of, index in values]
+        return cgutils.get_item_pointer(context, builder, kind, array, values)
 
     return types.CPointer(array.dtype)(array, indices), generate
 
 
-@intrinsic
-def as_words(typing_context, values):
+def _word_pointer(values):
+    return types.CPointer(types.uint32 if values.dtype == types.uint16 else values.dtype)
+
+
+@instruction(_word_pointer)
+def as_words(builder, values):
     """Pointer to bfloat16 as uint16, seen as a pointer to pairs as uint32; others stay as they are."""
-    dtype = types.uint32 if values.dtype == types.uint16 else values.dtype
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(dtype)(values), generate
+    return builder.bitcast(
+        values, (_INT if values.type.pointee == _SHORT else values.type.pointee).as_pointer()
+    )
 
 
 def _to_float(builder, value):
@@ -165,195 +199,132 @@ def _from_float(builder, value, element):
     return builder.trunc(builder.lshr(rounded, sixteen), shorts)
 
 
-def _load_raw(builder, address, lanes):
+def _row_at(builder, first, stride, number):
+    return builder.gep(first, [builder.mul(stride, _LONG(number))])
+
+
+def load_ir(builder, address, lanes=LANES):
+    """LLVM vector of consecutive items."""
     element = address.type.pointee
     loaded = builder.load(builder.bitcast(address, ir.VectorType(element, lanes).as_pointer()))
     loaded.align = 2 if element == _SHORT else 4
     return loaded
 
 
-def _store_raw(builder, address, value):
+def store_ir(builder, address, value):
+    """Write an LLVM vector to consecutive items."""
     store = builder.store(value, builder.bitcast(address, value.type.as_pointer()))
     store.align = 2 if value.type.element == _SHORT else 4
 
 
-def _loader(lanes):
-    @intrinsic
-    def load(typing_context, source, index):
-        def generate(context, builder, signature, arguments):
-            address = _item(context, builder, signature.args, arguments)
-            return _to_float(builder, _load_raw(builder, address, lanes))
-
-        return Vector(lanes)(source, index), generate
-
-    return load
+@instruction(lambda source, index: Vector(LANES))
+def load(builder, source, index):
+    """Vector of LANES consecutive items, from an index of a pointer on."""
+    return _to_float(builder, load_ir(builder, builder.gep(source, [index])))
 
 
-# Vectors of consecutive items, from an index of a pointer on.
-load, load_wide = _loader(LANES), _loader(WIDE)
+@instruction(lambda source, index: Vector(WIDE))
+def load_wide(builder, source, index):
+    """Vector of WIDE consecutive items."""
+    return _to_float(builder, load_ir(builder, builder.gep(source, [index]), WIDE))
 
 
-@intrinsic
-def store(typing_context, target, index, value):
+@instruction()
+def store(builder, target, index, value):
     """Write a vector to consecutive items; in bfloat16 rounded to nearest, ties to even."""
-
-    def generate(context, builder, signature, arguments):
-        address = _item(context, builder, signature.args, arguments)
-        _store_raw(builder, address, _from_float(builder, arguments[2], address.type.pointee))
-        return context.get_dummy_value()
-
-    return types.void(target, index, value), generate
+    store_ir(builder, builder.gep(target, [index]), _from_float(builder, value, target.type.pointee))
 
 
-@intrinsic
-def store_rows(typing_context, target, index, stride, values):
-    """Write each row of wide vectors, those of one sample side by side; the stride is of the samples."""
-
-    def generate(context, builder, signature, arguments):
-        first = _item(context, builder, signature.args, arguments)
-        stride = context.cast(builder, arguments[2], signature.args[2], types.intp)
-        values = (split(builder, value) for value in cgutils.unpack_tuple(builder, arguments[3]))
-        for n, rows in enumerate(zip(*values, strict=True)):
-            row = _from_float(builder, concatenate(builder, rows), first.type.pointee)
-            _store_raw(builder, builder.gep(first, [builder.mul(stride, _LONG(n))]), row)
-        return context.get_dummy_value()
-
-    return types.void(target, index, stride, values), generate
+@instruction()
+def store_rows(builder, target, index, stride, values):
+    """Write each row of a tuple of wide vectors, those of one sample side by side."""
+    values = (split(builder, value) for value in cgutils.unpack_tuple(builder, values))
+    for n, rows in enumerate(zip(*values, strict=True)):
+        row = _from_float(builder, concatenate(builder, rows), target.type.pointee)
+        store_ir(builder, _row_at(builder, builder.gep(target, [index]), stride, n), row)
 
 
-def _some(context, builder, signature, arguments, count, masked):
-    """Call LLVM's masked load or store of the first `count` lanes, or of all if there are fewer."""
-    address = _item(context, builder, signature.args, arguments)
-    element = address.type.pointee
+def _masked(builder, name, base, index, count, *values):
+    """Call LLVM's masked load or store for the first `count` lanes, or for all if there are fewer."""
+    element = base.type.pointee
     kind, align = ir.VectorType(element, LANES), _INT(2 if element == _SHORT else 4)
-    count = builder.trunc(context.cast(builder, arguments[count], signature.args[count], types.intp), _INT)
-    lanes = ir.Constant(ir.VectorType(_INT, LANES), list(range(LANES)))
+    address = builder.bitcast(builder.gep(base, [index]), kind.as_pointer())
+    lanes = ir.Constant(ir.VectorType(_LONG, LANES), list(range(LANES)))
     mask = builder.icmp_signed("<", lanes, splat_ir(builder, count))
-    address = builder.bitcast(address, kind.as_pointer())
-    if masked == "load":
+    if name == "load":
         values, result = [address, align, mask, ir.Constant(kind, None)], kind
     else:
-        values, result = [_from_float(builder, arguments[2], element), address, align, mask], ir.VoidType()
+        values, result = [*values, address, align, mask], ir.VoidType()
     function = ir.FunctionType(result, [value.type for value in values])
-    name = f"llvm.masked.{masked}.v{LANES}{'i16' if element == _SHORT else 'f32'}.p0"
+    name = f"llvm.masked.{name}.v{LANES}{'i16' if element == _SHORT else 'f32'}.p0"
     return builder.call(builder.module.declare_intrinsic(name, (), function), values)
 
 
-@intrinsic
-def load_some(typing_context, source, index, count):
+@instruction(lambda *kinds: Vector(LANES))
+def load_some(builder, source, index, count):
     """As `load`, of the first `count` or LANES items, the fewer; the other lanes are 0."""
-
-    def generate(context, builder, signature, arguments):
-        return _to_float(builder, _some(context, builder, signature, arguments, 2, "load"))
-
-    return Vector(LANES)(source, index, count), generate
+    return _to_float(builder, _masked(builder, "load", source, index, count))
 
 
-@intrinsic
-def store_some(typing_context, target, index, value, count):
+@instruction()
+def store_some(builder, target, index, value, count):
     """As `store`, of the vector's first `count` or LANES lanes, the fewer."""
-
-    def generate(context, builder, signature, arguments):
-        _some(context, builder, signature, arguments, 3, "store")
-        return context.get_dummy_value()
-
-    return types.void(target, index, value, count), generate
+    _masked(builder, "store", target, index, count, _from_float(builder, value, target.type.pointee))
 
 
-@intrinsic
-def splat(typing_context, value):
+@instruction(lambda value: Vector(LANES))
+def splat(builder, value):
     """Vector of LANES equal float32."""
-
-    def generate(context, builder, signature, arguments):
-        return splat_ir(builder, arguments[0])
-
-    return Vector(LANES)(types.float32), generate
+    return splat_ir(builder, value)
 
 
-@intrinsic
-def add_rows(typing_context, total, value):
+@instruction(lambda total, value: total)
+def add_rows(builder, total, value):
     """Vector of LANES values plus the rows of a wide one."""
 
-    def generate(context, builder, signature, arguments):
-        def add(left, right):
-            return builder.fadd(left, right, flags=("contract",))
+    def add(left, right):
+        return builder.fadd(left, right, flags=("contract",))
 
-        first, second, third, fourth = split(builder, arguments[1])
-        return add(add(add(arguments[0], first), second), add(third, fourth))
-
-    return total(total, value), generate
+    first, second, third, fourth = split(builder, value)
+    return add(add(add(total, first), second), add(third, fourth))
 
 
-@intrinsic
-def store_words(typing_context, out, index, values, first, second):
+@instruction()
+def store_words(builder, out, index, values, first, second):
     """Write LANES words: float32 from an index on, or pairs of the bfloat16 from two indices on."""
-
-    def generate(context, builder, signature, arguments):
-        kinds = signature.args
-        rows = [
-            _load_raw(
-                builder, _item(context, builder, (kinds[2], kinds[n]), (arguments[2], arguments[n])), LANES
-            )
-            for n in (3, 4)
-        ]
-        in_pairs = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
-        words = _shuffle(builder, *rows, in_pairs) if kinds[2].dtype == types.uint16 else rows[0]
-        _store_raw(builder, _item(context, builder, kinds, arguments), words)
-        return context.get_dummy_value()
-
-    return types.void(out, index, values, first, second), generate
+    words, others = (load_ir(builder, builder.gep(values, [index])) for index in (first, second))
+    if values.type.pointee == _SHORT:
+        words = _shuffle(builder, words, others, [k for lane in range(LANES) for k in (lane, LANES + lane)])
+    store_ir(builder, builder.gep(out, [index]), words)
 
 
-@intrinsic
-def write_transposed(typing_context, source, source_stride, target, target_stride):
-    """Write the transpose of LANES by LANES items of 32 bits.
-
-    Args:
-        source, target: pointers to the first items.
-        source_stride, target_stride: items from one row to the next.
-    """
-
-    def generate(context, builder, signature, arguments):
-        def row_addresses(base, stride):
-            return [builder.gep(base, [builder.mul(stride, _LONG(number))]) for number in range(LANES)]
-
-        source, source_stride, target, target_stride = arguments
-        rows = [_load_raw(builder, address, LANES) for address in row_addresses(source, source_stride)]
-        # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
-        for distance in (8, 4, 2, 1):
-            low = [lane + (LANES - distance if lane & distance else 0) for lane in range(LANES)]
-            high = [lane + (LANES if lane & distance else distance) for lane in range(LANES)]
-            for row in range(LANES):
-                if not row & distance:
-                    pair = rows[row], rows[row | distance]
-                    rows[row], rows[row | distance] = (
-                        _shuffle(builder, *pair, lanes) for lanes in (low, high)
-                    )
-        for address, row in zip(row_addresses(target, target_stride), rows, strict=True):
-            _store_raw(builder, address, row)
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, target, types.int64), generate
+@instruction()
+def write_transposed(builder, source, source_stride, target, target_stride):
+    """Write the transpose of LANES by LANES items of 32 bits; the strides are of rows."""
+    rows = [load_ir(builder, _row_at(builder, source, source_stride, number)) for number in range(LANES)]
+    # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
+    for distance in (8, 4, 2, 1):
+        low = [lane + (LANES - distance if lane & distance else 0) for lane in range(LANES)]
+        high = [lane + (LANES if lane & distance else distance) for lane in range(LANES)]
+        for row in range(LANES):
+            if not row & distance:
+                pair = rows[row], rows[row | distance]
+                rows[row], rows[row | distance] = (_shuffle(builder, *pair, lanes) for lanes in (low, high))
+    for number, row in enumerate(rows):
+        store_ir(builder, _row_at(builder, target, target_stride, number), row)
 
 
-@intrinsic
-def prefetch(typing_context, source, index, number):
+@instruction()
+def prefetch(builder, source, index, number):
     """Prefetch `number` consecutive items into the nearest cache."""
-
-    def generate(context, builder, signature, arguments):
-        byte = ir.IntType(8).as_pointer()
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-        )
-        start = builder.bitcast(_item(context, builder, signature.args, arguments), byte)
-        number = context.cast(builder, arguments[2], signature.args[2], types.intp)
-        size = builder.mul(number, _LONG(signature.args[0].dtype.bitwidth // 8))
-        with cgutils.for_range_slice(builder, _LONG(0), size, _LONG(CACHE_LINE)) as (offset, _):
-            # To read, into all levels, data rather than instructions.
-            builder.call(function, [builder.gep(start, [offset]), _INT(0), _INT(3), _INT(1)])
-        return context.get_dummy_value()
-
-    return types.void(source, index, number), generate
+    byte = ir.IntType(8).as_pointer()
+    function = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], function)
+    start = builder.bitcast(builder.gep(source, [index]), byte)
+    size = builder.mul(number, _LONG(2 if source.type.pointee == _SHORT else 4))
+    with cgutils.for_range_slice(builder, _LONG(0), size, _LONG(CACHE_LINE)) as (offset, _):
+        # To read, into all levels, data rather than instructions.
+        builder.call(function, [builder.gep(start, [offset]), _INT(0), _INT(3), _INT(1)])
 
 
 @inner

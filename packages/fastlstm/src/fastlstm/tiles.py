@@ -9,10 +9,10 @@ import itertools
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
+from fastlstm.isa import uses
 from fastlstm.jit import inner
+from fastlstm.simd import instruction, pointer
 
 SIDE = 16  # rows of a tile, and pairs or float32 in a row
 _CONFIGURATION = 64  # bytes
@@ -22,36 +22,24 @@ _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 
 
 def _call(builder, name, *arguments):
-    kinds = [argument.type for argument in arguments]
-    function = builder.module.declare_intrinsic(f"llvm.x86.{name}", (), ir.FunctionType(ir.VoidType(), kinds))
-    builder.call(function, arguments)
+    if uses("amx"):  # else it is in code that is never reached
+        kinds = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        builder.call(builder.module.declare_intrinsic(f"llvm.x86.{name}", (), kinds), arguments)
 
 
-def _on_bytes(name):
-    """An intrinsic for an instruction with a configuration, 64 bytes, as its operand."""
-
-    @intrinsic
-    def instruction(typing_context, configuration):
-        def generate(context, builder, signature, arguments):
-            array = context.make_array(signature.args[0])(context, builder, arguments[0])
-            _call(builder, name, builder.bitcast(array.data, _BYTE.as_pointer()))
-            return context.get_dummy_value()
-
-        return types.void(configuration), generate
-
-    return instruction
+@instruction()
+def _load_configuration(builder, configuration):
+    _call(builder, "ldtilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
 
 
-_load_configuration, _store_configuration = _on_bytes("ldtilecfg"), _on_bytes("sttilecfg")
+@instruction()
+def _store_configuration(builder, configuration):
+    _call(builder, "sttilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
 
 
-@intrinsic
-def _release(typing_context):
-    def generate(context, builder, signature, arguments):
-        _call(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), generate
+@instruction()
+def _release(builder):
+    _call(builder, "tilerelease")
 
 
 @inner
@@ -63,12 +51,13 @@ def configure_tiles():
         rely on: for `restore_tiles`.
     """
     before, ours = np.zeros(_CONFIGURATION, np.uint8), np.zeros(_CONFIGURATION, np.uint8)
-    _store_configuration(before)
+    _store_configuration(pointer(before, (0,)))
     ours[0] = 1  # palette
     for tile in range(8):
         ours[16 + 2 * tile] = 4 * SIDE  # bytes of a row
         ours[48 + tile] = SIDE  # rows
-    _load_configuration(ours)
+    _load_configuration(pointer(ours, (0,)))
+    ours[0] = 0  # pointers do not keep arrays alive
     return before
 
 
@@ -77,54 +66,45 @@ def restore_tiles(before):
     if before[0] == 0:
         _release()
     else:
-        _load_configuration(before)
+        _load_configuration(pointer(before, (0,)))
 
 
-def _on_sums(name):
-    """An intrinsic that loads or stores the sums' tiles: values are `matmul.Sums`, from a row and group on."""
-
-    @intrinsic(prefer_literal=True)
-    def instruction(typing_context, values, row, group, down, across):
-        def generate(context, builder, signature, arguments):
-            values, row, group, *_ = arguments
-            base, row_stride, group_stride = (builder.extract_value(values, part) for part in range(3))
-            down, across = (kind.literal_value for kind in signature.args[3:])
-            for register, (i, j) in zip(_SUMS, itertools.product(range(down), range(across)), strict=False):
-                offset = builder.mul(row_stride, builder.add(row, _LONG(SIDE * i)))
-                offset = builder.add(offset, builder.mul(group_stride, builder.add(group, _LONG(j))))
-                _load_or_store(builder, name, register, base, offset, builder.mul(row_stride, _LONG(4)))
-            return context.get_dummy_value()
-
-        return types.void(values, types.int64, types.int64, down, across), generate
-
-    return instruction
+def _move_sums(builder, name, sums, row, group, down, across):
+    base, row_stride, group_stride = (builder.extract_value(sums, part) for part in range(3))
+    for register, (i, j) in zip(_SUMS, itertools.product(range(down), range(across)), strict=False):
+        offset = builder.mul(row_stride, builder.add(row, _LONG(SIDE * i)))
+        offset = builder.add(offset, builder.mul(group_stride, builder.add(group, _LONG(j))))
+        _move(builder, name, register, base, offset, builder.mul(row_stride, _LONG(4)))
 
 
-def _load_or_store(builder, name, register, base, offset, stride):
+def _move(builder, name, register, base, offset, stride):
     place = builder.bitcast(builder.gep(base, [offset]), _BYTE.as_pointer())
     _call(builder, name, _BYTE(register), place, stride)
 
 
 # The parts of a product of one or two tiles down and across, constants, for callers that do something else
 # in between.
-load_sums, store_sums = _on_sums("tileloadd64"), _on_sums("tilestored64")
 
 
-@intrinsic(prefer_literal=True)
-def add_products(typing_context, lhs, rhs, rhs_stride, down, across):
+@instruction(constants=("down", "across"))
+def load_sums(builder, sums, row, group, down, across):
+    """Begin with `matmul.Sums` from a row and a group of columns on."""
+    _move_sums(builder, "tileloadd64", sums, row, group, down, across)
+
+
+@instruction(constants=("down", "across"))
+def store_sums(builder, sums, row, group, down, across):
+    """Write the sums there."""
+    _move_sums(builder, "tilestored64", sums, row, group, down, across)
+
+
+@instruction(constants=("down", "across"))
+def add_products(builder, lhs, rhs, rhs_stride, down, across):
     """Add the products of words `(down, 16, 16)` and `(across, 16, 16)`; the stride is of the latter."""
-
-    def generate(context, builder, signature, arguments):
-        lhs, rhs, rhs_stride, *_ = arguments
-        down, across = (kind.literal_value for kind in signature.args[3:])
-        row = _LONG(4 * SIDE)
-        for j in range(across):
-            _load_or_store(builder, "tileloadd64", _RIGHT[j], rhs, builder.mul(rhs_stride, _LONG(j)), row)
-            for i in range(down):
-                if j == 0:
-                    _load_or_store(builder, "tileloadd64", _LEFT[i], lhs, _LONG(SIDE * SIDE * i), row)
-                registers = _SUMS[i * across + j], _LEFT[i], _RIGHT[j]
-                _call(builder, "tdpbf16ps", *map(_BYTE, registers))
-        return context.get_dummy_value()
-
-    return types.void(lhs, rhs, types.int64, down, across), generate
+    row = _LONG(4 * SIDE)
+    for j in range(across):
+        _move(builder, "tileloadd64", _RIGHT[j], rhs, builder.mul(rhs_stride, _LONG(j)), row)
+        for i in range(down):
+            if j == 0:
+                _move(builder, "tileloadd64", _LEFT[i], lhs, _LONG(SIDE * SIDE * i), row)
+            _call(builder, "tdpbf16ps", *map(_BYTE, (_SUMS[i * across + j], _LEFT[i], _RIGHT[j])))

@@ -4,11 +4,9 @@ import platform
 from collections.abc import Callable
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from fastlstm.isa import uses
-from fastlstm.simd import LANES, BFloat16, splat_ir, vector_constant
+from fastlstm.simd import LANES, BFloat16, instruction, load_ir, splat_ir, store_ir, vector_constant
 
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(BFloat16(), 2 * LANES)
@@ -38,23 +36,17 @@ def _adder(builder, in_pairs) -> Callable:
     return add_converted
 
 
-@intrinsic(prefer_literal=True)
-def multiply_tile(typing_context, lhs, row, depth, rhs, rhs_stride, start, out, group, rows, vectors):
+@instruction(constants=("rows", "vectors"))
+def multiply_tile(builder, lhs, row, depth, rhs, rhs_stride, start, out, group, rows, vectors):
     """Write the product of some rows and groups of columns to out; all sums stay in registers.
 
     Args:
         row, group: the first ones.
         rhs: pointer to the first group.
-        rows, vectors: numbers of rows and groups, constants.
+        rows, vectors: numbers of rows and groups.
         others: see `matmul.multiply`.
     """
-    long = types.int64
-    return types.void(lhs, long, long, rhs, long, start, out, long, rows, vectors), _generate_tile
-
-
-def _generate_tile(context, builder, signature, arguments):
-    lhs, row, depth, rhs, rhs_stride, start, out, group, *_ = arguments
-    heights, widths = (range(kind.literal_value) for kind in signature.args[-2:])
+    heights, widths = range(rows), range(vectors)
     word = rhs.type.pointee
     add = _adder(builder, word == _INT)
 
@@ -70,14 +62,9 @@ def _generate_tile(context, builder, signature, arguments):
         base, row_stride, group_stride = fields(values)
         return address(base, (row, row_stride), (group, group_stride), (i, row_stride), (j, group_stride))
 
-    def load(place):
-        vector = builder.load(builder.bitcast(place, ir.VectorType(place.type.pointee, LANES).as_pointer()))
-        vector.align = 4
-        return vector
-
     tile = [(_LONG(i), _LONG(j)) for i in heights for j in widths]
-    sums = [load(sums_at(start, i, j)) for i, j in tile]
-    places = [builder.bitcast(sums_at(out, i, j), _FLOATS.as_pointer()) for i, j in tile]
+    sums = [load_ir(builder, sums_at(start, i, j)) for i, j in tile]
+    places = [sums_at(out, i, j) for i, j in tile]
     base, row_stride, word_stride, tile_stride = fields(lhs)
     base = address(base, (row, row_stride))
 
@@ -86,7 +73,7 @@ def _generate_tile(context, builder, signature, arguments):
     builder.cbranch(builder.icmp_signed(">", depth, _LONG(0)), loop, after)
     builder.position_at_end(loop)
     k, running = builder.phi(_LONG), [builder.phi(_FLOATS) for _ in tile]
-    right = [load(address(rhs, (k, _LONG(LANES)), (_LONG(j), rhs_stride))) for j in widths]
+    right = [load_ir(builder, address(rhs, (k, _LONG(LANES)), (_LONG(j), rhs_stride))) for j in widths]
     in_tile = 2 * LANES if word != _INT else LANES
     column = address(base, (k, word_stride), (builder.udiv(k, _LONG(in_tile)), tile_stride))
     left = [
@@ -104,5 +91,4 @@ def _generate_tile(context, builder, signature, arguments):
             node.add_incoming(first, before)
             node.add_incoming(result, loop)
     for total, place in zip(totals, places, strict=True):
-        builder.store(total, place).align = 4
-    return context.get_dummy_value()
+        store_ir(builder, place, total)
