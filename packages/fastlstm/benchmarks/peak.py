@@ -4,8 +4,9 @@ import numba
 import numpy as np
 from fastlstm import tiles
 from fastlstm.isa import ISA
-from fastlstm.matmul import ROWS, VECTORS, multiply_tile
+from fastlstm.matmul import ROWS, VECTORS, Lhs, Sums
 from fastlstm.simd import LANES, aligned, pointer
+from fastlstm.vector_tiles import multiply_tile
 
 # Words in a row of the vectors' operand.
 DEPTH = 128
@@ -14,18 +15,23 @@ DEPTH = 128
 @numba.njit(nogil=True)
 def _on_tiles(repeats, a, panel, start, out):
     before = tiles.configure_tiles()
-    tiles.start_sums(pointer(start, (0,)), 2)
+    side = tiles.SIDE
+    tiles.load_sums(Sums(pointer(start, (0,)), side, 2 * side * side), 0, 0, 2, 2)
     for _ in range(repeats):
-        tiles.add_products(pointer(a, (0,)), pointer(panel, (0,)), 2)
-    tiles.store_sums(pointer(out, (0,)), 2 * tiles.SIDE, 2)
+        tiles.add_products(pointer(a, (0,)), pointer(panel, (0,)), side * side, 2, 2)
+    tiles.store_sums(Sums(pointer(out, (0,)), side, 2 * side * side), 0, 0, 2, 2)
     tiles.restore_tiles(before)
 
 
 @numba.njit(nogil=True)
 def _in_vectors(repeats, a, panel, start, out):
+    lhs, stride = Lhs(pointer(a, (0,)), DEPTH, 1, 0), DEPTH * LANES
+    first, product = (
+        Sums(pointer(start, (0,)), LANES, ROWS * LANES),
+        Sums(pointer(out, (0,)), LANES, ROWS * LANES),
+    )
     for _ in range(repeats):
-        multiply_tile(pointer(a, (0,)), DEPTH, 1, DEPTH, pointer(panel, (0,)), pointer(start, (0,)),
-                      pointer(out, (0,)), VECTORS * LANES, ROWS, VECTORS)  # fmt: skip
+        multiply_tile(lhs, 0, DEPTH, pointer(panel, (0,)), stride, first, product, 0, ROWS, VECTORS)
 
 
 def peak(flop: float, dtype: str):
@@ -33,8 +39,6 @@ def peak(flop: float, dtype: str):
     word = np.zeros(0, np.uint32 if dtype == "bfloat16" else np.float32)
     a, panel = aligned.py_func(32 * DEPTH, word), aligned.py_func(32 * DEPTH, word)
     start, out = (aligned.py_func(32 * 32, np.zeros(0, np.float32)) for _ in range(2))
-    for array in (a, panel, start, out):
-        array[:] = 0
     in_word = 2 if dtype == "bfloat16" else 1
     on_tiles = ISA == "amx" and dtype == "bfloat16"
     run = _on_tiles if on_tiles else _in_vectors

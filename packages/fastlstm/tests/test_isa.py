@@ -1,5 +1,6 @@
 """Every instruction set that this processor has, and the rules by which one is chosen."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -24,6 +25,19 @@ def test_outputs_and_gradients(name):
     precision = "not bfloat16" if name == "avx2" else "bfloat16"
     chosen = f"(lengths_and or any_size or stay_exactly or bear_any) and {precision}"
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, "-k", chosen, FASTLSTM_ISA=name)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.forced_isa
+@pytest.mark.skipif(isa.ISA != "avx512_bf16", reason="the processor has AMX, or no AVX512-BF16")
+def test_the_code_for_amx_with_emulated_tiles(tmp_path):
+    chosen = "(lengths_and or any_size or stay_exactly or bear_any) and bfloat16"
+    done = run_python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated_tiles", TESTS, "-k", chosen),
+        NUMBA_CACHE_DIR=str(tmp_path),
+        TF_NUM_INTEROP_THREADS="1",
+        PYTHONPATH=os.pathsep.join([str(Path(isa.__file__).parents[1]), str(TESTS.parent)]),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

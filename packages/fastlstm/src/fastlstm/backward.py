@@ -7,7 +7,6 @@ import numpy as np
 from fastlstm.gate_gradients import Step, step_gradients
 from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
-    TILE,
     Lhs,
     Sums,
     begin_products,
@@ -24,7 +23,7 @@ from fastlstm.matmul import (
     values_in_word,
 )
 from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, saved_at, time_of
-from fastlstm.simd import FOUR, LANES, aligned, as_words, load, load_some, pointer, store, store_some
+from fastlstm.simd import FOUR, LANES, TILE, aligned, as_words, load, load_some, pointer, store, store_some
 
 
 class _Operands(NamedTuple):

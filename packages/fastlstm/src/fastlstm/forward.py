@@ -7,7 +7,6 @@ import numpy as np
 from fastlstm.activations import sigmoid, tanh
 from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
-    TILE,
     Sums,
     begin_products,
     block_part,
@@ -24,6 +23,7 @@ from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, ZERO, saved_at,
 from fastlstm.simd import (
     FOUR,
     LANES,
+    TILE,
     WIDE,
     aligned,
     as_words,

@@ -4,9 +4,21 @@ from typing import NamedTuple
 
 from fastlstm.activations import tanh
 from fastlstm.jit import inline
-from fastlstm.matmul import TILE, block_rows, state_column
+from fastlstm.matmul import block_rows, state_column
 from fastlstm.recurrence import GATES, ONE, ZERO
-from fastlstm.simd import LANES, WIDE, add_rows, load, load_wide, pointer, prefetch, splat, store, store_rows
+from fastlstm.simd import (
+    LANES,
+    TILE,
+    WIDE,
+    add_rows,
+    load,
+    load_wide,
+    pointer,
+    prefetch,
+    splat,
+    store,
+    store_rows,
+)
 
 
 class Step(NamedTuple):

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from fastlstm.kernels import BACKWARD, FORWARD, PACK
 from fastlstm.ops import operation, refuse
 from fastlstm.recurrence import END, GATES, MEAN, SEQUENCE, Plan
 from fastlstm.simd import LANES
@@ -102,45 +101,30 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     def join(values):
         return values[0] if parts == 1 else tf.concat(values, axis=0)
 
-    def meta(operation, save, with_x=False):
-        numbers = [operation, *plan.steps, plan.returns, save, units, directions, with_x]
-        return tf.constant(numbers, tf.int32)
+    def run(name, save, *inputs, with_x=False):
+        numbers = *plan.steps, plan.returns, save, units, directions, with_x
+        return operation(name, dtype, numbers, *inputs, parameters=3 * directions)
 
     def forward(save, x, mask, *parameters):
-        """y, and the saved activations of each part."""
-        packed, transposed, bias = operation(
-            "Pack", dtype, meta(PACK, save), *parameters, parameters=len(parameters)
-        )
+        """y, and what the backward pass of each part needs."""
+        packed, transposed, bias = run("Pack", save, *parameters)
         masks = divide(mask) if mask.shape[0] != 0 else [mask] * parts
-        results = [
-            operation("Forward", dtype, meta(FORWARD, save), part, mask_part, packed, bias)
-            for part, mask_part in zip(divide(x), masks, strict=True)
-        ]
-        y = tf.ensure_shape(join([y for y, *_ in results]), shape)
-        return y, [
-            (mask_part, transposed, *saved) for mask_part, (_, *saved) in zip(masks, results, strict=True)
+        inputs = list(zip(divide(x), masks, strict=True))
+        y, *saved = zip(*(run("Forward", save, *values, packed, bias) for values in inputs), strict=True)
+        return tf.ensure_shape(join(y), shape), [
+            (*values, transposed, *others) for values, *others in zip(inputs, *saved, strict=True)
         ]
 
-    def backward(with_x, d_y, x, saved):
+    def backward(with_x, d_y, saved):
         """Gradients of x and of the parameters."""
-        results = [
-            operation(
-                "Backward",
-                dtype,
-                meta(BACKWARD, True, with_x),
-                d_part,
-                part,
-                *others,
-                parameters=len(parameters),
-            )
-            for d_part, part, others in zip(divide(d_y), divide(x), saved, strict=True)
-        ]
+        inputs = zip(divide(d_y), saved, strict=True)
+        results = [run("Backward", True, part, *others, with_x=with_x) for part, others in inputs]
         d_x, *d_parameters = zip(*results, strict=True)
         d_parameters = [
-            tf.ensure_shape(tf.add_n(values) if parts > 1 else values[0], parameter.shape)
+            tf.ensure_shape(tf.add_n(values), parameter.shape)
             for values, parameter in zip(d_parameters, parameters, strict=True)
         ]
-        return [tf.ensure_shape(join(d_x), x.shape) if with_x else None, *d_parameters]
+        return tf.ensure_shape(join(d_x), x.shape if with_x else None), d_parameters
 
     @tf.custom_gradient
     def recurrence(x, mask, *parameters):
@@ -150,9 +134,9 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
         @tf.custom_gradient
         def gradient(d_y, x, mask, *parameters):
             inputs = saved if plan.save else forward(True, x, mask, *parameters)[1]
-            d_x, *d_parameters = backward(with_x, d_y, x, inputs)
+            d_x, d_parameters = backward(with_x, d_y, inputs)
             if not with_x:
-                d_x = backward(True, d_y, x, inputs)[0]  # TensorFlow drops it if nobody asks for it
+                d_x, _ = backward(True, d_y, inputs)  # TensorFlow drops it if nobody asks for it
             values = d_y, x, mask, *parameters
             return [d_x, tf.zeros_like(mask), *d_parameters], lambda *given: refuse(given, values)
 

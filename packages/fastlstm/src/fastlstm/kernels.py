@@ -20,9 +20,9 @@ from numba.core import types
 from fastlstm.backward import backward
 from fastlstm.forward import forward
 from fastlstm.jit import compile_and_announce, constant, inner
-from fastlstm.matmul import TILE, round_up
+from fastlstm.matmul import round_up
 from fastlstm.recurrence import GATES, SEQUENCE, Plan, SavedActivations
-from fastlstm.simd import FOUR, LANES, instruction
+from fastlstm.simd import FOUR, LANES, TILE, instruction
 from fastlstm.weights import pack_parameters, unpack_gradients
 
 OPERATION, STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, DIRECTIONS, WITH_X = range(8)

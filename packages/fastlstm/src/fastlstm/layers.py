@@ -193,6 +193,20 @@ def unsupported_pair(forward, backward) -> str | None:
     return None
 
 
+def _unlike_bilstm(bidirectional) -> str | None:
+    """Reason why a `BiLSTM` would not compute the same as two LSTMs, or None."""
+    forward, backward = bidirectional.forward_layer, bidirectional.backward_layer
+    if (forward.units, True, False) != (backward.units, backward.go_backwards, forward.go_backwards):
+        return "the directions have different units, or are swapped"
+    plain = {"use_bias": True, "dropout": 0, "recurrent_dropout": 0, "return_state": False}
+    for name, value in plain.items():
+        if any(getattr(layer, name) != value for layer in (forward, backward)):
+            return f"{name} is not {value}"
+    if bidirectional.merge_mode != "concat":
+        return f"merge_mode is {bidirectional.merge_mode}, not concat"
+    return None if forward.built else "the layer has no weights yet"
+
+
 @keras.saving.register_keras_serializable("fastlstm")
 class BiLSTM(Bidirectional):
     """Bidirectional LSTM with the readout as part of the layer.
@@ -291,26 +305,8 @@ class BiLSTM(Bidirectional):
         Raises:
             ValueError: gives the reason why a BiLSTM would not compute the same.
         """
-        forward, backward = bidirectional.forward_layer, bidirectional.backward_layer
-        reason = unsupported_pair(forward, backward)
-        if reason is None and (forward.units, True, False) != (
-            backward.units,
-            backward.go_backwards,
-            forward.go_backwards,
-        ):
-            reason = "the directions have different units, or are swapped"
-        for name, value in (
-            ("use_bias", True),
-            ("dropout", 0),
-            ("recurrent_dropout", 0),
-            ("return_state", False),
-        ):
-            if reason is None and any(getattr(layer, name) != value for layer in (forward, backward)):
-                reason = f"{name} is not {value}"
-        if reason is None and bidirectional.merge_mode != "concat":
-            reason = f"merge_mode is {bidirectional.merge_mode}, not concat"
-        if reason is None and not forward.built:
-            reason = "the layer has no weights yet"
+        forward = bidirectional.forward_layer
+        reason = unsupported_pair(forward, bidirectional.backward_layer) or _unlike_bilstm(bidirectional)
         if reason:
             raise ValueError(f"BiLSTM.from_keras: {reason}")
         layer = cls(

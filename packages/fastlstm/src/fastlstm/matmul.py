@@ -25,10 +25,9 @@ from numba.extending import register_jitable
 from fastlstm import tiles
 from fastlstm.isa import uses
 from fastlstm.jit import constant, inline, inner, literal_inline
-from fastlstm.simd import FOUR, LANES, as_words, pointer, store_words, write_transposed
+from fastlstm.simd import FOUR, LANES, TILE, as_words, pointer, store_words, write_transposed
 from fastlstm.vector_tiles import multiply_tile
 
-TILE = 2 * LANES  # columns of states that are stored side by side
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
 ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)

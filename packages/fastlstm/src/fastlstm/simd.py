@@ -22,6 +22,7 @@ from fastlstm.jit import inner
 LANES = 16
 FOUR = 4  # samples
 WIDE = FOUR * LANES
+TILE = 2 * LANES  # columns of states that are stored side by side, see `matmul.py`
 CACHE_LINE = 64  # bytes
 _INT, _LONG, _FLOAT, _SHORT = (ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(16))
 

@@ -21,7 +21,8 @@ _BYTE, _LONG = ir.IntType(8), ir.IntType(64)
 _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 
 
-def _call(builder, name, *arguments):
+def call(builder, name, *arguments):
+    """Call one of LLVM's functions for AMX."""
     if uses("amx"):  # else it is in code that is never reached
         kinds = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
         builder.call(builder.module.declare_intrinsic(f"llvm.x86.{name}", (), kinds), arguments)
@@ -29,17 +30,17 @@ def _call(builder, name, *arguments):
 
 @instruction()
 def _load_configuration(builder, configuration):
-    _call(builder, "ldtilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
+    call(builder, "ldtilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
 
 
 @instruction()
 def _store_configuration(builder, configuration):
-    _call(builder, "sttilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
+    call(builder, "sttilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
 
 
 @instruction()
 def _release(builder):
-    _call(builder, "tilerelease")
+    call(builder, "tilerelease")
 
 
 @inner
@@ -79,7 +80,7 @@ def _move_sums(builder, name, sums, row, group, down, across):
 
 def _move(builder, name, register, base, offset, stride):
     place = builder.bitcast(builder.gep(base, [offset]), _BYTE.as_pointer())
-    _call(builder, name, _BYTE(register), place, stride)
+    call(builder, name, _BYTE(register), place, stride)
 
 
 # The parts of a product of one or two tiles down and across, constants, for callers that do something else
@@ -107,4 +108,4 @@ def add_products(builder, lhs, rhs, rhs_stride, down, across):
         for i in range(down):
             if j == 0:
                 _move(builder, "tileloadd64", _LEFT[i], lhs, _LONG(SIDE * SIDE * i), row)
-            _call(builder, "tdpbf16ps", *map(_BYTE, (_SUMS[i * across + j], _LEFT[i], _RIGHT[j])))
+            call(builder, "tdpbf16ps", *map(_BYTE, (_SUMS[i * across + j], _LEFT[i], _RIGHT[j])))

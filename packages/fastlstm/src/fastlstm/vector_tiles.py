@@ -1,12 +1,14 @@
 """Matrix products in vector registers, for `matmul.py`: of float32, and of bfloat16 without AMX."""
 
+import itertools
 import platform
 from collections.abc import Callable
 
 from llvmlite import ir
+from numba.core import cgutils
 
 from fastlstm.isa import uses
-from fastlstm.simd import LANES, BFloat16, instruction, load_ir, splat_ir, store_ir, vector_constant
+from fastlstm.simd import LANES, TILE, BFloat16, instruction, load_ir, splat_ir, store_ir, vector_constant
 
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(BFloat16(), 2 * LANES)
@@ -46,7 +48,6 @@ def multiply_tile(builder, lhs, row, depth, rhs, rhs_stride, start, out, group, 
         rows, vectors: numbers of rows and groups.
         others: see `matmul.multiply`.
     """
-    heights, widths = range(rows), range(vectors)
     word = rhs.type.pointee
     add = _adder(builder, word == _INT)
 
@@ -62,33 +63,18 @@ def multiply_tile(builder, lhs, row, depth, rhs, rhs_stride, start, out, group, 
         base, row_stride, group_stride = fields(values)
         return address(base, (row, row_stride), (group, group_stride), (i, row_stride), (j, group_stride))
 
-    tile = [(_LONG(i), _LONG(j)) for i in heights for j in widths]
-    sums = [load_ir(builder, sums_at(start, i, j)) for i, j in tile]
-    places = [sums_at(out, i, j) for i, j in tile]
-    base, row_stride, word_stride, tile_stride = fields(lhs)
-    base = address(base, (row, row_stride))
-
-    before, loop = builder.block, builder.append_basic_block("sum")
-    after = builder.append_basic_block("summed")
-    builder.cbranch(builder.icmp_signed(">", depth, _LONG(0)), loop, after)
-    builder.position_at_end(loop)
-    k, running = builder.phi(_LONG), [builder.phi(_FLOATS) for _ in tile]
-    right = [load_ir(builder, address(rhs, (k, _LONG(LANES)), (_LONG(j), rhs_stride))) for j in widths]
-    in_tile = 2 * LANES if word != _INT else LANES
-    column = address(base, (k, word_stride), (builder.udiv(k, _LONG(in_tile)), tile_stride))
-    left = [
-        splat_ir(builder, builder.load(address(column, (_LONG(i), row_stride)), align=4)) for i in heights
-    ]
-    results = [add(total, left[n // len(widths)], right[n % len(widths)]) for n, total in enumerate(running)]
-    following = builder.add(k, _LONG(1))
-    builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
-    builder.position_at_end(after)
-    totals = [builder.phi(_FLOATS) for _ in tile]
-    k.add_incoming(_LONG(0), before)
-    k.add_incoming(following, loop)
-    for phi, total, first, result in zip(running, totals, sums, results, strict=True):
-        for node in (phi, total):
-            node.add_incoming(first, before)
-            node.add_incoming(result, loop)
-    for total, place in zip(totals, places, strict=True):
-        store_ir(builder, place, total)
+    tile = [(_LONG(i), _LONG(j)) for i in range(rows) for j in range(vectors)]
+    sums = [cgutils.alloca_once_value(builder, load_ir(builder, sums_at(start, i, j))) for i, j in tile]
+    first, row_stride, word_stride, tile_stride = fields(lhs)
+    with cgutils.for_range(builder, depth) as loop:
+        k, words_of_tile = loop.index, TILE // 2 if word == _INT else TILE
+        column = address(first, (row, row_stride), (k, word_stride))
+        column = address(column, (builder.udiv(k, _LONG(words_of_tile)), tile_stride))
+        places = [address(column, (_LONG(i), row_stride)) for i in range(rows)]
+        left = [splat_ir(builder, builder.load(place, align=4)) for place in places]
+        places = [address(rhs, (k, _LONG(LANES)), (_LONG(j), rhs_stride)) for j in range(vectors)]
+        right = [load_ir(builder, place) for place in places]
+        for total, (i, j) in zip(sums, itertools.product(left, right), strict=True):
+            builder.store(add(builder.load(total), i, j), total)
+    for total, (i, j) in zip(sums, tile, strict=True):
+        store_ir(builder, sums_at(out, i, j), builder.load(total))

@@ -7,9 +7,9 @@ zero-pads the last group.
 import numpy as np
 
 from fastlstm.jit import inner
-from fastlstm.matmul import TILE, pack, pack_transposed, round_up
+from fastlstm.matmul import pack, pack_transposed, round_up
 from fastlstm.recurrence import GATES
-from fastlstm.simd import LANES, as_words, load, load_some, pointer, store, store_some
+from fastlstm.simd import LANES, TILE, as_words, load, load_some, pointer, store, store_some
 
 
 @inner
