@@ -39,6 +39,8 @@ def peak(flop: float, dtype: str):
     word = np.zeros(0, np.uint32 if dtype == "bfloat16" else np.float32)
     a, panel = aligned.py_func(32 * DEPTH, word), aligned.py_func(32 * DEPTH, word)
     start, out = (aligned.py_func(32 * 32, np.zeros(0, np.float32)) for _ in range(2))
+    for array in (a, panel, start, out):
+        array[:] = 0
     in_word = 2 if dtype == "bfloat16" else 1
     on_tiles = ISA == "amx" and dtype == "bfloat16"
     run = _on_tiles if on_tiles else _in_vectors

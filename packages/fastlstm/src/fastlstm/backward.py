@@ -122,13 +122,16 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
     width, depth = round_up(features, LANES), plan.steps[0] * block // in_word
     # On AMX the left operands are whole tiles.
     rows = round_up(cells, TILE) + round_up(features, TILE)
-    d_h, zeros = aligned(block * (cells + width), d_bias), aligned(LANES, d_bias)
+    d_h, zeros = aligned(block * (cells + width), d_bias), np.zeros(LANES, np.float32)
     d_c, d_past = aligned(block * cells, d_bias), aligned(block * cells, d_bias)
     d_gates, inputs = aligned(GATES * cells * block, values), aligned(block * LANES, values)
     lhs, rhs = aligned(rows * depth * in_word, values), aligned(GATES * cells * depth * in_word, values)
     spare = aligned(LANES * LANES * in_word, values)
     left = stacked_lhs(values, as_words(pointer(lhs, (0,))), rows, depth)
     inputs_at = pointer(left.words, round_up(cells, TILE) * left.row_stride)
+    inputs[:] = 0
+    if len(x) % block > 0:
+        rhs[:] = 0
     tile_state = begin_products(values)  # after the allocations, which may fail
     for d in range(len(d_bias)):
         for start in range(0, len(x), block):

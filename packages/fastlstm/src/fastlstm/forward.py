@@ -28,6 +28,7 @@ from fastlstm.simd import (
     aligned,
     as_words,
     load,
+    load_rows,
     load_some,
     load_wide,
     pointer,
@@ -50,7 +51,7 @@ class _Step(NamedTuple):
         writes: whether this step writes y.
         share: of a step in the mean.
         y_stride, mask_stride: of samples; a mask_stride of 0 means that none has ended.
-        z: arguments of the gates, and then h, of two groups of cells, float32 `(2, GATES, block, LANES)`.
+        z: arguments of the gates of two groups of cells, float32 `(2, GATES, block, LANES)`.
         c: cell states, float32 `(cells / LANES, block, LANES)`.
         h_old, h: hidden states before and after the step, values in the layout of states.
         others: of the arrays of these names.
@@ -83,7 +84,7 @@ def _gates_at(step, k):
 
 @inline
 def _update_states(step, k, first, last):
-    """Compute the new states of a group of cells of some samples, four at a time."""
+    """Compute the new states of a group of cells of some samples, and y, four samples at a time."""
     z, c, block = _gates_at(step, k), pointer(step.c, k * block_rows(step.h)), block_rows(step.h) * LANES
     h, gates = pointer(step.h, state_column(step.h, k)), pointer(step.saved_gates, GATES * k * step.rows)
     saved_c, saved_h = pointer(step.saved_c, k * step.rows), pointer(step.saved_h, k * step.rows)
@@ -94,9 +95,9 @@ def _update_states(step, k, first, last):
         o = sigmoid(load_wide(z, 3 * block + n), step.h)
         c_new = f * load_wide(c, n) + i * g
         h_new = o * tanh(c_new, step.h)
+        sample = n // LANES
         store(c, n, c_new)
-        store(z, n, h_new)
-        store_rows(h, n // LANES * TILE, TILE, (h_new,))
+        store_rows(h, sample * TILE, TILE, (h_new,), FOUR)
         if step.save:
             store(gates, n, i)
             store(gates, step.rows * LANES + n, f)
@@ -104,11 +105,11 @@ def _update_states(step, k, first, last):
             store(gates, 3 * step.rows * LANES + n, o)
             store(saved_c, n, c_new)
             store(saved_h, n, h_new)
-
-
-@inline
-def _has_ended(step, n):
-    return step.mask_stride > 0 and step.mask[n * step.mask_stride] == 0
+        if step.writes:
+            output, y, count = h_new, sample * step.y_stride + k, step.number - sample
+            if step.returns == MEAN:
+                output = h_new * step.share + load_rows(step.y, y, step.y_stride, count)
+            store_rows(step.y, y, step.y_stride, (output,), count)
 
 
 @inline
@@ -116,7 +117,7 @@ def _keep_c_of_ended(step, k, first, last):
     """Give the gates arguments with which `_update_states` leaves c as it is: f is 1, g is 0."""
     block = block_rows(step.h) * LANES
     for n in range(first, min(last, step.number)):
-        if _has_ended(step, n):
+        if step.mask[n * step.mask_stride] == 0:
             z = pointer(_gates_at(step, k), n * LANES)
             store(z, 0, splat(-_SATURATED))
             store(z, block, splat(_SATURATED))
@@ -124,24 +125,18 @@ def _keep_c_of_ended(step, k, first, last):
 
 
 @inline
-def _write_outputs(step, k, first, last):
-    """After `_update_states`: y. Samples that have ended keep h; their output is 0 or the last h."""
-    z, column, group = _gates_at(step, k), state_column(step.h, k), k * step.rows
+def _keep_h_of_ended(step, k, first, last):
+    """After `_update_states`: samples that have ended keep h; their output is 0 or the last h."""
+    column, group = state_column(step.h, k), k * step.rows
     for n in range(first, min(last, step.number)):
-        h = load(z, n * LANES)
-        if _has_ended(step, n):
+        if step.mask[n * step.mask_stride] == 0:
             h = load(step.h_old, column + n * TILE)
             store(step.h, column + n * TILE, h)
             if step.save:
                 store(step.saved_h, group + n * LANES, h)
                 store(step.saved_gates, GATES * group + n * LANES, splat(ZERO))  # almost 0 before
-            if step.returns != END:
-                h = splat(ZERO)
-        if step.writes:
-            y = n * step.y_stride + k
-            if step.returns == MEAN:
-                h = h * step.share + load(step.y, y)
-            store(step.y, y, h)
+            if step.writes:
+                store(step.y, n * step.y_stride + k, h if step.returns == END else splat(ZERO))
 
 
 @inline
@@ -198,6 +193,9 @@ def forward(plan, x, packed, bias, mask, saved, y):
     # Left operands of all steps: hidden states and inputs. The last step writes its states to a spare one.
     size = block * round_up(cells + features, TILE)
     operands = aligned((time + 1) * size, packed)
+    # Padding is multiplied, too: columns on AMX, and samples that fill up the last block.
+    if (cells + features) % TILE > 0 or batch % block > 0:
+        operands[:] = 0
     z, c = aligned(2 * GATES * block * LANES, y), aligned(block * cells, y)
     if plan.returns == MEAN:
         y[:] = 0
@@ -274,4 +272,5 @@ def _run_step(step, packed, bias, cells, features, skip):
                 if step.mask_stride > 0:
                     _keep_c_of_ended(step, k, first, last)
                 _update_states(step, k, first, last)
-                _write_outputs(step, k, first, last)
+                if step.mask_stride > 0:
+                    _keep_h_of_ended(step, k, first, last)

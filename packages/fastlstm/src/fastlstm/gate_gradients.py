@@ -7,11 +7,13 @@ from fastlstm.jit import inline
 from fastlstm.matmul import block_rows, state_column
 from fastlstm.recurrence import GATES, ONE, ZERO
 from fastlstm.simd import (
+    FOUR,
     LANES,
     TILE,
     WIDE,
     add_rows,
     load,
+    load_rows,
     load_wide,
     pointer,
     prefetch,
@@ -28,7 +30,7 @@ class Step(NamedTuple):
         number, rows: samples in the block, and rounded up to a multiple of FOUR.
         has_y: whether y depends on the hidden states of this step.
         end: whether y is the hidden state after the last step.
-        share: factor of d_y.
+        share: factor of d_y, 1 with a mask.
         y_stride, mask_stride: of samples; a mask_stride of 0 means that none has ended.
         saved_stride: of steps in c_old.
         gates, c_old, c_new: saved.
@@ -60,17 +62,14 @@ class Step(NamedTuple):
 
 
 @inline
-def _add_output_gradients(step, k):
+def _add_masked_gradients(step, k):
     """Add d_y to d_h. Of samples that have ended, d_h reaches earlier steps through d_past."""
     for n in range(step.number):
-        cell, masked = k * block_rows(step.gates) + n * LANES, step.mask_stride > 0
-        ended, d_h = masked and step.mask[n * step.mask_stride] == 0, load(step.d_h, cell)
-        if masked:
-            d_h = d_h + load(step.d_past, cell)
+        cell, ended = k * block_rows(step.gates) + n * LANES, step.mask[n * step.mask_stride] == 0
+        d_h = load(step.d_past, cell) + load(step.d_h, cell)
         if step.has_y and (step.end or not ended):
-            d_h = d_h + load(step.d_y, n * step.y_stride + k) * step.share
-        if masked:
-            store(step.d_past, cell, d_h if ended else splat(ZERO))
+            d_h = d_h + load(step.d_y, n * step.y_stride + k)
+        store(step.d_past, cell, d_h if ended else splat(ZERO))
         store(step.d_h, cell, splat(ZERO) if ended else d_h)
 
 
@@ -91,14 +90,18 @@ def _gate_gradients(step, k):
         i, f = load_wide(gates, n), load_wide(gates, size + n)
         g, o = load_wide(gates, 2 * size + n), load_wide(gates, 3 * size + n)
         d_h, tanh_c = load_wide(step.d_h, scratch + n), tanh(load_wide(step.c_new, saved + n), step.gates)
+        if step.has_y and step.mask_stride == 0:
+            sample = n // LANES
+            d_y = load_rows(step.d_y, sample * step.y_stride + k, step.y_stride, step.number - sample)
+            d_h = d_h + d_y * step.share
         d_c = load_wide(step.d_c, scratch + n) + d_h * o * (ONE - tanh_c * tanh_c)
         d_i = d_c * g * i * (ONE - i)
         d_f = d_c * load_wide(step.c_old, saved + n) * f * (ONE - f)
         d_g = d_c * i * (ONE - g * g)
         d_o = d_h * tanh_c * o * (ONE - o)
         store(step.d_c, scratch + n, d_c * f)
-        store_rows(left, n // LANES * TILE, TILE, (d_i, d_f))
-        store_rows(right, n // LANES * TILE, TILE, (d_g, d_o))
+        store_rows(left, n // LANES * TILE, TILE, (d_i, d_f), FOUR)
+        store_rows(right, n // LANES * TILE, TILE, (d_g, d_o), FOUR)
         b_i, b_f, b_g, b_o = (add_rows(b_i, d_i), add_rows(b_f, d_f), add_rows(b_g, d_g), add_rows(b_o, d_o))
     store(d_bias, 0, b_i)
     store(d_bias, LANES, b_f)
@@ -123,6 +126,6 @@ def step_gradients(step, cells):
         following = k + LANES
         # After the last group comes the first one of the step before.
         _prefetch(step, following, following * step.rows if following < cells else -step.saved_stride)
-        if step.has_y or step.mask_stride > 0:
-            _add_output_gradients(step, k)
+        if step.mask_stride > 0:
+            _add_masked_gradients(step, k)
         _gate_gradients(step, k)

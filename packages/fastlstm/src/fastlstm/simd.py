@@ -236,13 +236,26 @@ def store(builder, target, index, value):
     store_ir(builder, builder.gep(target, [index]), _from_float(builder, value, target.type.pointee))
 
 
+@instruction(lambda *kinds: Vector(WIDE))
+def load_rows(builder, source, index, stride, count):
+    """Wide vector of rows of LANES items; of rows from `count` on, which is at least 1, zeros."""
+    rows = []
+    for n in range(FOUR):
+        exists = builder.icmp_signed(">", count, _LONG(n))
+        offset = builder.select(exists, builder.mul(stride, _LONG(n)), _LONG(0))
+        row = _to_float(builder, load_ir(builder, builder.gep(source, [builder.add(index, offset)])))
+        rows.append(builder.select(exists, row, vector_constant(_FLOAT, 0.0)))
+    return concatenate(builder, rows)
+
+
 @instruction()
-def store_rows(builder, target, index, stride, values):
-    """Write each row of a tuple of wide vectors, those of one sample side by side."""
+def store_rows(builder, target, index, stride, values, count):
+    """Write the first `count` rows of a tuple of wide vectors, those of one sample side by side."""
     values = (split(builder, value) for value in cgutils.unpack_tuple(builder, values))
     for n, rows in enumerate(zip(*values, strict=True)):
-        row = _from_float(builder, concatenate(builder, rows), target.type.pointee)
-        store_ir(builder, _row_at(builder, builder.gep(target, [index]), stride, n), row)
+        with builder.if_then(builder.icmp_signed(">", count, _LONG(n)), likely=True):
+            row = _from_float(builder, concatenate(builder, rows), target.type.pointee)
+            store_ir(builder, _row_at(builder, builder.gep(target, [index]), stride, n), row)
 
 
 def _masked(builder, name, base, index, count, *values):
@@ -330,11 +343,11 @@ def prefetch(builder, source, index, number):
 
 @inner
 def aligned(number, like):
-    """Zeros of the type of an array, from the start of a cache line on.
+    """Uninitialized array of the type of another one that begins at the start of a cache line.
 
     A vector that crosses a cache line is read and written twice.
     """
     spare = CACHE_LINE // like.itemsize
-    flat = np.zeros(number + spare, like.dtype)
+    flat = np.empty(number + spare, like.dtype)
     start = -flat.ctypes.data % CACHE_LINE // like.itemsize
     return flat[start : start + number]
