@@ -132,6 +132,9 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
     inputs[:] = 0
     if len(x) % block > 0:
         rhs[:] = 0
+    # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
+    saved_gates, saved_c = pointer(saved.gates, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
+    saved_h, shape = pointer(saved.h, (0, 0, 0, 0)), saved.h.shape
     tile_state = begin_products(values)  # after the allocations, which may fail
     for d in range(len(d_bias)):
         for start in range(0, len(x), block):
@@ -151,7 +154,7 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                 features,
             )
             for step in range(plan.steps[d] - 1, -1, -1):
-                old, new = saved_at(d, step, start, saved.h), saved_at(d, step + 1, start, saved.h)
+                old, new = saved_at(d, step, start, shape), saved_at(d, step + 1, start, shape)
                 t = time_of(d, step, x.shape[1])
                 settings = Step(
                     number,
@@ -162,9 +165,9 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                     d_y.shape[1] * d_y.shape[2],
                     x.shape[1] if len(mask) > 0 else 0,
                     new - old,
-                    pointer(pointer(saved.gates, (0, 0, 0, 0)), GATES * old),
-                    pointer(pointer(saved.c, (0, 0, 0, 0)), old),
-                    pointer(pointer(saved.c, (0, 0, 0, 0)), new),
+                    pointer(saved_gates, GATES * old),
+                    pointer(saved_c, old),
+                    pointer(saved_c, new),
                     pointer(d_h, (0,)),
                     pointer(d_y, (start, t if plan.returns == SEQUENCE else 0, d * cells)),
                     pointer(d_c, (0,)),
@@ -173,7 +176,7 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                     pointer(d_bias, (d, 0)),
                     pointer(mask, (start, t)),
                 )
-                h = pointer(pointer(saved.h, (0, 0, 0, 0)), old)
+                h = pointer(saved_h, old)
                 weights, x_t = as_words(pointer(transposed, (d, 0))), pointer(x, (start, t, 0))
                 wanted = cells + width if with_x else cells if step > 0 else 0
                 x_stride, word = x.shape[1] * features, step * operands.words

@@ -199,6 +199,9 @@ def forward(plan, x, packed, bias, mask, saved, y):
     z, c = aligned(2 * GATES * block * LANES, y), aligned(block * cells, y)
     if plan.returns == MEAN:
         y[:] = 0
+    # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
+    saved_gates, saved_c = pointer(saved.gates, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
+    saved_h, shape = pointer(saved.h, (0, 0, 0, 0)), saved.h.shape
     tile_state = begin_products(packed)  # after the allocations, which may fail
     for start in range(0, batch, block):
         number = min(block, batch - start)
@@ -209,8 +212,7 @@ def forward(plan, x, packed, bias, mask, saved, y):
                 last = step + 1 == plan.steps[d]
                 t = time_of(d, step, time)
                 t_next = time if last else time_of(d, step + 1, time)
-                old, new = saved_at(d, step, start, saved.h), saved_at(d, step + 1, start, saved.h)
-                first_c = pointer(saved.c, (0, 0, 0, 0))
+                old, new = saved_at(d, step, start, shape), saved_at(d, step + 1, start, shape)
                 settings = _Step(
                     number,
                     round_up(number, FOUR),
@@ -226,12 +228,12 @@ def forward(plan, x, packed, bias, mask, saved, y):
                     pointer(states, t_next * size),
                     pointer(y, (start, t if plan.returns == SEQUENCE else 0, d * cells)),
                     pointer(mask, (start, t)),
-                    pointer(pointer(saved.gates, (0, 0, 0, 0)), GATES * old),
-                    pointer(first_c, new),
-                    pointer(pointer(saved.h, (0, 0, 0, 0)), new),
+                    pointer(saved_gates, GATES * old),
+                    pointer(saved_c, new),
+                    pointer(saved_h, new),
                 )
                 if step == 0:
-                    _write_initial_states(settings, cells, pointer(first_c, old))
+                    _write_initial_states(settings, cells, pointer(saved_c, old))
                 # In the first step the states are zero, so only the inputs are multiplied.
                 skip = cells // TILE * TILE if step == 0 else 0
                 _run_step(settings, pointer(packed, (d, 0)), pointer(bias, (d, 0)), cells, features, skip)

@@ -67,7 +67,7 @@ def time_of(d, step, time):
 
 
 @inline
-def saved_at(d, step, start, states):
-    """Offset of a block's values in one of the saved states: of a step, or before it."""
-    _, steps, batch, cells = states.shape
+def saved_at(d, step, start, shape):
+    """Offset of a block's values in saved states of some shape: of a step, or before it."""
+    _, steps, batch, cells = shape
     return ((d * steps + step) * batch + start) * cells
