@@ -95,8 +95,8 @@ def _multiply_and_pack(step, operands, weights, zeros, wanted, word, h, x, x_str
 def _add_input_gradients(step, operands, d_x, d_x_stride, is_first):
     """Write a step's gradients of the inputs to d_x, or add them where the other direction was before."""
     features, block = operands.features, block_rows(step.gates)
-    for k in range(0, features, LANES):
-        for n in range(step.number):
+    for n in range(step.number):
+        for k in range(0, features, LANES):
             value = load(step.d_h, (operands.cells + k) * block + n * LANES)
             place = n * d_x_stride + k
             if not is_first:

@@ -252,7 +252,7 @@ def _run_step(step, packed, bias, cells, features, skip):
         skip: columns of the states that are not multiplied.
     """
     block, part, in_word = block_rows(packed), block_part(packed), values_in_word(packed)
-    parts, columns = (step.rows + part - 1) // part, GATES * LANES
+    parts, columns, rows = (step.rows + part - 1) // part, GATES * LANES, step.rows if step.number > 1 else 1
     lhs, depth = state_lhs(step.h_old, skip), words_in(packed, cells + features - skip)
     stride = round_up(cells + features, TILE) // in_word * LANES
     weights = pointer(as_words(packed), skip // in_word * LANES)
@@ -266,7 +266,7 @@ def _run_step(step, packed, bias, cells, features, skip):
                     pointer(bias, GATES * k_next),
                 )
                 start, out = Sums(biases, 0, LANES), Sums(_gates_at(step, k_next), LANES, block * LANES)
-                multiply(first // part, parts, lhs, step.rows, depth, rhs, stride, start, out, columns)
+                multiply(first // part, parts, lhs, rows, depth, rhs, stride, start, out, columns)
             if k >= 0:
                 last = min(first + part, step.rows)
                 if k_next < cells:

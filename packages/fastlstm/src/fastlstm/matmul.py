@@ -115,7 +115,7 @@ def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns
 
     Args:
         lhs: see `Lhs`.
-        rows: a multiple of FOUR.
+        rows: a multiple of FOUR, or 1.
         depth: number of words to sum over.
         rhs, rhs_stride: pointer to the right operand, and words of LANES of its columns.
         start: `Sums` to add the products to; its strides may be 0.
@@ -133,8 +133,11 @@ def _multiply_in_vectors(lhs, rows, depth, rhs, rhs_stride, start, out, columns)
     groups, whole = columns // LANES, rows - rows % _SAMPLES
     for row in range(0, whole, ROWS):
         _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, ROWS)
-    for row in range(whole, rows, FOUR):
-        _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, FOUR)
+    if rows == 1:
+        _multiply_rows(lhs, 0, depth, rhs, rhs_stride, start, out, groups, 1)
+    else:
+        for row in range(whole, rows, FOUR):
+            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, FOUR)
 
 
 @literal_inline

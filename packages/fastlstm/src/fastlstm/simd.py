@@ -283,7 +283,12 @@ def load_some(builder, source, index, count):
 @instruction()
 def store_some(builder, target, index, value, count):
     """As `store`, of the vector's first `count` or LANES lanes, the fewer."""
-    _masked(builder, "store", target, index, count, _from_float(builder, value, target.type.pointee))
+    value = _from_float(builder, value, target.type.pointee)
+    with builder.if_else(builder.icmp_signed("<", count, _LONG(LANES))) as (some, all_lanes):
+        with some:
+            _masked(builder, "store", target, index, count, value)
+        with all_lanes:  # AVX2's masked stores are slow
+            store_ir(builder, builder.gep(target, [index]), value)
 
 
 @instruction(lambda value: Vector(LANES))
