@@ -116,7 +116,7 @@ def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns
     Args:
         lhs: see `Lhs`.
         rows: a multiple of FOUR, or 1.
-        depth: number of words to sum over.
+        depth: number of words to sum over; 0 only if start is out.
         rhs, rhs_stride: pointer to the right operand, and words of LANES of its columns.
         start: `Sums` to add the products to; its strides may be 0.
         out: `Sums`, written.
@@ -161,7 +161,7 @@ def _multiply_on_tiles(part, parts, lhs, rows, depth, rhs, rhs_stride, start, ou
         first, group = part * total // parts, 0
         remaining = (part + 1) * total // parts - first
         # Quicker than a division.
-        while first >= in_depth:
+        while first > 0 and first >= in_depth:
             first, group = first - in_depth, group + 2
         while remaining > 0:
             last, panel = min(in_depth, first + remaining), pointer(rhs, group * rhs_stride)
