@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from fastlstm.ops import operation, refuse
+from fastlstm.ops import OPERATIONS, operation, refuse
 from fastlstm.recurrence import END, GATES, MEAN, SEQUENCE, Plan
 from fastlstm.simd import LANES
 
@@ -102,8 +102,8 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
         return values[0] if parts == 1 else tf.concat(values, axis=0)
 
     def run(name, save, *inputs, with_x=False):
-        numbers = *plan.steps, plan.returns, save, units, directions, with_x
-        return operation(name, dtype, numbers, *inputs, parameters=3 * directions)
+        numbers = list(OPERATIONS).index(name), *plan.steps, plan.returns, save, units, directions, with_x
+        return operation(name, dtype, tf.constant(numbers, tf.int32), *inputs, parameters=3 * directions)
 
     def forward(save, x, mask, *parameters):
         """y, and what the backward pass of each part needs."""

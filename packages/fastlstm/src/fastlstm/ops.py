@@ -83,14 +83,13 @@ def _register(dtype):
         tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 
-def operation(name: str, dtype: tf.DType, numbers, *inputs: tf.Tensor, parameters: int) -> list[tf.Tensor]:
+def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor, parameters: int) -> list[tf.Tensor]:
     """Add one of `OPERATIONS` to the graph that is being built.
 
     Args:
         name: of the operation.
         dtype: float32 or bfloat16, the type T.
-        numbers: the rest of `meta`, see `kernels.py`.
-        *inputs: the others that `OPERATIONS` lists.
+        *inputs: as `OPERATIONS` lists them.
         parameters: N, the number of parameters.
 
     Returns:
@@ -102,6 +101,5 @@ def operation(name: str, dtype: tf.DType, numbers, *inputs: tf.Tensor, parameter
     for output in OPERATIONS[name][1]:
         types += [dtype if output.endswith(": T") else tf.float32] * (parameters if "N *" in output else 1)
     attributes = {"N": tf.compat.v1.AttrValue(i=parameters)}
-    inputs = tf.constant([list(OPERATIONS).index(name), *numbers], tf.int32), *inputs
     graph = tf.compat.v1.get_default_graph()
     return graph.create_op(f"Fastlstm{name}_{dtype.name}", inputs, types, attrs=attributes).outputs
