@@ -197,6 +197,7 @@ def forward(plan, x, packed, bias, mask, saved, y):
     if (cells + features) % TILE > 0 or batch % block > 0:
         operands[:] = 0
     z, c = aligned(2 * GATES * block * LANES, y), aligned(block * cells, y)
+    z[:] = 0  # of a single sample only one row is written
     if plan.returns == MEAN:
         y[:] = 0
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
