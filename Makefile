@@ -68,8 +68,9 @@ check: dev-setup
 	python -m ruff format --check --quiet || { echo "Not formatted; run: ruff format"; exit 1; }
 	$(PYTEST) -q -m "not slow and not forced_isa"
 
+TESTS ?= not forced_isa
 test: dev-setup
-	$(PYTEST) -m "not forced_isa"
+	$(PYTEST) -m "$(TESTS)"
 
 test-layer: dev-setup
 	$(PYTEST) -m forced_isa packages/fastlstm/tests

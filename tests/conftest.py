@@ -17,11 +17,16 @@ from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 # Folders with slow fixtures; with pytest-xdist, one process runs all tests of a folder. The first
 # compiles the layer, which takes a minute; meanwhile the second tests what does not need the layer.
 GROUPS = ("packages/fastlstm", "tests/kaggle", "tests/report", "tests/stages", "tests/training")
+# Files whose tests compile the layer anew; each is a group of its own, to fill up the processes in the end.
+COMPILING = ("test_isa.py", "test_cache.py")
 
 
 def group(nodeid):
-    """The group of a test: one of `GROUPS`, or its file."""
-    return next((folder for folder in GROUPS if nodeid.startswith(f"{folder}/")), nodeid.partition("::")[0])
+    """The group of a test: itself, one of `GROUPS`, or its file."""
+    file = nodeid.partition("::")[0]
+    if file.endswith(COMPILING):
+        return nodeid
+    return next((folder for folder in GROUPS if file.startswith(f"{folder}/")), file)
 
 
 def pytest_collection_modifyitems(items):
