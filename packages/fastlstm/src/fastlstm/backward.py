@@ -119,7 +119,10 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
     """
     values, cells, features = saved.gates, saved.h.shape[3], x.shape[2]
     block, in_word, with_x = block_rows(values), values_in_word(values), len(d_x) > 0
-    width, depth = round_up(features, LANES), plan.steps[0] * block // in_word
+    # Few steps at a time share a product for the weights' gradients, so that its operands fit in the second cache.
+    # AMX needs more, because each product also reads and writes the gradients.
+    steps = min(plan.steps[0], 16 if on_tiles(values) else 8)
+    width, depth = round_up(features, LANES), steps * block // in_word
     # On AMX the left operands are whole tiles.
     rows = round_up(cells, TILE) + round_up(features, TILE)
     d_h, zeros = aligned(block * (cells + width), d_bias), np.zeros(LANES, np.float32)
@@ -179,7 +182,7 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                 h = pointer(saved_h, old)
                 weights, x_t = as_words(pointer(transposed, (d, 0))), pointer(x, (start, t, 0))
                 wanted = cells + width if with_x else cells if step > 0 else 0
-                x_stride, word = x.shape[1] * features, step * operands.words
+                x_stride, word = x.shape[1] * features, step % steps * operands.words
                 step_gradients(settings, cells)
                 _multiply_and_pack(
                     settings, operands, weights, pointer(zeros, (0,)), wanted, word, h, x_t, x_stride
@@ -187,23 +190,23 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                 if with_x:
                     is_first = d == 0 or t >= plan.steps[0]
                     _add_input_gradients(settings, operands, pointer(d_x, (start, t, 0)), x_stride, is_first)
-            _add_weight_gradients(plan.steps[d] * operands.words, operands, d_weights[d])
+                if step % steps == 0:
+                    _add_weight_gradients(step, min(step + steps, plan.steps[d]), operands, d_weights[d])
     end_products(tile_state)
     # Pointers do not keep arrays alive.
     d_h[0], d_c[0], d_past[0], d_gates[0], inputs[0], spare[0], lhs[0], rhs[0], zeros[0] = (0,) * 9
 
 
 @inner
-def _add_weight_gradients(used, operands, d_weights):
-    """Add the products of states and gates' gradients, summed over samples and steps.
+def _add_weight_gradients(first, end, operands, d_weights):
+    """Add the products of states and gates' gradients, summed over samples and over steps from first to end.
 
     Args:
-        used: words that are filled.
         operands: see `_Operands`.
         d_weights: of one direction, see `backward`.
     """
-    columns, depth, skip = GATES * operands.cells, operands.depth * LANES, operands.words
-    # Before step 0 the states are zero.
+    columns, depth, used = GATES * operands.cells, operands.depth * LANES, (end - first) * operands.words
+    skip = operands.words if first == 0 else 0  # before step 0 the states are zero
     words = pointer(operands.states.words, skip * operands.states.word_stride)
     states = Lhs(words, operands.states.row_stride, operands.states.word_stride, 0)
     gates, stride = pointer(operands.gates, skip * LANES), d_weights.shape[1] * LANES
