@@ -135,9 +135,9 @@ class Shape:
     dropout: float  # share of values dropped before the softmax and between layers (of a grid: half of it)
     precision: str  # see `BiLSTM`
 
-    def bilstm(self, number, values, units):
+    def bilstm(self, number, values):
         readout = self.readout if number == self.layers - 1 else "sequence"
-        return BiLSTM(units, readout=readout, precision=self.precision, name=f"bilstm_{number}")(values)
+        return BiLSTM(self.units, readout=readout, precision=self.precision, name=f"bilstm_{number}")(values)
 
     def normalization(self, number, values):
         return BatchNormalization(name=f"normalization_{number}")(values) if self.normalize else values
@@ -147,58 +147,41 @@ def build_rows(images, shape: Shape):
     """Layers that read the image row by row: `(batch, rows, columns)` -> `(batch, 2 * units)`."""
     values = images
     for number in range(shape.layers):
-        values = shape.normalization(number, shape.bilstm(number, values, shape.units))
+        values = shape.normalization(number, shape.bilstm(number, values))
         if number < shape.layers - 1:
             # One mask for all steps (Gal & Ghahramani 2016), which is also far cheaper to draw.
             values = SpatialDropout(shape.dropout, name=f"dropout_{number}")(values)
     return values
 
 
-def read_grid(grid, shape: Shape, widths: Sequence[int], pools: dict[int, tuple[int, int]]):
-    """Layers that read a grid of features along its rows and down its columns in turn.
+def build_grid_rows(images, shape: Shape):
+    """Layers that read a grid of patches along its rows and down its columns in turn.
 
     Each row (or column) is a sequence of its own, and the same layer reads all of them, as in ReNet (Visin et
-    al. 2015). The last layer's readouts are averaged over the rows or columns.
-
-    From `(batch, rows, columns, features)` to `(batch, 2 * widths[-1])`; widths are the units of each layer,
-    pools the height and width of maximum pooling after layers, by number.
+    al. 2015). Maximum pooling after the second layer makes the grid square. The last layer's readouts are
+    averaged over the rows or columns: `(batch, 26, 26)` -> `(batch, 2 * units)`.
     """
-    for number, units in enumerate(widths):
+    grid = Patches(name="patches")(images)
+    for number in range(shape.layers):
         down = number % 2 == 1
         if down:
             grid = ops.transpose(grid, (0, 2, 1, 3))
         _, lines, steps, features = grid.shape
-        read = shape.bilstm(number, ops.reshape(grid, (-1, steps, features)), units)
+        read = shape.bilstm(number, ops.reshape(grid, (-1, steps, features)))
         read = ops.reshape(read, (-1, lines, *read.shape[1:]))
         if number == shape.layers - 1:
             return shape.normalization(number, ops.mean(read, axis=1))
         grid = ops.transpose(read, (0, 2, 1, 3)) if down else read
-        if number in pools:
-            grid = keras.layers.MaxPooling2D(pools[number], padding="same", name=f"pool_{number}")(grid)
+        if number == 1:
+            pool = (PATCH_WIDTH // PATCH_HEIGHT, 1)
+            grid = keras.layers.MaxPooling2D(pool, padding="same", name="pool")(grid)
         grid = shape.normalization(number, grid)
         grid = SpatialDropout(shape.dropout / 2, name=f"dropout_{number}")(grid)
-
-
-def build_grid_rows(images, shape: Shape):
-    """`read_grid` on wide patches, pooled to a square grid: `(batch, 26, 26)` -> `(batch, 2 * units)`."""
-    pools = {1: (PATCH_WIDTH // PATCH_HEIGHT, 1)}
-    return read_grid(Patches(name="patches")(images), shape, [shape.units] * shape.layers, pools)
 
 
 def build_grid_columns(images, shape: Shape):
     """`build_grid_rows` on the transposed image: patches are upright, and columns are read first."""
     return build_grid_rows(ops.transpose(images, (0, 2, 1)), shape)
-
-
-def build_fine_grid(images, shape: Shape):
-    """`read_grid` on 12 by 12 patches; every second layer halves the grid and doubles the units.
-
-    `(batch, 26, 26)` -> `(batch, 2 * units * 2 ** ((layers - 1) // 2))`
-    """
-    size = PATCH_HEIGHT + 2 * OVERLAP
-    grid = Patches((size, size), (PATCH_HEIGHT, PATCH_HEIGHT), name="patches")(images)
-    widths = [shape.units * 2 ** (number // 2) for number in range(shape.layers)]
-    return read_grid(grid, shape, widths, {number: (2, 2) for number in range(1, shape.layers, 2)})
 
 
 @dataclass(frozen=True)
@@ -215,10 +198,9 @@ ARCHITECTURES = {
     "grid_rows": Architecture(build_grid_rows, "grid_"),
     "grid_columns": Architecture(build_grid_columns, "grid_"),
     "deslanted_grid": Architecture(build_grid_rows, "grid_", Deslant),
-    "fine_grid": Architecture(build_fine_grid, "fine_"),
 }
 # `model.architecture: cycle` trains one of these in each fold, in turn; `all` trains all of them in each.
-DEFAULT_ARCHITECTURES = ("deslanted_grid", "fine_grid")
+DEFAULT_ARCHITECTURES = ("deslanted_grid", "rows")
 
 
 def build_network(

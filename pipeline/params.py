@@ -55,8 +55,6 @@ class Model(_Section):
     units: _whole(1, 4096)
     grid_layers: _whole(1, 16)
     grid_units: _whole(1, 4096)
-    fine_layers: _whole(1, 16)
-    fine_units: _whole(1, 4096)
     readout: Readout
     normalize: YesNo
     dropout: _number(0, 0.9)
@@ -78,7 +76,6 @@ class Train(_Section):
     learning_rate: LearningRate
     warmup: _number(0, 0.9)
     weight_decay: _number(0, 1)
-    prune: _number(0, 0.9)
     precision: _one_of("auto", "float32", "bfloat16")
     seeds: _whole(1, 100)
 

@@ -14,9 +14,16 @@ from pipeline.files import PipelineError, atomic_write
 from pipeline.folds import TrainingData, make_folds
 from pipeline.mnist import fetch_mnist, load_mnist, stand_in
 
-# Folders with slow fixtures; with pytest-xdist, one process runs all tests of a folder. The first
-# compiles the layer, which takes a minute; meanwhile the second tests what does not need the layer.
-GROUPS = ("packages/fastlstm", "tests/kaggle", "tests/report", "tests/stages", "tests/training")
+# Folders and files with slow fixtures; with pytest-xdist, one process runs all tests of each. The other files
+# fill up the processes in the end. The first process compiles the layer, which takes a minute; meanwhile the
+# second tests what does not need the layer.
+GROUPS = (
+    "packages/fastlstm/",
+    "tests/kaggle/",
+    "tests/report/",
+    "tests/stages/",
+    "tests/training/test_runner.py",
+)
 # Files whose tests compile the layer anew; each is a group of its own, to fill up the processes in the end.
 COMPILING = ("test_isa.py", "test_cache.py")
 
@@ -26,7 +33,7 @@ def group(nodeid):
     file = nodeid.partition("::")[0]
     if file.endswith(COMPILING):
         return nodeid
-    return next((folder for folder in GROUPS if file.startswith(f"{folder}/")), file)
+    return next((name for name in GROUPS if file.startswith(name)), file)
 
 
 def pytest_collection_modifyitems(items):

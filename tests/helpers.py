@@ -15,15 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Networks small enough to train in a moment.
 SMALL = {
     "prepare": {"folds": 2},
-    "model": {
-        "architecture": "cycle",
-        "layers": 2,
-        "units": 16,
-        "grid_layers": 2,
-        "grid_units": 8,
-        "fine_layers": 2,
-        "fine_units": 8,
-    },
+    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 2, "grid_units": 8},
     "augment": {"undistorted_epochs": 1},
     "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32"},
 }

@@ -20,15 +20,7 @@ ROOT = Path(__file__).parents[1]
 CHANGES = {
     "download": {"source": "mnist"},
     "prepare": {"limit": 400, "folds": 2},
-    "model": {
-        "architecture": "all",
-        "layers": 2,
-        "units": 16,
-        "grid_layers": 3,
-        "grid_units": 8,
-        "fine_layers": 2,
-        "fine_units": 8,
-    },
+    "model": {"architecture": "all", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
     "train": {"epochs": 2, "batch_size": 32},
     "compute": {"workers": 2},
     "article": {"steps": 11, "units": 16, "batch_size": 100},

@@ -27,8 +27,7 @@ SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_")
 class State(NamedTuple):
     """A member between two epochs."""
 
-    # All that training changes: weights, random states, the optimizer's averages, losses; empty before the
-    # first epoch.
+    # All that training changes: weights, random states, the optimizer's averages. Empty at first.
     values: Sequence[np.ndarray] = ()
     history: Sequence[dict] = ()  # the figures of each epoch so far, see `train_epoch`
 

@@ -13,7 +13,7 @@ from pipeline.architectures import ARCHITECTURES, average, network_of_params
 from pipeline.augment import augment
 from pipeline.files import save_network
 from pipeline.folds import TrainingData
-from pipeline.params import Params, Train
+from pipeline.params import Params
 from pipeline.training.members import Member
 from pipeline.training.optimizer import AdamW
 from pipeline.training.state import State
@@ -21,7 +21,6 @@ from pipeline.training.state import State
 VALIDATION_SUBSET = 2000  # validation rows to predict after every epoch but the last, which predicts all
 PREDICTION_BATCH = 256
 VIEW_BATCH = 512  # images per call of a compiled view
-PRUNED_EPOCHS = 7 / 8  # share of all epochs in which images are pruned; the last epochs train on all
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
@@ -37,60 +36,31 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     epoch, last = len(state.history), len(state.history) + 1 == params.train.epochs
     batch, steps = batch_and_steps(params, data)
     model, optimizer, train = _shared(member.architecture, params, data.shape, batch, steps)
-    *variables, losses = state.values or initial_values(params, data, member)
-    _assign(model, optimizer, variables)
-    # The learning rate follows the epochs, however many steps each has.
-    optimizer.iterations.assign(epoch * steps)
+    _assign(model, optimizer, state.values or initial_values(params, data, member))
     # Tracing takes seconds, and compiling the layer up to a minute; neither counts as time of the epoch.
     train.get_concrete_function()
 
     started = time.perf_counter()
-    rows = data.split(member.fold)[0]
-    order, weights = choose_images(losses, params.train, epoch, member.stream("shuffle", epoch))
-    order = order[: min(len(order) // batch, steps) * batch]
-    images, targets = _images_of(params, data, member, epoch, rows[order])
+    rows = member.stream("shuffle", epoch).permutation(data.split(member.fold)[0])[: steps * batch]
+    images, targets = _images_of(params, data, member, epoch, rows)
     prepared = time.perf_counter()
-    new_losses, correct = (result.numpy() for result in train(images, targets, weights[order]))
+    loss, accuracy = train(images, targets).numpy().tolist()
     finished = time.perf_counter()
-    losses = losses.copy()
-    losses[order] = new_losses
-    losses[np.isinf(losses)] = new_losses.mean()  # rows that filled no batch in the first epoch
 
     validation = data.split(member.fold)[1][: None if last else VALIDATION_SUBSET]
     probabilities = _predict(model, _view(member.architecture, data.images[validation]))
     val_accuracy, val_loss = _score(probabilities, data.labels[validation])
     figures = {
         "epoch": epoch + 1,
-        "loss": float(new_losses.mean()),
-        "accuracy": float(correct.mean()),
+        "loss": loss,
+        "accuracy": accuracy,
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
         "images": len(images),
         "seconds": finished - started,
         "input_seconds": prepared - started,
     }
-    values = [*(variable.numpy() for variable in _variables(model, optimizer)), losses]
-    return State(values, [*state.history, figures])
-
-
-def choose_images(
-    losses: np.ndarray, train: Train, epoch: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the images of an epoch: dynamic pruning (InfoBatch, Qin et al. 2023, arXiv 2303.04947).
-
-    An image whose last loss is below the mean is skipped with probability `prune`. The losses of the other
-    such images are multiplied by `1 / (1 - prune)`, which preserves the expected gradient. The last losses
-    `(n,)` are in nats, infinite before the first epoch; epochs count from 0.
-
-    Returns:
-        The numbers of the chosen images in random order, and weights `(n,)` float32 of the losses.
-    """
-    weights, chosen = np.ones(len(losses), np.float32), np.ones(len(losses), bool)
-    if train.prune and epoch < PRUNED_EPOCHS * train.epochs and np.isfinite(losses).all():
-        easy = losses < losses.mean()
-        chosen = ~(easy & (random.random(len(losses)) < train.prune))
-        weights[easy] = 1 / (1 - train.prune)
-    return random.permutation(np.flatnonzero(chosen)), weights
+    return State(_values(model, optimizer), [*state.history, figures])
 
 
 def _images_of(params, data, member, epoch, rows):
@@ -150,7 +120,7 @@ def export_fold(
     weights = {}
     for member, state in states.items():
         model, optimizer, _ = _shared(member.architecture, params, data.shape, batch, steps)
-        _assign(model, optimizer, state.values[:-1])
+        _assign(model, optimizer, state.values)
         weights[member] = model.get_weights()
     # Otherwise the numbers and seeds of Keras's layers depend on the process's earlier work.
     keras.utils.clear_session()
@@ -182,12 +152,11 @@ def batch_and_steps(params: Params, data: TrainingData) -> tuple[int, int]:
 
 
 def initial_values(params: Params, data: TrainingData, member: Member) -> list[np.ndarray]:
-    """The variables of model and optimizer before the first epoch, and an infinite loss for each image."""
+    """The variables of model and optimizer before the first epoch."""
     keras.utils.set_random_seed(int(member.stream("weights").integers(2**31)))
     batch, steps = batch_and_steps(params, data)
     model, optimizer, _ = _build(member.architecture, params, data.shape, batch, steps)
-    losses = np.full(len(data.split(member.fold)[0]), np.inf, np.float32)
-    return [*(variable.numpy() for variable in _variables(model, optimizer)), losses]
+    return _values(model, optimizer)
 
 
 def _build(architecture, params, shape, batch, steps):
@@ -209,30 +178,28 @@ def _build(architecture, params, shape, batch, steps):
 def _epoch_function(model, optimizer, batch):
     """Make a function that trains on the batches of an epoch.
 
-    Its arguments are images, targets `(n, classes)` and weights of the losses `(n,)`; n is a multiple of
-    `batch`. It returns each image's loss in nats and whether the prediction was correct.
+    Its arguments are images and targets `(n, classes)`; n is a multiple of `batch`. It returns a tensor of
+    the mean loss in nats, and the share of correct predictions.
 
     All steps are one call of TensorFlow, because one call from Python per step took a tenth of the time.
     Keras's `fit` is unsuitable: its input pipeline waits for threads that a single-threaded process lacks.
     """
-    shapes = (None, *model.input_shape[1:]), (None, *model.output_shape[1:]), (None,)
+    shapes = (None, *model.input_shape[1:]), (None, *model.output_shape[1:])
 
     @tf.function(input_signature=[tf.TensorSpec(shape) for shape in shapes])
-    def train_on_batches(images, targets, weights):
+    def train_on_batches(images, targets):
         steps = len(images) // batch
-        losses, correct = tf.TensorArray(tf.float32, steps), tf.TensorArray(tf.bool, steps)
+        total = tf.zeros(2)
         for step in tf.range(steps):
             part = slice(step * batch, (step + 1) * batch)
             with tf.GradientTape() as tape:
                 probabilities = model(images[part], training=True)
-                loss = keras.losses.categorical_crossentropy(targets[part], probabilities)
-                total = tf.reduce_mean(loss * weights[part])
+                loss = tf.reduce_mean(keras.losses.categorical_crossentropy(targets[part], probabilities))
             variables = model.trainable_variables
-            optimizer.apply(tape.gradient(total, variables), variables)
-            losses = losses.write(step, loss)
-            right = tf.argmax(probabilities, axis=1) == tf.argmax(targets[part], axis=1)
-            correct = correct.write(step, right)
-        return losses.concat(), correct.concat()
+            optimizer.apply(tape.gradient(loss, variables), variables)
+            accuracy = tf.reduce_mean(keras.metrics.categorical_accuracy(targets[part], probabilities))
+            total += tf.stack([loss, accuracy])
+        return total / tf.cast(steps, tf.float32)
 
     return train_on_batches
 
@@ -244,6 +211,10 @@ _shared = lru_cache(maxsize=8)(_build)
 
 def _variables(model, optimizer):
     return [*model.variables, *optimizer.variables]
+
+
+def _values(model, optimizer):
+    return [variable.numpy() for variable in _variables(model, optimizer)]
 
 
 def _assign(model, optimizer, values):

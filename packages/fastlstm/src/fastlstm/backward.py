@@ -119,8 +119,8 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
     """
     values, cells, features = saved.gates, saved.h.shape[3], x.shape[2]
     block, in_word, with_x = block_rows(values), values_in_word(values), len(d_x) > 0
-    # Few steps at a time share a product for the weights' gradients, so that its operands fit in the second cache.
-    # AMX needs more, because each product also reads and writes the gradients.
+    # Few steps share a product for the weights' gradients, so that its operands fit in the second cache. AMX
+    # needs more, because each product also reads and writes the gradients.
     steps = min(plan.steps[0], 16 if on_tiles(values) else 8)
     width, depth = round_up(features, LANES), steps * block // in_word
     # On AMX the left operands are whole tiles.
