@@ -2,8 +2,7 @@
 
     python training_speed.py --cases abcd
 
-prints a table for each case and writes them to results-ISA.md beside this file; README.md says how to read
-it.
+prints a table for each case and writes them to a file; README.md says how to read it.
 """
 
 import argparse
@@ -255,6 +254,7 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", default="abcd", help="default: abcd")
+    parser.add_argument("--output", type=Path, help="default: results-<instruction set>.md beside this file")
     parser.add_argument("--short", action="store_true", help="only what the ratios compare; writes no file")
     parser.add_argument("--quick", action="store_true", help="one setting, one interval: to try it; no file")
     arguments = parser.parse_args()
@@ -282,7 +282,8 @@ def main():
     text = "\n".join(report(arguments.cases, best))
     print(text)
     if not (arguments.quick or arguments.short):
-        Path(__file__).with_name(f"results-{ISA}.md").write_text(text)
+        output = arguments.output or Path(__file__).with_name(f"results-{ISA}.md")
+        output.write_text(text)
 
 
 if __name__ == "__main__":
