@@ -123,7 +123,7 @@ def test_an_accelerated_model_lives_as_keras_models_do(make, tmp_path):
     model, _ = make_twice(make)
     fastlstm.accelerate(model)
     x = data_of(model)
-    expected = [model.predict(x, verbose=0)]
+    expected = [model(x)]
     model.save(tmp_path / "model.keras")
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
@@ -139,7 +139,7 @@ def test_an_accelerated_model_lives_as_keras_models_do(make, tmp_path):
         fastlstm.accelerate(stock),
     ]
     for other in copies:
-        assert_close([other.predict(x, verbose=0)], expected)
+        assert_close([other(x)], expected)
 
 
 def test_subclassed_models_are_accelerated():
@@ -155,9 +155,7 @@ def test_subclassed_models_are_accelerated():
     expected = model.predict(x, verbose=0)
     fastlstm.accelerate(model)
     assert_close([model.predict(x, verbose=0)], [expected])
-    assert (
-        fastlstm.explain(model) == [("lstm", "fast"), ("lstm_1", "fast")] or len(fastlstm.explain(model)) == 2
-    )
+    assert [text for _, text in fastlstm.explain(model)] == ["fast", "fast"]
 
 
 def test_explain_names_the_reason():
@@ -204,7 +202,7 @@ sys.modules["fastlstm"] = None  # not installed
 import keras, numpy as np
 np.save("y.npy", keras.models.load_model("stock.keras").predict(np.load("x.npy"), verbose=0))
 """
-    if readout == "mean":
+    if readout == "mean" and mask_zero:
         done = run_python("-c", code, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert_close([np.load(tmp_path / "y.npy")], [expected])
