@@ -4,7 +4,7 @@ import numba
 import numpy as np
 from fastlstm import tiles
 from fastlstm.isa import ISA
-from fastlstm.matmul import ROWS, VECTORS, Lhs, Sums
+from fastlstm.matmul import ROWS, VECTORS, Accumulators, Lhs
 from fastlstm.simd import LANES, aligned, pointer
 from fastlstm.vector_tiles import multiply_tile
 
@@ -16,19 +16,19 @@ DEPTH = 128
 def _on_tiles(repeats, a, panel, start, out):
     before = tiles.configure_tiles()
     side = tiles.SIDE
-    tiles.load_sums(Sums(pointer(start, (0,)), side, 2 * side * side), 0, 0, 2, 2)
+    tiles.move_sums(Accumulators(pointer(start, (0,)), side, 2 * side * side), 0, 0, 2, 2, "tileloadd64")
     for _ in range(repeats):
         tiles.add_products(pointer(a, (0,)), pointer(panel, (0,)), side * side, 2, 2)
-    tiles.store_sums(Sums(pointer(out, (0,)), side, 2 * side * side), 0, 0, 2, 2)
-    tiles.restore_tiles(before)
+    tiles.move_sums(Accumulators(pointer(out, (0,)), side, 2 * side * side), 0, 0, 2, 2, "tilestored64")
+    tiles.load_configuration(pointer(before, (0,)))
 
 
 @numba.njit(nogil=True)
 def _in_vectors(repeats, a, panel, start, out):
     lhs, stride = Lhs(pointer(a, (0,)), DEPTH, 1, 0), DEPTH * LANES
     first, product = (
-        Sums(pointer(start, (0,)), LANES, ROWS * LANES),
-        Sums(pointer(out, (0,)), LANES, ROWS * LANES),
+        Accumulators(pointer(start, (0,)), LANES, ROWS * LANES),
+        Accumulators(pointer(out, (0,)), LANES, ROWS * LANES),
     )
     for _ in range(repeats):
         multiply_tile(lhs, 0, DEPTH, pointer(panel, (0,)), stride, first, product, 0, ROWS, VECTORS)

@@ -56,7 +56,6 @@ INSTRUCTIONS = {
     "tdpbf16ps": ctypes.CFUNCTYPE(None, BYTE, BYTE, BYTE)(multiply),
     "ldtilecfg": ctypes.CFUNCTYPE(None, ADDRESS)(load_configuration),
     "sttilecfg": ctypes.CFUNCTYPE(None, ADDRESS)(store_configuration),
-    "tilerelease": ctypes.CFUNCTYPE(None)(lambda: CONFIGURATION.fill(0)),
 }
 for name, function in INSTRUCTIONS.items():
     llvmlite.binding.add_symbol(f"emulated_{name}", ctypes.cast(function, ADDRESS).value)

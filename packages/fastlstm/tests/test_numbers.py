@@ -102,10 +102,10 @@ def test_steps_lengths_and_readouts(readout, steps, lengths, precision):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("units", "features"), [(4, 1), (16, 8), (32, 50), (37, 10), (48, 16)])
 def test_any_size_and_batch(units, features, precision):
-    """Tiles of every width and height, whole ones and remainders; a last sample that pairs with none."""
+    """Tiles of every width and height, whole ones and remainders, and more steps than share a product."""
     layer = random_layer(units, features, "sequence", precision)
-    for batch in (1, 16, 29, 77):
-        compare(layer, tf.constant(values(batch, 5, features)))
+    for batch, steps in ((1, 17), (16, 5), (29, 9), (29, 33), (77, 5)):
+        compare(layer, tf.constant(values(batch, steps, features)))
 
 
 @pytest.mark.parametrize("readout", READOUTS)

@@ -96,7 +96,7 @@ def test_custom_loop_in_and_out_of_a_graph(digits):
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("training", [None, False])
 def test_a_gradient_can_be_taken_again(readout, training):
-    """The backward pass works in the forward one's memory, unless somebody still needs that."""
+    """The backward pass leaves what the forward pass saved as it is."""
     layer = BiLSTM(UNITS, readout=readout)
     x = tf.constant(values(3, 6, FEATURES))
     plain = layer(x)
@@ -165,8 +165,9 @@ def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
     assert kept == {1}
 
 
-def test_the_gradient_of_the_images_is_not_computed_in_training(monkeypatch, digits):
-    """But that of the second layer's inputs is, and that of the images for whoever asks for it."""
+@pytest.fixture
+def asked(monkeypatch):
+    """Whether each backward pass in the graphs computes the gradient of its inputs."""
     asked = []
 
     def spy(name, dtype, numbers, *inputs, **options):
@@ -176,20 +177,33 @@ def test_the_gradient_of_the_images_is_not_computed_in_training(monkeypatch, dig
 
     monkeypatch.setattr(graph, "operation", spy)
     with whole_batches():
-        model = small_network()
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.train_on_batch(digits.images[:2], digits.labels[:2])
-        # TensorFlow drops the last operation, because nothing uses its result.
-        assert asked == [1, 0, 1]
+        yield asked
 
-        @tf.function
-        def saliency(images):
-            with tf.GradientTape() as tape:
-                tape.watch(images)
-                output = model(images)[:, 0]
-            return tape.gradient(output, images)
 
-        assert np.any(saliency(tf.constant(digits.images[:2], tf.float32)))
+def test_the_gradient_of_the_images_is_not_computed_in_training(asked, digits):
+    """But that of the second layer's inputs is, and that of the images for whoever asks for it."""
+    model = small_network()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.train_on_batch(digits.images[:2], digits.labels[:2])
+    # TensorFlow drops the last operation, because nothing uses its result.
+    assert asked == [1, 0, 1]
+
+    @tf.function
+    def saliency(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            output = model(images)[:, 0]
+        return tape.gradient(output, images)
+
+    assert np.any(saliency(tf.constant(digits.images[:2], tf.float32)))
+
+
+def test_behind_a_layer_with_a_loop_the_gradient_of_the_inputs_is_computed_once(asked):
+    gru = keras.layers.GRU(4, return_sequences=True)
+    model = keras.Sequential([keras.Input((6, FEATURES)), gru, BiLSTM(UNITS, "last"), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.train_on_batch(values(BATCH, 6, FEATURES), np.ones((BATCH, 1)))
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("wrong", ["lengths", "features"])

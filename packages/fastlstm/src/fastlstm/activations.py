@@ -10,7 +10,7 @@ from numba.core import types
 
 from fastlstm.isa import uses
 from fastlstm.jit import constant, inline
-from fastlstm.simd import concatenate, instruction, split, vector_constant
+from fastlstm.simd import call_llvm, concatenate, instruction, split, vector_constant
 
 _FLOAT, _INT, _MASK = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 _LARGEST = np.float32(126)  # exponent of a normal float32
@@ -23,9 +23,7 @@ def _call_by_lanes(builder, name, values, *others):
     """Call an LLVM function of vectors of LANES float32, and of other values, for each part of the values."""
     results = []
     for parts in zip(*(split(builder, value) for value in values), strict=True):
-        arguments = [*parts, *others]
-        kind = ir.FunctionType(parts[0].type, [value.type for value in arguments])
-        results.append(builder.call(builder.module.declare_intrinsic(name, (), kind), arguments))
+        results.append(call_llvm(builder, name, parts[0].type, *parts, *others))
     return concatenate(builder, results)
 
 
@@ -40,9 +38,7 @@ def _clamp(builder, value):
 @instruction(lambda value: value)
 def _round(builder, value):
     """The nearest integers."""
-    kind = ir.FunctionType(value.type, [value.type])
-    name = f"llvm.rint.v{value.type.count}f32"
-    return builder.call(builder.module.declare_intrinsic(name, (), kind), [value])
+    return call_llvm(builder, f"llvm.rint.v{value.type.count}f32", value.type, value)
 
 
 @instruction(lambda value, exponents: value)

@@ -7,11 +7,9 @@ import numpy as np
 from fastlstm.gate_gradients import Step, step_gradients
 from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
+    Accumulators,
     Lhs,
-    Sums,
-    begin_products,
     block_rows,
-    end_products,
     multiply,
     on_tiles,
     pack_rows,
@@ -22,8 +20,8 @@ from fastlstm.matmul import (
     state_lhs,
     values_in_word,
 )
-from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, saved_at, time_of
-from fastlstm.simd import FOUR, LANES, TILE, aligned, as_words, load, load_some, pointer, store, store_some
+from fastlstm.recurrence import GATES, LAST, MEAN, ONE, SEQUENCE, saved_at, time_of
+from fastlstm.simd import LANES, SAMPLES, TILE, aligned, as_words, load, load_some, pointer, store, store_some
 
 
 class _Operands(NamedTuple):
@@ -83,8 +81,8 @@ def _multiply_and_pack(step, operands, weights, zeros, wanted, word, h, x, x_str
     """
     columns = GATES * operands.cells
     words = columns // values_in_word(step.d_gates)
-    lhs, start = state_lhs(step.d_gates, 0), Sums(zeros, 0, 0)
-    out = Sums(step.d_h, LANES, LANES * block_rows(step.d_gates))
+    lhs, start = state_lhs(step.d_gates, 0), Accumulators(zeros, 0, 0)
+    out = Accumulators(step.d_h, LANES, LANES * block_rows(step.d_gates))
     parts = (operands.cells + round_up(operands.features, LANES) + columns) // LANES
     for part in range(parts):
         multiply(part, parts, lhs, step.rows, words, weights, words * LANES, start, out, wanted)
@@ -119,38 +117,39 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
     """
     values, cells, features = saved.gates, saved.h.shape[3], x.shape[2]
     block, in_word, with_x = block_rows(values), values_in_word(values), len(d_x) > 0
-    # Few steps share a product for the weights' gradients, so that its operands fit in the second cache. AMX
-    # needs more, because each product also reads and writes the gradients.
+    # Few steps share a product for the weights' gradients, so that its operands fit in the L2 cache. AMX
+    # probably needs more, because each product also reads and writes the gradients.
     steps = min(plan.steps[0], 16 if on_tiles(values) else 8)
     width, depth = round_up(features, LANES), steps * block // in_word
     # On AMX the left operands are whole tiles.
     rows = round_up(cells, TILE) + round_up(features, TILE)
-    d_h, zeros = aligned(block * (cells + width), d_bias), np.zeros(LANES, np.float32)
-    d_c, d_past = aligned(block * cells, d_bias), aligned(block * cells, d_bias)
+    # Of a block: d_h, d_c, d_past, and LANES zeros.
+    states = aligned(block * (3 * cells + width) + LANES, d_bias)
+    d_h = pointer(states, (0,))
+    d_c = pointer(d_h, block * (cells + width))
+    d_past = pointer(d_c, block * cells)
+    zeros = pointer(d_past, block * cells)
     d_gates, inputs = aligned(GATES * cells * block, values), aligned(block * LANES, values)
     lhs, rhs = aligned(rows * depth * in_word, values), aligned(GATES * cells * depth * in_word, values)
     spare = aligned(LANES * LANES * in_word, values)
     left = stacked_lhs(values, as_words(pointer(lhs, (0,))), rows, depth)
     inputs_at = pointer(left.words, round_up(cells, TILE) * left.row_stride)
     inputs[:] = 0
-    if len(x) % block > 0:
-        rhs[:] = 0
+    if on_tiles(values) and len(x) % block > 0:
+        rhs[:] = 0  # tiles also multiply the rows that the last block lacks
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
     saved_gates, saved_c = pointer(saved.gates, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
     saved_h, shape = pointer(saved.h, (0, 0, 0, 0)), saved.h.shape
-    tile_state = begin_products(values)  # after the allocations, which may fail
     for d in range(len(d_bias)):
         for start in range(0, len(x), block):
-            d_h[:] = 0
-            d_c[:] = 0
-            d_past[:] = 0
+            states[:] = 0
             number = min(block, len(x) - start)
             operands = _Operands(
                 left,
                 Lhs(inputs_at, left.row_stride, left.word_stride, 0),
                 as_words(pointer(rhs, (0,))),
                 depth,
-                (block if on_tiles(values) else round_up(number, FOUR)) // in_word,
+                (block if on_tiles(values) else round_up(number, SAMPLES)) // in_word,
                 pointer(inputs, (0,)),
                 as_words(pointer(spare, (0,))),
                 cells,
@@ -161,9 +160,9 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                 t = time_of(d, step, x.shape[1])
                 settings = Step(
                     number,
-                    round_up(number, FOUR),
-                    plan.returns != END or step + 1 == plan.steps[d],
-                    plan.returns == END,
+                    round_up(number, SAMPLES),
+                    plan.returns != LAST or step + 1 == plan.steps[d],
+                    plan.returns == LAST,
                     ONE / np.float32(plan.steps[0]) if plan.returns == MEAN else ONE,
                     d_y.shape[1] * d_y.shape[2],
                     x.shape[1] if len(mask) > 0 else 0,
@@ -171,10 +170,10 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                     pointer(saved_gates, GATES * old),
                     pointer(saved_c, old),
                     pointer(saved_c, new),
-                    pointer(d_h, (0,)),
+                    d_h,
                     pointer(d_y, (start, t if plan.returns == SEQUENCE else 0, d * cells)),
-                    pointer(d_c, (0,)),
-                    pointer(d_past, (0,)),
+                    d_c,
+                    d_past,
                     pointer(d_gates, (0,)),
                     pointer(d_bias, (d, 0)),
                     pointer(mask, (start, t)),
@@ -184,17 +183,14 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
                 wanted = cells + width if with_x else cells if step > 0 else 0
                 x_stride, word = x.shape[1] * features, step % steps * operands.words
                 step_gradients(settings, cells)
-                _multiply_and_pack(
-                    settings, operands, weights, pointer(zeros, (0,)), wanted, word, h, x_t, x_stride
-                )
+                _multiply_and_pack(settings, operands, weights, zeros, wanted, word, h, x_t, x_stride)
                 if with_x:
                     is_first = d == 0 or t >= plan.steps[0]
                     _add_input_gradients(settings, operands, pointer(d_x, (start, t, 0)), x_stride, is_first)
                 if step % steps == 0:
                     _add_weight_gradients(step, min(step + steps, plan.steps[d]), operands, d_weights[d])
-    end_products(tile_state)
     # Pointers do not keep arrays alive.
-    d_h[0], d_c[0], d_past[0], d_gates[0], inputs[0], spare[0], lhs[0], rhs[0], zeros[0] = (0,) * 9
+    states[0], d_gates[0], inputs[0], spare[0], lhs[0], rhs[0] = (0,) * 6
 
 
 @inner
@@ -210,8 +206,8 @@ def _add_weight_gradients(first, end, operands, d_weights):
     words = pointer(operands.states.words, skip * operands.states.word_stride)
     states = Lhs(words, operands.states.row_stride, operands.states.word_stride, 0)
     gates, stride = pointer(operands.gates, skip * LANES), d_weights.shape[1] * LANES
-    out = Sums(pointer(d_weights, (0, 0, 0)), LANES, stride)
+    out = Accumulators(pointer(d_weights, (0, 0, 0)), LANES, stride)
     multiply(0, 1, states, operands.cells, used - skip, gates, depth, out, out, columns)
-    out = Sums(pointer(d_weights, (0, operands.cells, 0)), LANES, stride)
-    rows = round_up(operands.features, FOUR)
+    out = Accumulators(pointer(d_weights, (0, operands.cells, 0)), LANES, stride)
+    rows = round_up(operands.features, SAMPLES)
     multiply(0, 1, operands.inputs, rows, used, operands.gates, depth, out, out, columns)

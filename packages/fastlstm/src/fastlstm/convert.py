@@ -109,47 +109,27 @@ def _stock_config(config):
     kind = str(config.get("registered_name")).removeprefix("fastlstm>")
     if kind in ("LSTM", "Bidirectional"):
         arguments = {key: value for key, value in config["config"].items() if key != "precision"}
-        return {**config, **_serialized(kind, arguments)}
+        stock = {"module": "keras.layers", "class_name": kind, "config": arguments, "registered_name": None}
+        return {**config, **stock}
     return _stock_bilstm(config) if kind == "BiLSTM" else config
 
 
-def _serialized(class_name, arguments):
-    return {
-        "module": "keras" if class_name == "Sequential" else "keras.layers",
-        "class_name": class_name,
-        "config": arguments,
-        "registered_name": None,
-    }
-
-
 def _stock_bilstm(config):
+    """A serialized BiLSTM as a serialized Bidirectional, or a Sequential that begins with one."""
     arguments, shape = config["config"], (config.get("build_config") or {}).get("input_shape")
+    name, dtype, readout = (arguments[key] for key in ("name", "dtype", "readout"))
     for node in config.get("inbound_nodes", []):
-        passed = {name for name, value in node["kwargs"].items() if value is not None}
-        if "lengths" in passed or ("initial_state" in passed and arguments["readout"] in ("middle", "mean")):
-            raise ValueError(f"to_keras: {arguments['name']}: Keras's layers cannot take {sorted(passed)}")
-    common = {key: arguments[key] for key in ("name", "trainable", "dtype")}
-    lstm = {
-        "name": "lstm",
-        "units": arguments["units"],
-        "dtype": arguments["dtype"],
-        "return_sequences": arguments["readout"] != "last",
-    }
-    stock = _serialized("Bidirectional", {**common, "layer": _serialized("LSTM", lstm)})
-    readout = {
-        "middle": lambda: [
-            _serialized("Cropping1D", {"cropping": (shape[1] // 2, shape[1] - 1 - shape[1] // 2)}),
-            _serialized("Flatten", {}),
-        ],
-        "mean": lambda: [_serialized("GlobalAveragePooling1D", {})],
-    }.get(arguments["readout"])
-    if readout is None:
-        return {**config, **stock}
-    if arguments["readout"] == "middle" and not (shape and shape[1]):
-        raise ValueError(f"to_keras: {arguments['name']}: the number of steps must be known")
-    sequential = {
-        "name": arguments["name"],
-        "trainable": arguments["trainable"],
-        "layers": [stock, *readout()],
-    }
-    return {**config, **_serialized("Sequential", sequential)}
+        passed = {key for key, value in node["kwargs"].items() if value is not None}
+        if "lengths" in passed or ("initial_state" in passed and readout in ("middle", "mean")):
+            raise ValueError(f"to_keras: {name}: Keras's layers cannot take {sorted(passed)}")
+    layers, common = keras.layers, {"name": name, "trainable": arguments["trainable"]}
+    lstm = layers.LSTM(arguments["units"], return_sequences=readout != "last", dtype=dtype, name="lstm")
+    stock = layers.Bidirectional(lstm, dtype=dtype, **common)
+    if readout == "middle":
+        if not (shape and shape[1]):
+            raise ValueError(f"to_keras: {name}: the number of steps must be known")
+        cropping = shape[1] // 2, shape[1] - 1 - shape[1] // 2
+        stock = keras.Sequential([stock, layers.Cropping1D(cropping), layers.Flatten()], **common)
+    elif readout == "mean":
+        stock = keras.Sequential([stock, layers.GlobalAveragePooling1D()], **common)
+    return {**config, **keras.saving.serialize_keras_object(stock)}

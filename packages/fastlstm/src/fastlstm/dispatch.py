@@ -35,13 +35,8 @@ def unsupported(lstm: keras.layers.LSTM) -> str | None:
     return "it is stateful" if lstm.stateful else None
 
 
-def require_operations():
-    """Raise NotImplementedError where this process or graph cannot use the operations; gives the reason."""
-    if reason := _unsupported_here():
-        raise NotImplementedError(reason)
-
-
-def _unsupported_here():
+def unsupported_here() -> str | None:
+    """Reason why this process or graph cannot use the operations, or None."""
     if keras.backend.backend() != "tensorflow":
         return f"the backend is {keras.backend.backend()}, not tensorflow"
     if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):

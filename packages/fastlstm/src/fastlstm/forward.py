@@ -7,11 +7,9 @@ import numpy as np
 from fastlstm.activations import sigmoid, tanh
 from fastlstm.jit import inline, inner
 from fastlstm.matmul import (
-    Sums,
-    begin_products,
+    Accumulators,
     block_part,
     block_rows,
-    end_products,
     multiply,
     round_up,
     state_column,
@@ -19,10 +17,10 @@ from fastlstm.matmul import (
     values_in_word,
     words_in,
 )
-from fastlstm.recurrence import END, GATES, MEAN, ONE, SEQUENCE, ZERO, saved_at, time_of
+from fastlstm.recurrence import GATES, LAST, MEAN, ONE, SEQUENCE, ZERO, saved_at, time_of
 from fastlstm.simd import (
-    FOUR,
     LANES,
+    SAMPLES,
     TILE,
     WIDE,
     aligned,
@@ -46,11 +44,11 @@ class _Step(NamedTuple):
     """Settings of a step of a block of samples, and pointers to the first group of cells of the first sample.
 
     Attributes:
-        number, rows: samples in the block, and rounded up to a multiple of FOUR.
+        number, rows: samples in the block, and rounded up to a multiple of SAMPLES.
         save, returns: see `Plan`.
         writes: whether this step writes y.
         share: of a step in the mean.
-        y_stride, mask_stride: of samples; a mask_stride of 0 means that none has ended.
+        y_stride, mask_stride: of samples; a mask_stride of 0 means that there is no mask.
         z: arguments of the gates of two groups of cells, float32 `(2, GATES, block, LANES)`.
         c: cell states, float32 `(cells / LANES, block, LANES)`.
         h_old, h: hidden states before and after the step, values in the layout of states.
@@ -97,7 +95,7 @@ def _update_states(step, k, first, last):
         h_new = o * tanh(c_new, step.h)
         sample = n // LANES
         store(c, n, c_new)
-        store_rows(h, sample * TILE, TILE, (h_new,), FOUR)
+        store_rows(h, sample * TILE, TILE, (h_new,), SAMPLES)
         if step.save:
             store(gates, n, i)
             store(gates, step.rows * LANES + n, f)
@@ -113,7 +111,7 @@ def _update_states(step, k, first, last):
 
 
 @inline
-def _keep_c_of_ended(step, k, first, last):
+def _keep_c_of_masked(step, k, first, last):
     """Give the gates arguments with which `_update_states` leaves c as it is: f is 1, g is 0."""
     block = block_rows(step.h) * LANES
     for n in range(first, min(last, step.number)):
@@ -125,8 +123,8 @@ def _keep_c_of_ended(step, k, first, last):
 
 
 @inline
-def _keep_h_of_ended(step, k, first, last):
-    """After `_update_states`: samples that have ended keep h; their output is 0 or the last h."""
+def _keep_h_of_masked(step, k, first, last):
+    """After `_update_states`: masked samples keep h; their output is 0 or the last h."""
     column, group = state_column(step.h, k), k * step.rows
     for n in range(first, min(last, step.number)):
         if step.mask[n * step.mask_stride] == 0:
@@ -136,7 +134,7 @@ def _keep_h_of_ended(step, k, first, last):
                 store(step.saved_h, group + n * LANES, h)
                 store(step.saved_gates, GATES * group + n * LANES, splat(ZERO))  # almost 0 before
             if step.writes:
-                store(step.y, n * step.y_stride + k, h if step.returns == END else splat(ZERO))
+                store(step.y, n * step.y_stride + k, h if step.returns == LAST else splat(ZERO))
 
 
 @inline
@@ -184,7 +182,7 @@ def forward(plan, x, packed, bias, mask, saved, y):
         x: inputs, float32 `(batch, time, features)`.
         packed: of each direction: values that hold the right operand of `(cells + features, 4 * cells)`.
         bias: float32 `(directions, 4 * cells)`.
-        mask: `(batch, time)`, 1 within a sample and 0 past its end, or `(0, time)` for none.
+        mask: `(batch, time)`, 0 for masked steps and else 1, or `(0, time)` for none.
         saved: see `SavedActivations`, written.
         y: written, float32 `(batch, time or 1, directions * cells)`; time for `SEQUENCE`.
     """
@@ -203,7 +201,6 @@ def forward(plan, x, packed, bias, mask, saved, y):
     # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
     saved_gates, saved_c = pointer(saved.gates, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
     saved_h, shape = pointer(saved.h, (0, 0, 0, 0)), saved.h.shape
-    tile_state = begin_products(packed)  # after the allocations, which may fail
     for start in range(0, batch, block):
         number = min(block, batch - start)
         states = pointer(operands, (0,))
@@ -216,10 +213,10 @@ def forward(plan, x, packed, bias, mask, saved, y):
                 old, new = saved_at(d, step, start, shape), saved_at(d, step + 1, start, shape)
                 settings = _Step(
                     number,
-                    round_up(number, FOUR),
+                    round_up(number, SAMPLES),
                     plan.save,
                     plan.returns,
-                    plan.returns != END or last,
+                    plan.returns != LAST or last,
                     ONE / np.float32(plan.steps[d]),
                     y.shape[1] * y.shape[2],
                     time if len(mask) > 0 else 0,
@@ -238,7 +235,6 @@ def forward(plan, x, packed, bias, mask, saved, y):
                 # In the first step the states are zero, so only the inputs are multiplied.
                 skip = cells // TILE * TILE if step == 0 else 0
                 _run_step(settings, pointer(packed, (d, 0)), pointer(bias, (d, 0)), cells, features, skip)
-    end_products(tile_state)
     # Pointers do not keep arrays alive.
     operands[0], z[0], c[0] = 0, 0, 0
 
@@ -262,18 +258,19 @@ def _run_step(step, packed, bias, cells, features, skip):
         for first in range(0, step.rows, part):
             # Interleave the next group's product with this group's gates.
             if k_next < cells:
-                rhs, biases = (
-                    pointer(weights, GATES * k_next // LANES * stride),
-                    pointer(bias, GATES * k_next),
+                rhs = pointer(weights, GATES * k_next // LANES * stride)
+                biases = pointer(bias, GATES * k_next)
+                start, out = (
+                    Accumulators(biases, 0, LANES),
+                    Accumulators(_gates_at(step, k_next), LANES, block * LANES),
                 )
-                start, out = Sums(biases, 0, LANES), Sums(_gates_at(step, k_next), LANES, block * LANES)
                 multiply(first // part, parts, lhs, rows, depth, rhs, stride, start, out, columns)
             if k >= 0:
                 last = min(first + part, step.rows)
                 if k_next < cells:
                     _prefetch(step, k_next, first, last)
                 if step.mask_stride > 0:
-                    _keep_c_of_ended(step, k, first, last)
+                    _keep_c_of_masked(step, k, first, last)
                 _update_states(step, k, first, last)
                 if step.mask_stride > 0:
-                    _keep_h_of_ended(step, k, first, last)
+                    _keep_h_of_masked(step, k, first, last)

@@ -7,8 +7,8 @@ from fastlstm.jit import inline
 from fastlstm.matmul import block_rows, state_column
 from fastlstm.recurrence import GATES, ONE, ZERO
 from fastlstm.simd import (
-    FOUR,
     LANES,
+    SAMPLES,
     TILE,
     WIDE,
     add_rows,
@@ -27,16 +27,16 @@ class Step(NamedTuple):
     """Settings of a step of a block of samples, and pointers to the first group of cells of the first sample.
 
     Attributes:
-        number, rows: samples in the block, and rounded up to a multiple of FOUR.
+        number, rows: samples in the block, and rounded up to a multiple of SAMPLES.
         has_y: whether y depends on the hidden states of this step.
         end: whether y is the hidden state after the last step.
         share: factor of d_y, 1 with a mask.
-        y_stride, mask_stride: of samples; a mask_stride of 0 means that none has ended.
+        y_stride, mask_stride: of samples; a mask_stride of 0 means that there is no mask.
         saved_stride: of steps in c_old.
         gates, c_old, c_new: saved.
         d_h: of the hidden states, and then of the inputs if wanted, float32 `(groups, block, LANES)`.
         d_c, d_past: float32 `(cells / LANES, block, LANES)`: of the cell states; of the last hidden states of
-            samples that have ended.
+            masked samples.
         d_gates: gradients of the gates' arguments, values `(block, 4 * cells)` in the layout of states.
         others: of the arrays of these names.
     """
@@ -63,14 +63,14 @@ class Step(NamedTuple):
 
 @inline
 def _add_masked_gradients(step, k):
-    """Add d_y to d_h. Of samples that have ended, d_h reaches earlier steps through d_past."""
+    """Add d_y to d_h. Of masked samples, d_h reaches earlier steps through d_past."""
     for n in range(step.number):
-        cell, ended = k * block_rows(step.gates) + n * LANES, step.mask[n * step.mask_stride] == 0
+        cell, masked = k * block_rows(step.gates) + n * LANES, step.mask[n * step.mask_stride] == 0
         d_h = load(step.d_past, cell) + load(step.d_h, cell)
-        if step.has_y and (step.end or not ended):
+        if step.has_y and (step.end or not masked):
             d_h = d_h + load(step.d_y, n * step.y_stride + k)
-        store(step.d_past, cell, d_h if ended else splat(ZERO))
-        store(step.d_h, cell, splat(ZERO) if ended else d_h)
+        store(step.d_past, cell, d_h if masked else splat(ZERO))
+        store(step.d_h, cell, splat(ZERO) if masked else d_h)
 
 
 @inline
@@ -80,12 +80,8 @@ def _gate_gradients(step, k):
     gates, d_bias = pointer(step.gates, GATES * saved), pointer(step.d_bias, GATES * k)
     left = pointer(step.d_gates, state_column(step.d_gates, GATES * k))
     right = pointer(step.d_gates, state_column(step.d_gates, GATES * k + TILE))
-    b_i, b_f, b_g, b_o = (
-        load(d_bias, 0),
-        load(d_bias, LANES),
-        load(d_bias, 2 * LANES),
-        load(d_bias, 3 * LANES),
-    )
+    b_i, b_f = load(d_bias, 0), load(d_bias, LANES)
+    b_g, b_o = load(d_bias, 2 * LANES), load(d_bias, 3 * LANES)
     for n in range(0, size, WIDE):
         i, f = load_wide(gates, n), load_wide(gates, size + n)
         g, o = load_wide(gates, 2 * size + n), load_wide(gates, 3 * size + n)
@@ -100,9 +96,10 @@ def _gate_gradients(step, k):
         d_g = d_c * i * (ONE - g * g)
         d_o = d_h * tanh_c * o * (ONE - o)
         store(step.d_c, scratch + n, d_c * f)
-        store_rows(left, n // LANES * TILE, TILE, (d_i, d_f), FOUR)
-        store_rows(right, n // LANES * TILE, TILE, (d_g, d_o), FOUR)
-        b_i, b_f, b_g, b_o = (add_rows(b_i, d_i), add_rows(b_f, d_f), add_rows(b_g, d_g), add_rows(b_o, d_o))
+        store_rows(left, n // LANES * TILE, TILE, (d_i, d_f), SAMPLES)
+        store_rows(right, n // LANES * TILE, TILE, (d_g, d_o), SAMPLES)
+        b_i, b_f = add_rows(b_i, d_i), add_rows(b_f, d_f)
+        b_g, b_o = add_rows(b_g, d_g), add_rows(b_o, d_o)
     store(d_bias, 0, b_i)
     store(d_bias, LANES, b_f)
     store(d_bias, 2 * LANES, b_g)

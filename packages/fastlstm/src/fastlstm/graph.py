@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import tensorflow as tf
 
 from fastlstm.ops import OPERATIONS, operation, refuse
-from fastlstm.recurrence import END, GATES, MEAN, SEQUENCE, Plan
+from fastlstm.recurrence import GATES, LAST, MEAN, SEQUENCE, Plan
 from fastlstm.simd import LANES
 
 _READOUTS = {"sequence": SEQUENCE, "mean": MEAN}
@@ -41,11 +41,6 @@ def parts_of_a_batch() -> int:
     )
 
 
-def own_steps(mask: tf.Tensor) -> tf.Tensor:
-    """Number of true steps of each sample, at least 1: mask `(batch, steps)` -> `(batch, 1)`."""
-    return tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
-
-
 def bilstm(parts, x, parameters, mask, readout, dtype, keep):
     """The recurrence in both directions or the forward one, and the readout.
 
@@ -54,7 +49,7 @@ def bilstm(parts, x, parameters, mask, readout, dtype, keep):
         x: float32 `(batch, time, features)`; time is known.
         parameters: kernels `(features, 4 * units)`, recurrent kernels `(units, 4 * units)` and biases
             `(4 * units)` of Keras's layers, one of each for each direction.
-        mask: None, or float32 `(batch, time)`, 1 within a sample and 0 past its end.
+        mask: None, or float32 `(batch, time)`, 0 for masked steps and else 1.
         readout: see `BiLSTM`.
         dtype: of the matrix products' operands, `tf.float32` or `tf.bfloat16`.
         keep: whether to save what the gradient needs. Prediction is faster without; a gradient then runs the
@@ -68,7 +63,7 @@ def bilstm(parts, x, parameters, mask, readout, dtype, keep):
     # end: for an even number of steps one step less.
     steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
     steps = steps if directions == 2 else (time, 0)
-    returns = SEQUENCE if mask is not None and readout == "mean" else _READOUTS.get(readout, END)
+    returns = SEQUENCE if mask is not None and readout == "mean" else _READOUTS.get(readout, LAST)
     mask_or_none, mask = mask, tf.zeros((0, time)) if mask is None else mask
     # The first layer's inputs depend on no variable, and nobody asks for their gradient.
     with_x = tf.executing_eagerly() or _depends_on_variables(x)
@@ -80,63 +75,71 @@ def bilstm(parts, x, parameters, mask, readout, dtype, keep):
     if readout == "sequence":
         return output
     if returns == SEQUENCE:
-        return tf.reduce_sum(output, axis=1) / own_steps(mask)
+        return tf.reduce_sum(output, axis=1) / tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
     # Not a slice, whose gradient would be copied.
     output = tf.ensure_shape(tf.reshape(output, (-1, directions * units)), (x.shape[0], None))
     return output * mask[:, time // 2, None] if mask_or_none is not None and readout == "middle" else output
 
 
-def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
-    """Outputs `(batch, time or 1, directions * cells)` of the operations, with their gradient."""
-    directions, units = len(parameters) // 3, parameters[-1].shape[0] // GATES
-    time = x.shape[1] if plan.returns == SEQUENCE else 1
-    shape = x.shape[0], time, directions * -(-units // LANES) * LANES
-    batch = tf.shape(x)[0]
-    ends = [batch * part // parts for part in range(parts + 1)]
-    sizes = [end - start for start, end in itertools.pairwise(ends)]
+class _Parts:
+    """The operations on a batch that is divided into parts: of one recurrence, in the graph being built."""
 
-    def divide(values):
-        return [values] * parts if parts == 1 else tf.split(values, sizes)
+    def __init__(self, plan, dtype, parts, x, parameters):
+        self.plan, self.dtype, self.parts, self.parameters = plan, dtype, parts, parameters
+        self.directions, self.units = len(parameters) // 3, parameters[-1].shape[0] // GATES
+        time = x.shape[1] if plan.returns == SEQUENCE else 1
+        self.x_shape = x.shape
+        self.y_shape = x.shape[0], time, self.directions * -(-self.units // LANES) * LANES
+        ends = [tf.shape(x)[0] * part // parts for part in range(parts + 1)]
+        self.sizes = [end - start for start, end in itertools.pairwise(ends)]
 
-    def join(values):
-        return values[0] if parts == 1 else tf.concat(values, axis=0)
+    def _divide(self, values):
+        return [values] * self.parts if self.parts == 1 else tf.split(values, self.sizes)
 
-    def run(name, save, *inputs, with_x=False):
-        numbers = list(OPERATIONS).index(name), *plan.steps, plan.returns, save, units, directions, with_x
-        return operation(name, dtype, tf.constant(numbers, tf.int32), *inputs, parameters=3 * directions)
+    def _join(self, values, shape):
+        return tf.ensure_shape(values[0] if self.parts == 1 else tf.concat(values, axis=0), shape)
 
-    def forward(save, x, mask, *parameters):
-        """y, and what the backward pass of each part needs."""
-        packed, transposed, bias = run("Pack", save, *parameters)
-        masks = divide(mask) if mask.shape[0] != 0 else [mask] * parts
-        inputs = list(zip(divide(x), masks, strict=True))
-        y, *saved = zip(*(run("Forward", save, *values, packed, bias) for values in inputs), strict=True)
-        return tf.ensure_shape(join(y), shape), [
-            (*values, transposed, *others) for values, *others in zip(inputs, *saved, strict=True)
+    def _run(self, name, save, *inputs, with_x=False):
+        numbers = list(OPERATIONS).index(name), *self.plan.steps, self.plan.returns, save
+        meta = tf.constant((*numbers, self.units, self.directions, with_x), tf.int32)
+        return operation(name, self.dtype, meta, *inputs, parameters=3 * self.directions)
+
+    def forward(self, save, x, mask):
+        """y `(batch, time or 1, directions * cells)`, and what the backward pass of each part needs."""
+        packed, transposed, bias = self._run("Pack", save, *self.parameters)
+        masks = self._divide(mask) if mask.shape[0] != 0 else [mask] * self.parts
+        inputs = list(zip(self._divide(x), masks, strict=True))
+        y, *saved = zip(*(self._run("Forward", save, *part, packed, bias) for part in inputs), strict=True)
+        return self._join(y, self.y_shape), [
+            (*part, transposed, *others) for part, *others in zip(inputs, *saved, strict=True)
         ]
 
-    def backward(with_x, d_y, saved):
-        """Gradients of x and of the parameters."""
-        inputs = zip(divide(d_y), saved, strict=True)
-        results = [run("Backward", True, part, *others, with_x=with_x) for part, others in inputs]
+    def backward(self, with_x, d_y, saved):
+        """Gradients of x, unless it is left out, and of the parameters."""
+        parts = zip(self._divide(d_y), saved, strict=True)
+        results = [self._run("Backward", True, part, *others, with_x=with_x) for part, others in parts]
         d_x, *d_parameters = zip(*results, strict=True)
-        d_parameters = [
+        return self._join(d_x, self.x_shape if with_x else None), [
             tf.ensure_shape(tf.add_n(values), parameter.shape)
-            for values, parameter in zip(d_parameters, parameters, strict=True)
+            for values, parameter in zip(d_parameters, self.parameters, strict=True)
         ]
-        return tf.ensure_shape(join(d_x), x.shape if with_x else None), d_parameters
+
+
+def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
+    """Outputs `(batch, time or 1, directions * cells)`, with their gradient."""
 
     @tf.custom_gradient
     def recurrence(x, mask, *parameters):
-        y, saved = forward(plan.save, x, mask, *parameters)
+        operations = _Parts(plan, dtype, parts, x, parameters)
+        y, saved = operations.forward(plan.save, x, mask)
 
         # A tape in a graph does not see the operations: without this, a second derivative would be lost.
         @tf.custom_gradient
         def gradient(d_y, x, mask, *parameters):
-            inputs = saved if plan.save else forward(True, x, mask, *parameters)[1]
-            d_x, d_parameters = backward(with_x, d_y, inputs)
+            inputs = saved if plan.save else operations.forward(True, x, mask)[1]
+            d_x, d_parameters = operations.backward(with_x, d_y, inputs)
             if not with_x:
-                d_x, _ = backward(True, d_y, inputs)  # TensorFlow drops it if nobody asks for it
+                d_x, _ = operations.backward(True, d_y, inputs)  # TensorFlow drops it if nobody asks for it
             values = d_y, x, mask, *parameters
             return [d_x, tf.zeros_like(mask), *d_parameters], lambda *given: refuse(given, values)
 
@@ -148,14 +151,25 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
 # The operations are for graphs only.
 _in_a_graph = tf.function(_recurrence)
 
+# Operations that may read a variable.
+_READERS = {
+    "PartitionedCall",
+    "ReadVariableOp",
+    "ResourceGather",
+    "StatefulPartitionedCall",
+    "StatelessWhile",
+    "While",
+}
+
 
 def _depends_on_variables(x):
-    """Whether the graph that computes a tensor reads a variable."""
-    seen, operations = set(), [x.op]
-    while operations:
-        operation = operations.pop()
-        if operation.type == "ReadVariableOp":
+    """Whether the graph that computes a tensor reads a variable, also in a loop or in another function."""
+    seen, found = set(), [x.op]
+    while found:
+        op = found.pop()
+        takes_variable = any(tensor.dtype == tf.resource for tensor in op.inputs)
+        if takes_variable and op.type in _READERS:
             return True
-        operations += {tensor.op for tensor in operation.inputs} - seen
-        seen |= set(operations)
+        found += {tensor.op for tensor in op.inputs} - seen
+        seen |= set(found)
     return False

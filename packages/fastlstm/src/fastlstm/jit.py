@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import llvmlite.binding
 import numba
 from numba.extending import overload
 
@@ -23,13 +24,13 @@ _NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers", "ops")
 
 
 def _folder() -> Path:
-    """Cache folder, named by a hash of the package's code and the instruction set.
+    """Cache folder, named by a hash of the package's code, the instruction set and the processor.
 
     Numba recompiles a function only when its own file changes, but the compiled code contains other files'
     functions.
     """
     here = Path(__file__)
-    digest = hashlib.sha256(ISA.encode())
+    digest = hashlib.sha256(f"{ISA} {llvmlite.binding.get_host_cpu_name()}".encode())
     for file in sorted(here.parent.glob("*.py")):
         if file.stem not in _NOT_COMPILED:
             digest.update(file.read_bytes())

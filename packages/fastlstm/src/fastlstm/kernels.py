@@ -2,7 +2,7 @@
 
 It is a compiled function that reads inputs and allocates outputs through TensorFlow's C API
 (tensorflow/c/kernels.h). TensorFlow calls it without Python, so no step waits for the interpreter.
-The first input, `meta`, holds int32 numbers at the indices `OPERATION` and following.
+The first input, `meta`, holds int32 numbers at the indices from `OPERATION` to `WITH_X`.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ from numba.core import types
 from fastlstm.backward import backward
 from fastlstm.forward import forward
 from fastlstm.jit import compile_and_announce, constant, inner
-from fastlstm.matmul import round_up
+from fastlstm.matmul import on_tiles, round_up
 from fastlstm.recurrence import GATES, SEQUENCE, Plan, SavedActivations
-from fastlstm.simd import FOUR, LANES, TILE, instruction
+from fastlstm.simd import LANES, SAMPLES, TILE, instruction, pointer
+from fastlstm.tiles import configure_tiles, load_configuration
 from fastlstm.weights import pack_parameters, unpack_gradients
 
 OPERATION, STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, DIRECTIONS, WITH_X = range(8)
@@ -76,17 +77,8 @@ def _type_enum(dtype):
 
 
 @inner
-def _begin(op):
-    inputs, status = _num_inputs(op), _new_status()
-    tensors = np.zeros(inputs + _num_outputs(op), np.uintp)
-    for number in range(inputs):
-        _get_input(op, number, tensors[number:].ctypes.data, status)
-    return _Call(op, status, tensors, inputs)
-
-
-@inner
 def _array(call, number, shape, like):
-    """An input, or an output that was allocated."""
+    """An input."""
     return numba.carray(_pointer(_data(call.tensors[number])), shape, like.dtype)
 
 
@@ -128,7 +120,7 @@ def _shapes(tensors, directions, units, plan):
     """Shapes of x, mask, y and `SavedActivations.h`, from the tensors of x and mask."""
     batch, time, cells = _dim(tensors[0], 0), _dim(tensors[0], 1), round_up(units, LANES)
     y = batch, time if plan.returns == SEQUENCE else 1, directions * cells
-    h = directions, plan.steps[0] + 1 if plan.save else 0, round_up(batch, FOUR), cells
+    h = directions, plan.steps[0] + 1 if plan.save else 0, round_up(batch, SAMPLES), cells
     return (batch, time, _dim(tensors[0], 2)), (_dim(tensors[1], 0), time), y, h
 
 
@@ -163,10 +155,6 @@ def _backward(call, directions, units, plan, with_x, like):
         _array(call, 5, (h[0], h[1], h[2], columns), like), _array(call, 6, h, like), _array(call, 7, h, like)
     )
     d_x = _allocate(call, 0, (x[0] if with_x else 0, x[1], features), _FLOATS)
-    for d in range(directions):
-        _allocate(call, 1 + d, (features, GATES * units), _FLOATS)
-        _allocate(call, 1 + directions + d, (units, GATES * units), _FLOATS)
-        _allocate(call, 1 + 2 * directions + d, (GATES * units,), _FLOATS)
     if not _code(call.status):
         d_weights = np.zeros((directions, columns // LANES, rows, LANES), np.float32)
         d_bias = np.zeros((directions, columns), np.float32)
@@ -182,19 +170,24 @@ def _backward(call, directions, units, plan, with_x, like):
             d_x,
         )
         for d in range(directions):
-            first = call.inputs + 1 + d
-            kernel = _array(call, first, (features, GATES * units), _FLOATS)
-            recurrent = _array(call, first + directions, (units, GATES * units), _FLOATS)
-            bias = _array(call, first + 2 * directions, (GATES * units,), _FLOATS)
-            unpack_gradients(d_weights[d], d_bias[d], kernel, recurrent, bias)
+            kernel = _allocate(call, 1 + d, (features, GATES * units), _FLOATS)
+            recurrent = _allocate(call, 1 + directions + d, (units, GATES * units), _FLOATS)
+            bias = _allocate(call, 1 + 2 * directions + d, (GATES * units,), _FLOATS)
+            if not _code(call.status):
+                unpack_gradients(d_weights[d], d_bias[d], kernel, recurrent, bias)
 
 
 @inner
 def _compute(op, like):
-    call = _begin(op)
+    inputs, status = _num_inputs(op), _new_status()
+    tensors = np.zeros(inputs + _num_outputs(op), np.uintp)
+    for number in range(inputs):
+        _get_input(op, number, tensors[number:].ctypes.data, status)
+    call = _Call(op, status, tensors, inputs)
     meta = _array(call, 0, (_NUMBERS,), _INTS)
     plan = Plan((np.int64(meta[STEPS]), np.int64(meta[BACKWARD_STEPS])), meta[RETURNS], meta[SAVE] != 0)
     directions, units = np.int64(meta[DIRECTIONS]), np.int64(meta[UNITS])
+    tile_state = configure_tiles() if on_tiles(like) else np.zeros(0, np.uint8)
     try:
         if meta[OPERATION] == PACK:
             _pack(call, directions, units, plan, like)
@@ -204,6 +197,9 @@ def _compute(op, like):
             _backward(call, directions, units, plan, meta[WITH_X] != 0, like)
     except Exception:
         _set_status(call.status, _RESOURCE_EXHAUSTED, _NO_MEMORY.ctypes.data)
+    if len(tile_state) > 0:
+        load_configuration(pointer(tile_state, (0,)))
+        tile_state[0] = 0  # pointers do not keep arrays alive
     if _code(call.status):
         _fail(call.op, call.status)
     for tensor in call.tensors:

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from fastlstm.dispatch import PRECISIONS, require_operations, run, unsupported
+from fastlstm.dispatch import PRECISIONS, run, unsupported, unsupported_here
 
 READOUTS = ("sequence", "middle", "last", "mean")
 
@@ -64,7 +64,8 @@ class _Fast:
     def call(self, sequences, initial_state=None, mask=None, training=None):
         sequences, mask = _without_padding(sequences, mask)
         try:
-            require_operations()
+            if reason := unsupported_here():
+                raise NotImplementedError(reason)
             output = self._call_fast(sequences, initial_state, mask, training)
             self.fallback = None
         except NotImplementedError as error:
@@ -152,35 +153,17 @@ class Bidirectional(_Fast, keras.layers.Bidirectional):
         if self.merge_mode == "concat":
             return output
         forward, backward = tf.split(output, 2, axis=-1)
-        return {
-            "sum": lambda: forward + backward,
-            "ave": lambda: (forward + backward) / 2,
-            "mul": lambda: forward * backward,
-            None: lambda: (forward, backward),
-        }[self.merge_mode]()
+        if self.merge_mode is None:
+            return forward, backward
+        if self.merge_mode == "mul":
+            return forward * backward
+        return (forward + backward) / (2 if self.merge_mode == "ave" else 1)
 
     def _run(self, sequences, initial_state, mask, training, readout):
-        if reason := self._unsupported(initial_state):
+        if reason := _separate(self) or (initial_state is not None and "the operations begin at zero"):
             raise NotImplementedError(reason)
         layers = self.forward_layer, self.backward_layer
         return run(layers, sequences, mask, readout, self.precision, training)
-
-    def _unsupported(self, initial_state):
-        """Reason why one operation does not compute both directions, or None."""
-        forward, backward = layers = self.forward_layer, self.backward_layer
-        if reason := unsupported_pair(forward, backward):
-            return reason
-        if initial_state is not None or self.return_state:
-            return "the operations begin at zero and return no state"
-        if forward.go_backwards or forward.units != backward.units:
-            return "the directions are swapped or have different units"
-        if any(layer.dropout or layer.recurrent_dropout for layer in layers):
-            return "each direction has a dropout of its own"
-        if any(layer.activity_regularizer for layer in layers):
-            return "each direction has an activity regularizer"
-        if any(layer.zero_output_for_mask != layer.return_sequences for layer in layers):
-            return "zero_output_for_mask was changed"
-        return None
 
 
 def unsupported_pair(forward, backward) -> str | None:
@@ -193,18 +176,22 @@ def unsupported_pair(forward, backward) -> str | None:
     return None
 
 
-def _unlike_bilstm(bidirectional) -> str | None:
-    """Reason why a `BiLSTM` would not compute the same as two LSTMs, or None."""
-    forward, backward = bidirectional.forward_layer, bidirectional.backward_layer
-    if (forward.units, True, False) != (backward.units, backward.go_backwards, forward.go_backwards):
-        return "the directions have different units, or are swapped"
-    plain = {"use_bias": True, "dropout": 0, "recurrent_dropout": 0, "return_state": False}
-    for name, value in plain.items():
-        if any(getattr(layer, name) != value for layer in (forward, backward)):
-            return f"{name} is not {value}"
-    if bidirectional.merge_mode != "concat":
-        return f"merge_mode is {bidirectional.merge_mode}, not concat"
-    return None if forward.built else "the layer has no weights yet"
+def _separate(bidirectional) -> str | None:
+    """Reason why one operation does not compute both directions, or None."""
+    forward, backward = layers = bidirectional.forward_layer, bidirectional.backward_layer
+    if reason := unsupported_pair(forward, backward):
+        return reason
+    if bidirectional.return_state:
+        return "return_state is True; the operations return no state"
+    if forward.go_backwards or forward.units != backward.units:
+        return "the directions are swapped or have different units"
+    if any(layer.dropout or layer.recurrent_dropout for layer in layers):
+        return "each direction has a dropout of its own"
+    if any(layer.activity_regularizer for layer in layers):
+        return "each direction has an activity regularizer"
+    if any(layer.zero_output_for_mask != layer.return_sequences for layer in layers):
+        return "zero_output_for_mask was changed"
+    return None
 
 
 @keras.saving.register_keras_serializable("fastlstm")
@@ -305,16 +292,18 @@ class BiLSTM(Bidirectional):
         Raises:
             ValueError: gives the reason why a BiLSTM would not compute the same.
         """
-        forward = bidirectional.forward_layer
-        reason = unsupported_pair(forward, bidirectional.backward_layer) or _unlike_bilstm(bidirectional)
+        forward, backward = bidirectional.forward_layer, bidirectional.backward_layer
+        reason = _separate(bidirectional)
+        if bidirectional.merge_mode != "concat":
+            reason = f"merge_mode is {bidirectional.merge_mode}, not concat"
+        elif not (forward.use_bias and backward.use_bias):
+            reason = "use_bias is False"
+        elif not forward.built:
+            reason = "the layer has no weights yet"
         if reason:
             raise ValueError(f"BiLSTM.from_keras: {reason}")
-        layer = cls(
-            forward.units,
-            readout or ("sequence" if forward.return_sequences else "last"),
-            precision,
-            **kwargs,
-        )
+        readout = readout or ("sequence" if forward.return_sequences else "last")
+        layer = cls(forward.units, readout, precision, **kwargs)
         layer.build((None, None, forward.cell.kernel.shape[0]))
         layer.set_weights(bidirectional.get_weights())
         return layer

@@ -6,7 +6,7 @@ large operands: they pack the weights anew in each call and write the product to
 packed once per batch, as in Goto & van de Geijn (2008, "Anatomy of High-Performance Matrix Multiplication").
 
 A *word* is what one lane multiplies: a float32, or a pair of bfloat16 as a uint32, consecutive along the
-dimension that is summed over (`depth`, in words). Sums are float32. Layouts are the same for every
+dimension that is summed over (`depth`, in words). Accumulators are float32. Layouts are the same for every
 instruction set, but for operands that are summed over samples:
 
 | array | layout |
@@ -18,20 +18,19 @@ instruction set, but for operands that are summed over samples:
 
 from typing import NamedTuple
 
-import numpy as np
 from numba.core import types
 from numba.extending import register_jitable
 
 from fastlstm import tiles
 from fastlstm.isa import uses
 from fastlstm.jit import constant, inline, inner, literal_inline
-from fastlstm.simd import FOUR, LANES, TILE, as_words, pointer, store_words, write_transposed
+from fastlstm.simd import LANES, SAMPLES, TILE, as_words, pointer, store_words, write_transposed
 from fastlstm.vector_tiles import multiply_tile
 
 # A tile of the product in vector registers: rows, and vectors in a row. With one vector of each operand they
 # fill AVX-512's 32 registers, or the 16 of AVX and the 32 of NEON, where a vector takes several.
 ROWS, VECTORS = (12, 2) if uses("avx512") else (6, 1)
-_SAMPLES = 12  # a multiple of ROWS
+_BLOCK = 12  # a multiple of ROWS
 _TWO_TILES = 2 * tiles.SIDE
 
 
@@ -47,7 +46,7 @@ class Lhs(NamedTuple):
     tile_stride: int
 
 
-class Sums(NamedTuple):
+class Accumulators(NamedTuple):
     """Pointer to float32, and the strides of rows and of groups of LANES columns."""
 
     values: int
@@ -65,13 +64,13 @@ on_tiles = constant(_on_tiles)  # Whether arrays of this type are multiplied on 
 @constant
 def block_rows(dtype):
     """Samples that take their steps together: whole tiles of the product."""
-    return _TWO_TILES if _on_tiles(dtype) else _SAMPLES
+    return _TWO_TILES if _on_tiles(dtype) else _BLOCK
 
 
 @constant
 def block_part(dtype):
     """Samples between two parts of a product, see `multiply`."""
-    return FOUR if _on_tiles(dtype) else _SAMPLES
+    return SAMPLES if _on_tiles(dtype) else _BLOCK
 
 
 @constant
@@ -82,7 +81,7 @@ def values_in_word(dtype):
 
 @register_jitable
 def round_up(number, multiple):
-    """The next multiple."""
+    """`number` rounded up to a multiple."""
     return (number + multiple - 1) // multiple * multiple
 
 
@@ -115,11 +114,11 @@ def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns
 
     Args:
         lhs: see `Lhs`.
-        rows: a multiple of FOUR, or 1.
+        rows: a multiple of SAMPLES, or 1.
         depth: number of words to sum over; 0 only if start is out.
         rhs, rhs_stride: pointer to the right operand, and words of LANES of its columns.
-        start: `Sums` to add the products to; its strides may be 0.
-        out: `Sums`, written.
+        start: `Accumulators` to add the products to; its strides may be 0.
+        out: `Accumulators`, written.
         columns: a multiple of LANES.
     """
     if on_tiles(rhs):
@@ -130,14 +129,14 @@ def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns
 
 @inner
 def _multiply_in_vectors(lhs, rows, depth, rhs, rhs_stride, start, out, columns):
-    groups, whole = columns // LANES, rows - rows % _SAMPLES
+    groups, whole = columns // LANES, rows - rows % _BLOCK
     for row in range(0, whole, ROWS):
         _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, ROWS)
     if rows == 1:
         _multiply_rows(lhs, 0, depth, rhs, rhs_stride, start, out, groups, 1)
     else:
-        for row in range(whole, rows, FOUR):
-            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, FOUR)
+        for row in range(whole, rows, SAMPLES):
+            _multiply_rows(lhs, row, depth, rhs, rhs_stride, start, out, groups, SAMPLES)
 
 
 @literal_inline
@@ -167,10 +166,8 @@ def _multiply_on_tiles(part, parts, lhs, rows, depth, rhs, rhs_stride, start, ou
             last, panel = min(in_depth, first + remaining), pointer(rhs, group * rhs_stride)
             wide = group + 1 < groups
             for number in range(first, last):
-                a, b = (
-                    pointer(left, number * tiles.SIDE * _TWO_TILES),
-                    pointer(panel, number * tiles.SIDE * LANES),
-                )
+                a = pointer(left, number * tiles.SIDE * _TWO_TILES)
+                b = pointer(panel, number * tiles.SIDE * LANES)
                 begins, ends = number == 0, number + 1 == in_depth
                 if tall and wide:
                     _multiply_tiles(a, b, rhs_stride, start, out, row, group, begins, ends, 2, 2)
@@ -188,23 +185,10 @@ def _multiply_on_tiles(part, parts, lhs, rows, depth, rhs, rhs_stride, start, ou
 def _multiply_tiles(a, b, b_stride, start, out, row, group, begins, ends, down, across):
     """Add the products of a tile's depth; the sums stay in their registers meanwhile."""
     if begins:
-        tiles.load_sums(start, row, group, down, across)
+        tiles.move_sums(start, row, group, down, across, "tileloadd64")
     tiles.add_products(a, b, b_stride, down, across)
     if ends:
-        tiles.store_sums(out, row, group, down, across)
-
-
-@inner
-def begin_products(array):
-    """Prepare this thread for products of arrays of this type; returns what `end_products` needs."""
-    return tiles.configure_tiles() if on_tiles(array) else np.zeros(0, np.uint8)
-
-
-@inner
-def end_products(tile_state):
-    """Leave the thread as it was before `begin_products`."""
-    if len(tile_state) > 0:
-        tiles.restore_tiles(tile_state)
+        tiles.move_sums(out, row, group, down, across, "tilestored64")
 
 
 @inline
@@ -219,29 +203,6 @@ def pack_rows(values, rows, stride, out, out_stride):
     in_word = values_in_word(values)
     for row in range(0, rows, in_word):
         store_words(out, row // in_word * out_stride, values, row * stride, (row + in_word - 1) * stride)
-
-
-@inner
-def pack(weights, rows, columns, out):
-    """Pack a right operand.
-
-    Args:
-        weights: pointer to values `(rows, columns)`; rows a multiple of TILE, columns of LANES.
-        out: pointer to words, written.
-    """
-    depth = rows // values_in_word(weights)
-    for column in range(0, columns, LANES):
-        pack_rows(pointer(weights, column), rows, columns, pointer(out, column * depth), LANES)
-
-
-@inner
-def pack_transposed(weights, rows, depth, out):
-    """`pack` for the transpose of words `(rows, depth)`, both multiples of LANES."""
-    for row in range(0, rows, LANES):
-        for k in range(0, depth, LANES):
-            write_transposed(
-                pointer(weights, row * depth + k), depth, pointer(out, row * depth + k * LANES), LANES
-            )
 
 
 @inline

@@ -27,23 +27,17 @@ OPERATIONS = {
 _lock = threading.Lock()
 
 
-class _Library:
-    """The part of TensorFlow's C API that registers operations; its errors are RuntimeError."""
+class _Handle(ctypes.c_void_p):
+    """A pointer that ctypes does not convert to an int."""
 
-    def __init__(self):
-        self.library = ctypes.CDLL(LIBRARY)
-        self.status = ctypes.c_void_p(self("TF_NewStatus"))
 
-    def __call__(self, name, *arguments):
-        function = self.library[name]
-        function.restype = ctypes.c_void_p
-        return function(*arguments)
-
-    def checked(self, name, *arguments):
-        self(name, *arguments, self.status)
-        if self.library.TF_GetCode(self.status):
-            message = ctypes.c_char_p(self("TF_Message", self.status)).value.decode()
-            raise RuntimeError(f"TensorFlow refused {name}: {message}")
+def _check(library, function, *arguments):
+    """Call a function of TensorFlow's C API; an error is a RuntimeError."""
+    status = library.TF_NewStatus()
+    function(*arguments, status)
+    if library.TF_GetCode(status):
+        raise RuntimeError(f"TensorFlow refused {function.__name__}: {library.TF_Message(status).decode()}")
+    library.TF_DeleteStatus(status)
 
 
 def refuse(gradients, inputs):
@@ -60,26 +54,23 @@ def refuse(gradients, inputs):
 @cache
 def _register(dtype):
     """Register the operations for one type of operands, and compile them."""
-    library = _Library()
-    compute = ctypes.c_void_p(compile_body(dtype).address)
-    for name, (inputs, outputs) in OPERATIONS.items():
+    library, compute = ctypes.CDLL(LIBRARY), ctypes.c_void_p(compile_body(dtype).address)
+    for function in (library.TF_NewStatus, library.TF_NewOpDefinitionBuilder, library.TF_NewKernelBuilder):
+        function.restype = _Handle
+    library.TF_Message.restype = ctypes.c_char_p
+    adders = library.TF_OpDefinitionBuilderAddInput, library.TF_OpDefinitionBuilderAddOutput
+    shapes = library.TF_ShapeInferenceContextSetUnknownShape
+    for name, lists in OPERATIONS.items():
         full_name = f"Fastlstm{name}_{dtype.name}"
-        builder = ctypes.c_void_p(library("TF_NewOpDefinitionBuilder", full_name.encode()))
-        library("TF_OpDefinitionBuilderAddAttr", builder, b"N: int >= 0")
-        for kind, values in (("Input", inputs), ("Output", outputs)):
+        builder = library.TF_NewOpDefinitionBuilder(full_name.encode())
+        library.TF_OpDefinitionBuilderAddAttr(builder, b"N: int >= 0")
+        for add, values in zip(adders, lists, strict=True):
             for value in values:
-                library(
-                    f"TF_OpDefinitionBuilderAdd{kind}",
-                    builder,
-                    value.replace(": T", f": {dtype.name}").encode(),
-                )
-        shapes = library.library.TF_ShapeInferenceContextSetUnknownShape
-        library("TF_OpDefinitionBuilderSetShapeInferenceFunction", builder, shapes)
-        library.checked("TF_RegisterOpDefinition", builder)
-        kernel = ctypes.c_void_p(
-            library("TF_NewKernelBuilder", full_name.encode(), b"CPU", None, compute, None)
-        )
-        library.checked("TF_RegisterKernelBuilder", full_name.encode(), kernel)
+                add(builder, value.replace(": T", f": {dtype.name}").encode())
+        library.TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, shapes)
+        _check(library, library.TF_RegisterOpDefinition, builder)
+        kernel = library.TF_NewKernelBuilder(full_name.encode(), b"CPU", None, compute, None)
+        _check(library, library.TF_RegisterKernelBuilder, full_name.encode(), kernel)
         tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 

@@ -15,7 +15,7 @@ to the variable `...`. `t` is the position in the input, `step` the number in th
 the first cell of a group, `n` a sample of the block that starts at sample `start`. Values for the gradient
 are saved in the order of computation, because sequential access is fastest: of a block, the first group of
 cells of every sample, then the second group; of the gates, for each group all i, then all f, g and o. The
-batch is rounded up to a multiple of FOUR there, because four samples are computed together.
+batch is rounded up to a multiple of SAMPLES there, because four samples are computed together.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from fastlstm.jit import inline
 # The last group is zero-padded.
 GATES = 4
 # The output of a layer: all hidden states h, their mean, or the last one of each direction.
-SEQUENCE, MEAN, END = range(3)
+SEQUENCE, MEAN, LAST = range(3)
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
     Attributes:
         steps: of the forward and of the backward direction; the latter takes as many, one less, or none.
-        returns: `SEQUENCE`, `MEAN` (without a mask) or `END`: what y is of the hidden states.
+        returns: `SEQUENCE`, `MEAN` (without a mask) or `LAST`: what y is of the hidden states.
         save: whether the forward pass saves what the gradient needs.
     """
 

@@ -1,7 +1,7 @@
 """Explicit float32 vectors for Numba: types, operators, and reading and writing of rows.
 
 Numba makes vectors of loops over single values only if it can prove that no two arrays overlap. The functions
-here are explicit. Vectors have LANES values, or WIDE: the rows of four samples. They have the operators
+here are explicit. Vectors have LANES values, or WIDE: a row of each of four samples. They have the operators
 +, -, * with vectors of the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM
 splits a vector into those of the processor.
 """
@@ -20,8 +20,8 @@ from fastlstm.isa import uses
 from fastlstm.jit import inner
 
 LANES = 16
-FOUR = 4  # samples
-WIDE = FOUR * LANES
+SAMPLES = 4  # that a wide vector holds a row of
+WIDE = SAMPLES * LANES
 TILE = 2 * LANES  # columns of states that are stored side by side, see `matmul.py`
 CACHE_LINE = 64  # bytes
 _INT, _LONG, _FLOAT, _SHORT = (ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(16))
@@ -38,28 +38,23 @@ def instruction(result=lambda *kinds: types.void, constants=()):
     def decorate(generate):
         names = list(inspect.signature(generate).parameters)[1:]
 
-        @functools.wraps(generate)
+        @functools.wraps(generate)  # Numba takes the names of the arguments from the generator
         def definition(typing_context, *kinds):
-            pairs = list(zip(names, kinds, strict=True))
             kinds = [
                 types.intp if isinstance(kind, types.Integer) and name not in constants else kind
-                for name, kind in pairs
+                for name, kind in zip(names, kinds, strict=True)
             ]
 
             def code(context, builder, signature, arguments):
-                values = zip(pairs, arguments, strict=True)
                 values = [
-                    kind.literal_value if name in constants else value for (name, kind), value in values
+                    kind.literal_value if name in constants else value
+                    for name, kind, value in zip(names, kinds, arguments, strict=True)
                 ]
                 value = generate(builder, *values)
                 return context.get_dummy_value() if value is None else value
 
             return result(*kinds)(*kinds), code
 
-        parameters = ["typing_context", *names]
-        definition.__signature__ = inspect.Signature(
-            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in parameters]
-        )
         return intrinsic(prefer_literal=bool(constants))(definition)
 
     return decorate
@@ -84,6 +79,12 @@ class Vector(types.Type):
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
         super().__init__(manager, kind, ir.VectorType(_FLOAT, kind.lanes))
+
+
+def call_llvm(builder, name, result, *values):
+    """Call one of LLVM's intrinsic functions, which returns the type `result`."""
+    kind = ir.FunctionType(result, [value.type for value in values])
+    return builder.call(builder.module.declare_intrinsic(name, (), kind), values)
 
 
 def vector_constant(kind, value, lanes=LANES):
@@ -163,16 +164,11 @@ def pointer(typing_context, array, indices):
     return types.CPointer(array.dtype)(array, indices), generate
 
 
-def _word_pointer(values):
-    return types.CPointer(types.uint32 if values.dtype == types.uint16 else values.dtype)
-
-
-@instruction(_word_pointer)
+@instruction(lambda values: types.CPointer(types.uint32) if values.dtype == types.uint16 else values)
 def as_words(builder, values):
     """Pointer to bfloat16 as uint16, seen as a pointer to pairs as uint32; others stay as they are."""
-    return builder.bitcast(
-        values, (_INT if values.type.pointee == _SHORT else values.type.pointee).as_pointer()
-    )
+    is_short = values.type.pointee == _SHORT
+    return builder.bitcast(values, _INT.as_pointer()) if is_short else values
 
 
 def _to_float(builder, value):
@@ -240,7 +236,7 @@ def store(builder, target, index, value):
 def load_rows(builder, source, index, stride, count):
     """Wide vector of rows of LANES items; of rows from `count` on, which is at least 1, zeros."""
     rows = []
-    for n in range(FOUR):
+    for n in range(SAMPLES):
         exists = builder.icmp_signed(">", count, _LONG(n))
         offset = builder.select(exists, builder.mul(stride, _LONG(n)), _LONG(0))
         row = _to_float(builder, load_ir(builder, builder.gep(source, [builder.add(index, offset)])))
@@ -269,9 +265,8 @@ def _masked(builder, name, base, index, count, *values):
         values, result = [address, align, mask, ir.Constant(kind, None)], kind
     else:
         values, result = [*values, address, align, mask], ir.VoidType()
-    function = ir.FunctionType(result, [value.type for value in values])
     name = f"llvm.masked.{name}.v{LANES}{'i16' if element == _SHORT else 'f32'}.p0"
-    return builder.call(builder.module.declare_intrinsic(name, (), function), values)
+    return call_llvm(builder, name, result, *values)
 
 
 @instruction(lambda *kinds: Vector(LANES))

@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from fastlstm.isa import uses
 from fastlstm.jit import inner
-from fastlstm.simd import instruction, pointer
+from fastlstm.simd import call_llvm, instruction, pointer
 
 SIDE = 16  # rows of a tile, and pairs or float32 in a row
 _CONFIGURATION = 64  # bytes
@@ -24,12 +24,12 @@ _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 def call(builder, name, *arguments):
     """Call one of LLVM's functions for AMX."""
     if uses("amx"):  # else it is in code that is never reached
-        kinds = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-        builder.call(builder.module.declare_intrinsic(f"llvm.x86.{name}", (), kinds), arguments)
+        call_llvm(builder, f"llvm.x86.{name}", ir.VoidType(), *arguments)
 
 
 @instruction()
-def _load_configuration(builder, configuration):
+def load_configuration(builder, configuration):
+    """Configure this thread's tiles; a configuration of zeros, palette 0, releases them."""
     call(builder, "ldtilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
 
 
@@ -38,18 +38,13 @@ def _store_configuration(builder, configuration):
     call(builder, "sttilecfg", builder.bitcast(configuration, _BYTE.as_pointer()))
 
 
-@instruction()
-def _release(builder):
-    call(builder, "tilerelease")
-
-
 @inner
 def configure_tiles():
     """Make this thread's tiles 16 rows of 64 bytes each.
 
     Returns:
         The configuration that somebody else, such as TensorFlow's oneDNN, had loaded in this thread and may
-        rely on: for `restore_tiles`.
+        rely on: for `load_configuration`.
     """
     before, ours = np.zeros(_CONFIGURATION, np.uint8), np.zeros(_CONFIGURATION, np.uint8)
     _store_configuration(pointer(before, (0,)))
@@ -57,20 +52,21 @@ def configure_tiles():
     for tile in range(8):
         ours[16 + 2 * tile] = 4 * SIDE  # bytes of a row
         ours[48 + tile] = SIDE  # rows
-    _load_configuration(pointer(ours, (0,)))
+    load_configuration(pointer(ours, (0,)))
     ours[0] = 0  # pointers do not keep arrays alive
     return before
 
 
-@inner
-def restore_tiles(before):
-    if before[0] == 0:
-        _release()
-    else:
-        _load_configuration(pointer(before, (0,)))
+# The parts of a product of one or two tiles down and across, constants, for callers that do something else
+# in between.
 
 
-def _move_sums(builder, name, sums, row, group, down, across):
+@instruction(constants=("down", "across", "name"))
+def move_sums(builder, sums, row, group, down, across, name):
+    """Load or store the product's tiles: `matmul.Accumulators`, from a row and a group of columns on.
+
+    The name is that of the instruction, `"tileloadd64"` or `"tilestored64"`.
+    """
     base, row_stride, group_stride = (builder.extract_value(sums, part) for part in range(3))
     for register, (i, j) in zip(_SUMS, itertools.product(range(down), range(across)), strict=False):
         offset = builder.mul(row_stride, builder.add(row, _LONG(SIDE * i)))
@@ -81,22 +77,6 @@ def _move_sums(builder, name, sums, row, group, down, across):
 def _move(builder, name, register, base, offset, stride):
     place = builder.bitcast(builder.gep(base, [offset]), _BYTE.as_pointer())
     call(builder, name, _BYTE(register), place, stride)
-
-
-# The parts of a product of one or two tiles down and across, constants, for callers that do something else
-# in between.
-
-
-@instruction(constants=("down", "across"))
-def load_sums(builder, sums, row, group, down, across):
-    """Begin with `matmul.Sums` from a row and a group of columns on."""
-    _move_sums(builder, "tileloadd64", sums, row, group, down, across)
-
-
-@instruction(constants=("down", "across"))
-def store_sums(builder, sums, row, group, down, across):
-    """Write the sums there."""
-    _move_sums(builder, "tilestored64", sums, row, group, down, across)
 
 
 @instruction(constants=("down", "across"))

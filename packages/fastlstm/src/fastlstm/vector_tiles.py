@@ -8,7 +8,17 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from fastlstm.isa import uses
-from fastlstm.simd import LANES, TILE, BFloat16, instruction, load_ir, splat_ir, store_ir, vector_constant
+from fastlstm.simd import (
+    LANES,
+    TILE,
+    BFloat16,
+    call_llvm,
+    instruction,
+    load_ir,
+    splat_ir,
+    store_ir,
+    vector_constant,
+)
 
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(BFloat16(), 2 * LANES)
@@ -18,24 +28,21 @@ _FUSED = "fma" if uses("avx2") or platform.machine() not in ("x86_64", "AMD64") 
 
 def _adder(builder, in_pairs) -> Callable:
     """A function of sums and two operands, vectors of words, that returns the sums with the products."""
-    kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
-    fused = builder.module.declare_intrinsic(f"llvm.{_FUSED}.v{LANES}f32", (), kind)
-    if not in_pairs:
-        return lambda total, left, right: builder.call(fused, [left, right, total])
-    if uses("avx512_bf16"):
-        kind = ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS])
-        of_pairs = builder.module.declare_intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", (), kind)
-        return lambda total, *words: builder.call(
-            of_pairs, [total, *(builder.bitcast(of, _PAIRS) for of in words)]
-        )
+
+    def add(total, left, right):
+        return call_llvm(builder, f"llvm.{_FUSED}.v{LANES}f32", _FLOATS, left, right, total)
+
+    def add_pairs(total, *words):
+        pairs = (builder.bitcast(word, _PAIRS) for word in words)
+        return call_llvm(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, total, *pairs)
 
     def add_converted(total, *words):
-        for take, by in ((builder.shl, 16), (builder.and_, 0xFFFF0000)):
-            factors = (builder.bitcast(take(of, vector_constant(_INT, by)), _FLOATS) for of in words)
-            total = builder.call(fused, [*factors, total])
+        for operation, bits in ((builder.shl, 16), (builder.and_, 0xFFFF0000)):
+            halves = (operation(word, vector_constant(_INT, bits)) for word in words)
+            total = add(total, *(builder.bitcast(half, _FLOATS) for half in halves))
         return total
 
-    return add_converted
+    return (add_pairs if uses("avx512_bf16") else add_converted) if in_pairs else add
 
 
 @instruction(constants=("rows", "vectors"))

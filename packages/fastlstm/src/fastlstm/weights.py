@@ -7,9 +7,9 @@ zero-pads the last group.
 import numpy as np
 
 from fastlstm.jit import inner
-from fastlstm.matmul import pack, pack_transposed, round_up
+from fastlstm.matmul import pack_rows, round_up, words_in
 from fastlstm.recurrence import GATES
-from fastlstm.simd import LANES, TILE, as_words, load, load_some, pointer, store, store_some
+from fastlstm.simd import LANES, TILE, as_words, load, load_some, pointer, store, store_some, write_transposed
 
 
 @inner
@@ -51,10 +51,19 @@ def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
     for row in range(features):
         _interleave(pointer(kernel, (row, 0)), units, pointer(weights, (cells + row) * columns))
     _interleave(pointer(bias, (0,)), units, pointer(packed_bias, (0,)))
-    pack(weights, rows, columns, as_words(pointer(packed, (0,))))
+    words, depth = as_words(pointer(packed, (0,))), words_in(packed, rows)
+    for column in range(0, columns, LANES):
+        pack_rows(pointer(weights, column), rows, columns, pointer(words, column * depth), LANES)
     if len(transposed) > 0:
-        rows, depth = cells + round_up(features, LANES), columns * packed.itemsize // 4
-        pack_transposed(as_words(weights), rows, depth, as_words(pointer(transposed, (0,))))
+        source, words, depth = (
+            as_words(weights),
+            as_words(pointer(transposed, (0,))),
+            words_in(packed, columns),
+        )
+        for row in range(0, cells + round_up(features, LANES), LANES):
+            for k in range(0, depth, LANES):
+                place = pointer(words, row * depth + k * LANES)
+                write_transposed(pointer(source, row * depth + k), depth, place, LANES)
     array[0, 0] = 0  # pointers do not keep arrays alive
 
 
