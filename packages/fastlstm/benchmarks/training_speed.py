@@ -29,6 +29,8 @@ FEED = 4
 # A program's figure is the best of ROUNDS * INTERVALS such intervals, because a shared machine has slow ones.
 INTERVAL = 1.0  # seconds
 INTERVALS = 5
+# To find the best setting; with one interval, a slow second of the machine chose a setting.
+SEARCH_INTERVALS = 3
 ROUNDS = 2
 # Runs whose arithmetic peak is below a library's product are disturbed, and repeated.
 TRIES = 3
@@ -177,7 +179,8 @@ def compare(rows, quick):
     for case, shape, batches, program in rows:
         batches = batches[:1] if quick else batches
         settings = [(batch, count) for batch in batches for count in sorted({1, len(CORES)})]
-        found = {setting: run(program, shape, *setting, 1) for setting in settings}
+        intervals = 1 if quick else SEARCH_INTERVALS
+        found = {setting: run(program, shape, *setting, intervals) for setting in settings}
         chosen[case, program] = max(found, key=found.get)
         best[case, program] = (found[chosen[case, program]] if quick else 0.0, *chosen[case, program])
     # So a slow minute of the machine hits everybody.
