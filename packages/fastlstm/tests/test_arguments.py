@@ -19,7 +19,7 @@ def lstm(**arguments):
         ((lstm(recurrent_activation="hard_sigmoid"),), "recurrent_activation is hard_sigmoid"),
         ((lstm(use_bias=False),), "use_bias"),
         ((lstm(dropout=0.1),), "dropout"),
-        ((lstm(recurrent_dropout=0.1),), "dropout"),
+        ((lstm(recurrent_dropout=0.1),), "recurrent_dropout"),
         ((lstm(return_state=True),), "return_state"),
         ((lstm(), "sum"), "merge_mode is sum"),
         ((keras.layers.GRU(UNITS),), "GRU"),

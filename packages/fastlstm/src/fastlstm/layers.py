@@ -186,7 +186,7 @@ def _separate(bidirectional) -> str | None:
     if forward.go_backwards or forward.units != backward.units:
         return "the directions are swapped or have different units"
     if any(layer.dropout or layer.recurrent_dropout for layer in layers):
-        return "each direction has a dropout of its own"
+        return "each direction has a dropout or recurrent_dropout of its own"
     if any(layer.activity_regularizer for layer in layers):
         return "each direction has an activity regularizer"
     if any(layer.zero_output_for_mask != layer.return_sequences for layer in layers):
