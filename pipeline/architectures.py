@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import keras
-import numpy as np
 import tensorflow as tf
 from fastlstm import BiLSTM, to_keras
 from keras import ops
@@ -92,38 +91,6 @@ class Patches(keras.layers.Layer):
         return {**super().get_config(), "size": self.size, "strides": self.strides}
 
 
-@keras.saving.register_keras_serializable("pipeline")
-class Deslant(keras.layers.Layer):
-    """Shear each image horizontally until its second moment xy is zero: `(batch, height, width)`.
-
-    The shear is the slope of the regression of x on y, weighted by the pixels. A row is shifted about the
-    centroid and interpolated linearly, with zeros outside of the image. A blank image stays as it is.
-    """
-
-    def call(self, images):
-        images = ops.cast(images, "float32")
-        _, height, width = images.shape
-        y = np.arange(height, dtype="float32")[None, :, None]
-        x = np.arange(width, dtype="float32")[None, None, :]
-
-        def moment(values):
-            return ops.sum(images * values, axis=(1, 2), keepdims=True)
-
-        mass = moment(1.0) + 1e-6
-        # Functions in place of operators: `to_stock` calls this with symbolic images.
-        dy, dx = ops.subtract(y, moment(y) / mass), ops.subtract(x, moment(x) / mass)
-        position = ops.add(x, moment(dy * dx) / (moment(dy * dy) + 1e-6) * dy)
-        left = ops.floor(position)
-        padded = ops.pad(images, ((0, 0), (0, 0), (1, 1)))
-
-        def pixels(column):
-            index = ops.clip(ops.cast(column, "int32") + 1, 0, width + 1)
-            return ops.take_along_axis(padded, index, axis=2)
-
-        fraction = position - left
-        return (1 - fraction) * pixels(left) + fraction * pixels(left + 1)
-
-
 @dataclass(frozen=True)
 class Shape:
     """Sizes and options of a network; makes its layers."""
@@ -190,44 +157,39 @@ class Architecture:
 
     build: Callable  # from pixels 0..1 `(batch, rows, columns)` and a `Shape` to features `(batch, n)`
     sizes: str = ""  # prefix of the keys `layers` and `units` in the section `model` of params.yaml
-    view: type[keras.layers.Layer] | None = None  # normalizes the images before they are distorted
 
 
 ARCHITECTURES = {
     "rows": Architecture(build_rows),
     "grid_rows": Architecture(build_grid_rows, "grid_"),
     "grid_columns": Architecture(build_grid_columns, "grid_"),
-    "deslanted_grid": Architecture(build_grid_rows, "grid_", Deslant),
 }
 # `model.architecture: cycle` trains one of these in each fold, in turn; `all` trains all of them in each.
-DEFAULT_ARCHITECTURES = ("deslanted_grid", "rows")
+DEFAULT_ARCHITECTURES = ("grid_rows", "grid_columns")
 
 
-def build_network(
-    architecture: str, *, size: int = 28, classes: int = 10, with_view: bool = True, **shape
-) -> keras.Model:
+def build_network(architecture: str, *, size: int = 28, classes: int = 10, **shape) -> keras.Model:
     """Build an untrained network, named like its architecture.
 
-    From images `(batch, size, size)`, pixels 0..255, to probabilities `(batch, classes)`. Training builds it
-    without the view, which it applies before the distortions. The other arguments are those of `Shape`.
+    From images `(batch, size, size)`, pixels 0..255, to probabilities `(batch, classes)`. The other arguments
+    are those of `Shape`.
     """
     kind, shape = ARCHITECTURES[architecture], Shape(**shape)
     images = keras.Input((size, size), name="images")
-    view = kind.view(name="view")(images) if kind.view and with_view else images
     inner = slice(MARGIN, size - MARGIN)
-    pixels = keras.layers.Rescaling(1 / 255)(view[:, inner, inner])
+    pixels = keras.layers.Rescaling(1 / 255)(images[:, inner, inner])
     features = keras.layers.Dropout(shape.dropout, name="dropout")(kind.build(pixels, shape))
     probabilities = keras.layers.Dense(classes, activation="softmax", name="probabilities")(features)
     return keras.Model(images, probabilities, name=architecture)
 
 
 def network_of_params(
-    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10, **options
+    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10
 ) -> keras.Model:
     """`build_network` with the sizes of `params.yaml`."""
     layers, units = (getattr(model, ARCHITECTURES[architecture].sizes + name) for name in ("layers", "units"))
     shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
-    return build_network(architecture, size=size, classes=classes, **asdict(shape), **options)
+    return build_network(architecture, size=size, classes=classes, **asdict(shape))
 
 
 def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
@@ -256,8 +218,8 @@ def to_stock(network: keras.Model) -> keras.Model:
         return layer.__class__.from_config(layer.get_config())
 
     def call(layer, *arguments, **options):
-        # These two become operations of `keras.ops` in the model's graph.
-        if isinstance(layer, Patches | Deslant):
+        # They become operations of `keras.ops` in the model's graph.
+        if isinstance(layer, Patches):
             return layer.call(*arguments)
         return layer(*arguments, **options)
 

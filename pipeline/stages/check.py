@@ -29,10 +29,10 @@ def main():
     clean[clean_images_trained_on()] = False
     ensemble = load_network(ENSEMBLE)
     started = time.perf_counter()
-    probabilities = predict(ensemble, images)
-    seconds = time.perf_counter() - started
     folds = [layer for layer in ensemble.layers if layer.name.startswith("fold_")]
     each = np.stack([predict(fold, images) for fold in folds])
+    probabilities = each.mean(axis=0)
+    seconds = time.perf_counter() - started
     save_arrays(CHECK, probabilities=probabilities, each=each, clean=clean)
     figures = evaluate(probabilities[clean], labels[clean], seconds=round(seconds, 1))
     write_json(METRICS / "check.json", figures)

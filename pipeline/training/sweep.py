@@ -27,7 +27,7 @@ TRIALS = 20
 FOLDS = (0,)  # the folds to train, and to measure the log loss on
 # From a key of params.yaml, in the sections `model`, `augment` and `train`, to the values to try.
 SEARCH: dict[str, BaseDistribution] = {
-    "train.learning_rate": FloatDistribution(0.002, 0.02, log=True),
+    "train.learning_rate": FloatDistribution(0.001, 0.01, log=True),
     "train.batch_size": CategoricalDistribution([32, 64, 128]),
     "augment.displacement": FloatDistribution(0, 1.5),
     "model.dropout": FloatDistribution(0, 0.4),

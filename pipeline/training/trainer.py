@@ -9,18 +9,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.architectures import ARCHITECTURES, average, network_of_params
+from pipeline.architectures import average, network_of_params
 from pipeline.augment import augment
 from pipeline.files import save_network
 from pipeline.folds import TrainingData
 from pipeline.params import Params
 from pipeline.training.members import Member
-from pipeline.training.optimizer import AdamW
+from pipeline.training.optimizer import Muon
 from pipeline.training.state import State
 
 VALIDATION_SUBSET = 2000  # validation rows to predict after every epoch but the last, which predicts all
 PREDICTION_BATCH = 256
-VIEW_BATCH = 512  # images per call of a compiled view
 
 
 def train_epoch(params: Params, data: TrainingData, member: Member, state: State) -> State:
@@ -48,7 +47,7 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
     finished = time.perf_counter()
 
     validation = data.split(member.fold)[1][: None if last else VALIDATION_SUBSET]
-    probabilities = _predict(model, _view(member.architecture, data.images[validation]))
+    probabilities = _predict(model, data.images[validation])
     val_accuracy, val_loss = _score(probabilities, data.labels[validation])
     figures = {
         "epoch": epoch + 1,
@@ -66,7 +65,7 @@ def train_epoch(params: Params, data: TrainingData, member: Member, state: State
 def _images_of(params, data, member, epoch, rows):
     """The images and targets of an epoch, distorted."""
     targets = np.eye(data.classes, dtype="float32")[data.labels[rows]]
-    images = _view(member.architecture, data.images[rows])
+    images = data.images[rows]
     # Distorted images are blurred. The last epochs see undistorted ones, so that the averages of batch
     # normalization, which predictions use, are those of undistorted images. At most half of all epochs.
     epochs = params.train.epochs
@@ -74,22 +73,6 @@ def _images_of(params, data, member, epoch, rows):
     if params.augment.enabled and epoch < epochs - undistorted:
         images = augment(images, params.augment, member.stream("augment", epoch))
     return images.astype("float32", copy=False), targets
-
-
-def _view(architecture, images):
-    """The images as the architecture's network sees them."""
-    layer = ARCHITECTURES[architecture].view
-    if layer is None:
-        return images
-    view = _compiled_view(layer)
-    padded = np.pad(images, ((0, -len(images) % VIEW_BATCH), (0, 0), (0, 0)))
-    batches = np.split(padded, len(padded) // VIEW_BATCH)
-    return np.concatenate([view(batch).numpy() for batch in batches])[: len(images)]
-
-
-@lru_cache
-def _compiled_view(layer):
-    return tf.function(layer(), jit_compile=True, autograph=False)
 
 
 def _predict(model, images):
@@ -162,7 +145,7 @@ def initial_values(params: Params, data: TrainingData, member: Member) -> list[n
 def _build(architecture, params, shape, batch, steps):
     """A Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
-    model = network_of_params(architecture, params.model, train.precision, *shape, with_view=False)
+    model = network_of_params(architecture, params.model, train.precision, *shape)
     warmup = round(train.warmup * steps * train.epochs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else train.learning_rate,
@@ -170,7 +153,7 @@ def _build(architecture, params, shape, batch, steps):
         warmup_target=train.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    optimizer = AdamW(schedule, weight_decay=train.weight_decay)
+    optimizer = Muon(schedule, weight_decay=train.weight_decay)
     optimizer.build(model.trainable_variables)
     return model, optimizer, _epoch_function(model, optimizer, batch)
 

@@ -70,7 +70,7 @@ def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):
         assert f'"{stage}"' in dag
     project.run(f"dvc plots show -o {tmp_path / 'plots'}")
     page = (tmp_path / "plots/index.html").read_text()
-    assert all(word in page for word in ("fold 0, deslanted_grid", "images_of", "mistakes.png"))
+    assert all(word in page for word in ("fold 0, grid_rows", "images_of", "mistakes.png"))
 
 
 def test_a_run_goes_to_a_shared_folder_and_comes_back(project, tmp_path):

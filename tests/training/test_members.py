@@ -14,8 +14,8 @@ def test_the_architectures_of_the_folds():
 
     for architecture in ARCHITECTURES:
         assert architectures(architecture, 2) == [[architecture]] * 2
-    assert architectures("cycle", 4) == [["deslanted_grid"], ["rows"], ["deslanted_grid"], ["rows"]]
-    assert architectures("all", 2) == [["deslanted_grid", "rows"]] * 2
+    assert architectures("cycle", 4) == [["grid_rows"], ["grid_columns"], ["grid_rows"], ["grid_columns"]]
+    assert architectures("all", 2) == [["grid_rows", "grid_columns"]] * 2
 
 
 def test_an_unknown_architecture_is_refused_with_the_names_of_all():
@@ -26,11 +26,11 @@ def test_an_unknown_architecture_is_refused_with_the_names_of_all():
 
 
 def test_the_members_of_all_folds():
-    assert members(small_params(seed=7)) == [Member(0, "deslanted_grid", 7), Member(1, "rows", 7)]
+    assert members(small_params(seed=7)) == [Member(0, "grid_rows", 7), Member(1, "grid_columns", 7)]
     several = members(small_params(seed=7, train={"seeds": 2}))
     expected = [
         (fold, name, 7 + number, number)
-        for fold, name in enumerate(("deslanted_grid", "rows"))
+        for fold, name in enumerate(("grid_rows", "grid_columns"))
         for number in (0, 1)
     ]
     assert several == [Member(*member) for member in expected]

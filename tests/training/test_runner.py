@@ -173,7 +173,7 @@ def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(cluster, digits,
         assert values(states[member]) == values(state)
         assert values(states[member._replace(seed=member.seed + 1, number=1)]) != values(state)
     model, images = load(content), digits.images[digits.split(0)[1]]
-    parts = [predict(model.get_layer(f"deslanted_grid_{SEEDS.seed + number}"), images) for number in (0, 1)]
+    parts = [predict(model.get_layer(f"grid_rows_{SEEDS.seed + number}"), images) for number in (0, 1)]
     np.testing.assert_allclose(np.mean(parts, axis=0), probabilities, atol=1e-5)
 
 
