@@ -68,18 +68,17 @@ def training_speeds() -> dict[str, Speed]:
 
 def prediction_seconds() -> tuple[float, int, int]:
     """Seconds to predict the competition's test images, their number and that of networks."""
-    from pipeline.architectures import average, network_of_params
+    from pipeline.architectures import average, build_network
     from pipeline.prediction import predict, use_one_thread_per_operation
 
     use_one_thread_per_operation()
     params = _params()
     networks = [
-        network_of_params(member.architecture, params.model, params.train.precision)
-        for member in members(params)
+        build_network(member.architecture, params.model, params.train.precision) for member in members(params)
     ]
     for number, network in enumerate(networks):
         network.name = f"network_{number}"
-    ensemble = average(networks, "ensemble")
+    ensemble = average(networks, "ensemble", params.model.test_shift)
     images = _random_images(TEST_IMAGES)
     # As the stage does, compilation included.
     started = time.perf_counter()

@@ -1,7 +1,7 @@
 """The networks: BiLSTM layers on images, a softmax over the classes, and averages of such networks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -69,26 +69,11 @@ class SpatialDropout(keras.layers.Dropout):
         return inputs * super().call(ones, training=True)
 
 
-@keras.saving.register_keras_serializable("pipeline")
-class Patches(keras.layers.Layer):
-    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)`; sizes are in pixels."""
-
-    def __init__(
-        self,
-        size: Sequence[int] = (PATCH_HEIGHT + 2 * OVERLAP, PATCH_WIDTH + 2 * OVERLAP),
-        strides: Sequence[int] = (PATCH_HEIGHT, PATCH_WIDTH),
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.size, self.strides = tuple(size), tuple(strides)
-
-    def call(self, images):
-        shape = {"size": self.size, "strides": self.strides, "padding": "valid"}
-        images = ops.expand_dims(images, -1)
-        return ops.image.extract_patches(images, **shape, data_format="channels_last")
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size, "strides": self.strides}
+def patches(images):
+    """Overlapping patches of images: `(batch, 26, 26)` -> `(batch, 12, 6, 24)`."""
+    size, strides = (PATCH_HEIGHT + 2 * OVERLAP, PATCH_WIDTH + 2 * OVERLAP), (PATCH_HEIGHT, PATCH_WIDTH)
+    images = ops.expand_dims(images, -1)
+    return ops.image.extract_patches(images, size, strides, padding="valid", data_format="channels_last")
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,7 @@ class Shape:
     units: int  # see `BiLSTM`
     readout: str  # see `BiLSTM`; of the last layer
     normalize: bool  # batch normalization after each BiLSTM layer
-    dropout: float  # share of values dropped before the softmax and between layers (of a grid: half of it)
+    dropout: float  # share dropped before the softmax and between layers; between those of a grid, half of it
     precision: str  # see `BiLSTM`
 
     def bilstm(self, number, values):
@@ -128,7 +113,7 @@ def build_grid_rows(images, shape: Shape):
     al. 2015). Maximum pooling after the second layer makes the grid square. The last layer's readouts are
     averaged over the rows or columns: `(batch, 26, 26)` -> `(batch, 2 * units)`.
     """
-    grid = Patches(name="patches")(images)
+    grid = patches(images)
     for number in range(shape.layers):
         down = number % 2 == 1
         if down:
@@ -168,13 +153,17 @@ ARCHITECTURES = {
 DEFAULT_ARCHITECTURES = ("grid_rows", "grid_columns")
 
 
-def build_network(architecture: str, *, size: int = 28, classes: int = 10, **shape) -> keras.Model:
-    """Build an untrained network, named like its architecture.
+def build_network(
+    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10
+) -> keras.Model:
+    """Build an untrained network with the sizes of `params.yaml`, named like its architecture.
 
-    From images `(batch, size, size)`, pixels 0..255, to probabilities `(batch, classes)`. The other arguments
-    are those of `Shape`.
+    From images `(batch, size, size)`, pixels 0..255, to probabilities `(batch, classes)`. The precision is
+    that of `BiLSTM`.
     """
-    kind, shape = ARCHITECTURES[architecture], Shape(**shape)
+    kind = ARCHITECTURES[architecture]
+    layers, units = (getattr(model, kind.sizes + name) for name in ("layers", "units"))
+    shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
     images = keras.Input((size, size), name="images")
     inner = slice(MARGIN, size - MARGIN)
     pixels = keras.layers.Rescaling(1 / 255)(images[:, inner, inner])
@@ -183,22 +172,18 @@ def build_network(architecture: str, *, size: int = 28, classes: int = 10, **sha
     return keras.Model(images, probabilities, name=architecture)
 
 
-def network_of_params(
-    architecture: str, model: Model, precision: str, size: int = 28, classes: int = 10
-) -> keras.Model:
-    """`build_network` with the sizes of `params.yaml`."""
-    layers, units = (getattr(model, ARCHITECTURES[architecture].sizes + name) for name in ("layers", "units"))
-    shape = Shape(layers, units, model.readout, model.normalize, model.dropout, precision)
-    return build_network(architecture, size=size, classes=classes, **asdict(shape))
-
-
-def average(networks: Sequence[keras.Model], name: str) -> keras.Model:
+def average(networks: Sequence[keras.Model], name: str, shift: int = 0) -> keras.Model:
     """Average the probabilities of networks with different names.
 
-    The result is a model from images `(batch, size, size)` to probabilities `(batch, classes)`.
+    The result is a model from images `(batch, size, size)` to probabilities `(batch, classes)`. It also
+    averages over the images shifted to the left and right by up to `shift` pixels.
     """
     images = keras.Input(networks[0].input_shape[1:], name="images")
-    outputs = [network(images) for network in networks]
+    views, size = [images], images.shape[2]
+    if shift:
+        padded = ops.pad(images, ((0, 0), (0, 0), (shift, shift)))
+        views = [padded[:, :, start : start + size] for start in range(2 * shift + 1)]
+    outputs = [network(view) for network in networks for view in views]
     probabilities = keras.layers.Average(name="probabilities")(outputs) if len(outputs) > 1 else outputs[0]
     return keras.Model(images, probabilities, name=name)
 
@@ -217,15 +202,7 @@ def to_stock(network: keras.Model) -> keras.Model:
             return stock[len(layer.input.shape)](layer.rate, name=layer.name)
         return layer.__class__.from_config(layer.get_config())
 
-    def call(layer, *arguments, **options):
-        # They become operations of `keras.ops` in the model's graph.
-        if isinstance(layer, Patches):
-            return layer.call(*arguments)
-        return layer(*arguments, **options)
-
-    copy = keras.models.clone_model(
-        to_keras(network), clone_function=clone, call_function=call, recursive=True
-    )
+    copy = keras.models.clone_model(to_keras(network), clone_function=clone, recursive=True)
     # All but the counts of steps, which only this project's normalization has.
     copy.set_weights([weight.numpy() for weight in network.weights if weight.name != "steps"])
     return copy

@@ -18,7 +18,6 @@ import pandas as pd
 from pipeline.files import PipelineError, atomic_write, one_line
 
 ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?kaggle\.com/(?:competitions|c)/([^/?#]+)", re.I)
-LARGEST_ARCHIVE = 1 << 30  # bytes of all its members
 
 
 @dataclass(frozen=True)
@@ -218,12 +217,9 @@ def write_submission(path: str | Path, competition: Competition, ids: np.ndarray
 
 
 def unpack(archive: str | Path, folder: str | Path, competition: Competition) -> None:
-    """Unpack the competition's files into `folder`; one that is damaged or too large is an error."""
+    """Unpack the competition's files into `folder`; a damaged one is an error."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            size = sum(member.file_size for member in opened.infolist())
-            if size > LARGEST_ARCHIVE:
-                raise ValueError(f"its files have {size:,} bytes, allowed are {LARGEST_ARCHIVE:,}")
             for name in competition.files:
                 with opened.open(name) as source, open(Path(folder, name), "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)

@@ -58,6 +58,7 @@ class Model(_Section):
     readout: Readout
     normalize: YesNo
     dropout: _number(0, 0.9)
+    test_shift: _whole(0, 4)
 
 
 class Augment(_Section):

@@ -1,9 +1,11 @@
 """Helpers of the tests: small parameters, a copy of the project, and Python in its own process."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,14 @@ ROOT = Path(__file__).parents[1]
 # Networks small enough to train in a moment.
 SMALL = {
     "prepare": {"folds": 2},
-    "model": {"architecture": "cycle", "layers": 2, "units": 16, "grid_layers": 2, "grid_units": 8},
+    "model": {
+        "architecture": "cycle",
+        "layers": 2,
+        "units": 16,
+        "grid_layers": 2,
+        "grid_units": 8,
+        "test_shift": 0,
+    },
     "augment": {"undistorted_epochs": 1},
     "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "float32"},
 }
@@ -32,9 +41,9 @@ def small_params(**changes):
 
 def small_network(architecture):
     """An untrained network of the small parameters."""
-    from pipeline.architectures import network_of_params
+    from pipeline.architectures import build_network
 
-    return network_of_params(architecture, small_params().model, "float32")
+    return build_network(architecture, small_params().model, "float32")
 
 
 def copy_project(folder):
@@ -61,6 +70,15 @@ def run_python(*arguments, cwd=ROOT, **environment):
     command = [sys.executable, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=environment)
+
+
+def zipped(files):
+    """The content of an archive of some files: their contents by name."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
 
 
 def refusal(read, path, *arguments, **options):

@@ -1,7 +1,7 @@
 """Print SHA-256 sums of a small run's results: `python tests/reference_run.py [FOLDER]`.
 
 Run it before and after a change that should not change results, on the same machine, and compare the
-output. The run goes through all stages but the report, with both default architectures. FOLDER stores the
+output. The run goes through all stages but the report, with the architectures of `all`. FOLDER stores the
 data for the next run.
 """
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 CHANGES = {
     "download": {"source": "mnist"},
     "prepare": {"limit": 400, "folds": 2},
-    "model": {"architecture": "all", "layers": 2, "units": 16, "grid_layers": 3, "grid_units": 8},
+    "model": {"architecture": "all", "grid_layers": 3, "grid_units": 8},
     "train": {"epochs": 2, "batch_size": 32},
     "compute": {"workers": 2},
     "article": {"steps": 11, "units": 16, "batch_size": 100},

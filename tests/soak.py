@@ -27,7 +27,7 @@ from reference_run import CHANGES
 from ruamel.yaml import YAML
 
 CHANGES = CHANGES | {
-    "model": CHANGES["model"] | {"architecture": "cycle", "layers": 1, "grid_layers": 1},
+    "model": CHANGES["model"] | {"architecture": "cycle", "grid_layers": 1},
     "article": CHANGES["article"] | {"steps": 2},
 }
 # One of AIMED kills is aimed at dvc.lock, which DVC writes in place.

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import refusal, small_network
+from helpers import refusal, small_network, small_params
 
 from pipeline import architectures
-from pipeline.architectures import ARCHITECTURES, Patches, average, build_network
+from pipeline.architectures import ARCHITECTURES, average, build_network, patches
 from pipeline.files import save_network
 from pipeline.prediction import load_network, predict
 
@@ -20,11 +20,11 @@ def images(digits):
 
 
 def test_patches_reach_a_pixel_into_their_neighbours(images):
-    patches = np.array(Patches()(images[:, 1:-1, 1:-1]))
-    assert patches.shape == (8, 12, 6, 24)
+    values = np.array(patches(images[:, 1:-1, 1:-1]))
+    assert values.shape == (8, 12, 6, 24)
     for row, column in ((0, 0), (5, 3), (11, 5)):
         expected = images[:, 1 + 2 * row : 5 + 2 * row, 1 + 4 * column : 7 + 4 * column]
-        np.testing.assert_array_equal(patches[:, row, column], expected.reshape(8, 24))
+        np.testing.assert_array_equal(values[:, row, column], expected.reshape(8, 24))
 
 
 @pytest.mark.parametrize("trainable", [True, False])
@@ -78,9 +78,11 @@ def test_every_line_of_a_grid_is_read_by_the_same_layer(digits):
     low_enough = ~(digits.images[:, :3].any(axis=(1, 2)) | digits.images[:, -5:].any(axis=(1, 2)))
     images = digits.images[low_enough][:8].astype("float32")
     moved = np.roll(images, 2, axis=1)
-    shape = {"units": 8, "readout": "mean", "normalize": True, "dropout": 0.2, "precision": "float32"}
     keras.utils.set_random_seed(1)
-    one, two = (build_network("grid_rows", layers=layers, **shape) for layers in (1, 2))
+    one, two = (
+        build_network("grid_rows", small_params(model={"grid_layers": layers}).model, "float32")
+        for layers in (1, 2)
+    )
     np.testing.assert_allclose(one.predict_on_batch(moved), one.predict_on_batch(images), atol=1e-6)
     assert np.abs(two.predict_on_batch(moved) - two.predict_on_batch(images)).max() > 1e-5
 
@@ -114,6 +116,14 @@ def test_an_ensemble_averages_and_depends_on_no_setting_of_keras(digits, tmp_pat
         keras.config.set_image_data_format("channels_last")
         keras.config.set_floatx("float32")
     assert [layer.name for layer in loaded.layers if layer.name.startswith("fold_")] == ["fold_0", "fold_1"]
+
+
+@pytest.mark.slow
+def test_an_average_over_shifts(images):
+    network = small_network("grid_rows")
+    shifted = [np.roll(images, pixels, axis=2) for pixels in (-1, 0, 1)]
+    expected = np.mean([network.predict_on_batch(view) for view in shifted], axis=0)
+    np.testing.assert_allclose(average([network], "fold_0", 1).predict_on_batch(images), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"of an earlier run"])

@@ -1,13 +1,11 @@
 """The competition's files: Kaggle's format, and errors that name file, row and column."""
 
 import csv
-import io
-import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import refusal
+from helpers import refusal, zipped
 
 from pipeline.competition import (
     COMPETITIONS,
@@ -291,14 +289,6 @@ def test_columns_of_other_competitions(digits, tmp_path):
 WHOLE = {name: np.random.default_rng(number).bytes(5_000) for number, name in enumerate(DIGITS.files)}
 
 
-def archive(members):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, content in members.items():
-            opened.writestr(name, content)
-    return packed.getvalue()
-
-
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_files_as_a_browser_saves_them(tmp_path, packed):
     source, folder = tmp_path / "Downloads", tmp_path / "raw"
@@ -307,7 +297,7 @@ def test_the_files_as_a_browser_saves_them(tmp_path, packed):
         copy_files(source, folder, DIGITS)
     files = {**WHOLE, "notes.txt": b"more", "../evil": b"x"}
     if packed:
-        files = {"digit-recognizer.zip": archive(files)}
+        files = {"digit-recognizer.zip": zipped(files)}
     for name, content in files.items():
         (source / name).write_bytes(content)
     copy_files(source, folder, DIGITS)
@@ -319,10 +309,10 @@ def test_the_files_as_a_browser_saves_them(tmp_path, packed):
     [
         (b"", "cannot be unpacked"),
         (b"<html></html>", "cannot be unpacked: it is an HTML page"),
-        (archive(WHOLE)[:-30], "cannot be unpacked"),
-        (archive(WHOLE).replace(WHOLE["train.csv"][2_000:2_010], bytes(10)), "cannot be unpacked"),
+        (zipped(WHOLE)[:-30], "cannot be unpacked"),
+        (zipped(WHOLE).replace(WHOLE["train.csv"][2_000:2_010], bytes(10)), "cannot be unpacked"),
         (
-            archive({"train.csv": "x", "test.csv": "x"}),
+            zipped({"train.csv": "x", "test.csv": "x"}),
             "There is no item named 'sample_submission.csv' in the archive",
         ),
     ],

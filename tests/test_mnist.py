@@ -43,16 +43,6 @@ def keras_file(monkeypatch, tmp_path):
     return tmp_path / "keras.npz"
 
 
-def test_the_arrays_are_mnist(mnist, tmp_path):
-    for name, (shape, digest) in ARRAYS.items():
-        assert mnist[name].shape == shape and mnist[name].dtype == np.uint8
-        assert hashlib.sha256(mnist[name].tobytes()).hexdigest() == digest
-    assert mnist["train_labels"][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    np.savez(tmp_path / "mnist.npz", **mnist)
-    loaded = load_mnist(tmp_path / "mnist.npz")
-    assert all(np.array_equal(loaded[name], mnist[name]) for name in ARRAYS)
-
-
 @pytest.mark.parametrize("name", ARRAYS)
 def test_other_arrays_are_refused(mnist, name):
     one_bit = mnist[name].copy()

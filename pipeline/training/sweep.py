@@ -75,7 +75,7 @@ def _open_study(params, data, folder):
         storage=f"sqlite:///{folder}/study.db",
         study_name=hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
         load_if_exists=True,
-        # After an eighth and three eighths of the epochs, the best third of the trials continues.
+        # The best third of the trials continues after an eighth of the epochs and after three times that.
         pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 8), reduction_factor=3),
         sampler=optuna.samplers.TPESampler(constant_liar=True),  # takes trials that still run into account
     )

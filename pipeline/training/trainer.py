@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.architectures import average, network_of_params
+from pipeline.architectures import average, build_network
 from pipeline.augment import augment
 from pipeline.files import save_network
 from pipeline.folds import TrainingData
@@ -99,24 +99,19 @@ def export_fold(
     Returns:
         The model as the content of a `.keras` file, and its probabilities for the fold's validation rows.
     """
-    batch, steps = batch_and_steps(params, data)
-    weights = {}
-    for member, state in states.items():
-        model, optimizer, _ = _shared(member.architecture, params, data.shape, batch, steps)
-        _assign(model, optimizer, state.values)
-        weights[member] = model.get_weights()
     # Otherwise the numbers and seeds of Keras's layers depend on the process's earlier work.
     keras.utils.clear_session()
     keras.utils.set_random_seed(params.seed)
     networks = []
-    for member, values in weights.items():
-        # Without the optimizer, which would triple the file.
-        network = network_of_params(member.architecture, params.model, params.train.precision, *data.shape)
-        network.set_weights(values)
+    for member, state in states.items():
+        network = build_network(member.architecture, params.model, params.train.precision, *data.shape)
+        # The variables of the optimizer, which would double the file, come after those of the network.
+        for variable, value in zip(network.variables, state.values, strict=False):
+            variable.assign(value)
         if params.train.seeds > 1:
             network.name = f"{member.architecture}_{member.seed}"
         networks.append(network)
-    model = average(networks, f"fold_{fold}")
+    model = average(networks, f"fold_{fold}", params.model.test_shift)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         save_network(model, path)
@@ -145,7 +140,7 @@ def initial_values(params: Params, data: TrainingData, member: Member) -> list[n
 def _build(architecture, params, shape, batch, steps):
     """A Keras model, its optimizer, and a function that trains it for an epoch."""
     train = params.train
-    model = network_of_params(architecture, params.model, train.precision, *shape)
+    model = build_network(architecture, params.model, train.precision, *shape)
     warmup = round(train.warmup * steps * train.epochs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else train.learning_rate,

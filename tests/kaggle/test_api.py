@@ -1,11 +1,10 @@
 """Credentials, downloads and failures, with the unmodified client."""
 
-import io
 import json
-import zipfile
 
 import pytest
 import requests
+from helpers import zipped
 from kaggle_server import KEY, PAGE, TOKEN, USER, cut, half, hang, page, status
 
 from pipeline.competition import COMPETITIONS
@@ -22,14 +21,6 @@ NOTEBOOK = {
     "KAGGLE_API_V1_TOKEN": "home/token",
 }
 FILES = {name: f"{name}, small\n".encode() * 1000 for name in COMPETITIONS[SLUG].files}
-
-
-def zipped(files):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return packed.getvalue()
 
 
 def refusal(call, *arguments):
