@@ -14,7 +14,7 @@ LIMIT, FOLDS = 600, 2
 SMALL = {
     "download": {"source": "mnist"},
     "prepare": {"limit": LIMIT, "folds": FOLDS},
-    "model": helpers.SMALL["model"],
+    "model": helpers.SMALL["model"] | {"grid_layers": 1},
     "train": {"epochs": 2, "batch_size": 64},
     "compute": {"workers": 1},
     "article": {"steps": 20, "units": 16, "batch_size": 100},

@@ -27,9 +27,10 @@ from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
 
 FOLDS = 2
-CYCLE = small_params()
+ONE_LAYER = {"grid_layers": 1}  # the fewest operations to trace
+CYCLE = small_params(model=ONE_LAYER)
 ALL = small_params(model={"architecture": "all"})
-SEEDS = small_params(train={"seeds": 2})
+SEEDS = small_params(model=ONE_LAYER, train={"seeds": 2})
 
 
 # Without training
@@ -185,7 +186,7 @@ def folder(digits, tmp_path):
     """A project folder in which the stage `train` trains `CYCLE`."""
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data/digits.npz", **dataclasses.asdict(digits))
-    params = small_params(compute={"workers": FOLDS})
+    params = small_params(model=ONE_LAYER, compute={"workers": FOLDS})
     YAML(typ="safe").dump(params.model_dump(), tmp_path / "params.yaml")
     return tmp_path
 
