@@ -54,9 +54,8 @@ def test_an_epoch_takes_a_step_for_each_batch(digits, architecture):
     params = small_params(model={"dropout": 0.0}, train={"epochs": 1})
     images, targets = digits.images[:128].astype("float32"), np.eye(10, dtype="float32")[digits.labels[:128]]
     model, optimizer, train = trainer._build(architecture, params, digits.shape, 32, 4)
-    assert (
-        sum(velocity is None for velocity in optimizer._velocities) == 2 * 2 * 2
-    )  # kernels, directions, layers
+    # Two kernels in each of two directions in each of two layers.
+    assert sum(velocity is None for velocity in optimizer._velocities) == 8
     network = keras.models.clone_model(model)
     network.set_weights(model.get_weights())
     network.compile(Muon.from_config(optimizer.get_config()), "categorical_crossentropy")
