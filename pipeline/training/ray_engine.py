@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -40,13 +41,13 @@ def ray_pool(
         ) from None
     _connect(ray, compute, environment)
     with contextlib.ExitStack() as stack:
-        stack.callback(ray.shutdown)  # ends all tasks, and the threads that wait for them
+        stack.callback(ray.shutdown)  # ends all tasks
         needs = {"CPU": compute.worker_cpus, "GPU": compute.worker_gpus}
         needs["memory"] = int(compute.worker_memory * GIB)
         room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], needs)
         workers = min(room if compute.workers == "auto" else compute.workers, max_workers)
         executor = RayExecutor(ray, workers, needs)
-        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        stack.callback(executor.close)
         yield executor, workers
 
 
@@ -103,6 +104,12 @@ class RayExecutor(ThreadPoolExecutor):
         self._task = ray.remote(max_retries=RETRIES, max_calls=0, **resources)(_run_on_node)
         self._kind = _node_kind()
         self._data = self._reference = None
+        self._closed = threading.Event()
+
+    def close(self):
+        """Abandon all jobs. A thread that called Ray after its shutdown would start another Ray, or crash."""
+        self._closed.set()
+        self.shutdown(cancel_futures=True)
 
     def submit(self, function, /, *arguments):
         """See `Executor.submit`; training data are put into the object store once."""
@@ -115,8 +122,12 @@ class RayExecutor(ThreadPoolExecutor):
         return self._reference
 
     def _run(self, function, *arguments):
+        reference = self._task.remote(self._kind, function, *arguments)
+        while not self._ray.wait([reference], timeout=0.1)[0]:
+            if self._closed.is_set():
+                return None
         try:
-            return self._ray.get(self._task.remote(self._kind, function, *arguments))
+            return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the job's own error; the text of Ray's is a traceback
         except self._ray.exceptions.RayError as error:

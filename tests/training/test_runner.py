@@ -152,7 +152,9 @@ def test_jobs_on_a_cluster(cluster, monkeypatch):
         executor._kind = kind
         with pytest.raises(PipelineError, match=r"a Ray worker died 2 times .* compute\.worker_memory"):
             executor.submit(os._exit, 1).result()
-        executor.submit(time.sleep, 600)  # and does not keep the engine from ending
+        executor.submit(time.sleep, 600)
+    # The job does not keep the engine from ending, and no thread calls Ray any more.
+    assert not any(thread.is_alive() for thread in executor._threads)
 
 
 @pytest.mark.slow
