@@ -158,8 +158,19 @@ def test_jobs_on_a_cluster(cluster, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(cluster, digits, trained, load, tmp_path):
+def test_a_node_that_dies_changes_no_byte_and_seeds_add_members(
+    cluster, digits, trained, load, tmp_path, monkeypatch
+):
     """Two nodes train four members; after the first epoch, one node is killed during another."""
+    import ray
+
+    connect = ray.init
+
+    def connect_without_copy(*address, runtime_env, **options):
+        return connect(*address, runtime_env={"env_vars": runtime_env["env_vars"]}, **options)
+
+    # The nodes import this checkout, whose layer is compiled. They would compile that of a copy anew.
+    monkeypatch.setattr(ray, "init", connect_without_copy)
     victims = [cluster.add_node(num_cpus=1)]
     progress = Mock()
     progress.finished.side_effect = lambda *_: (
