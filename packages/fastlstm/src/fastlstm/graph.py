@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from fastlstm.ops import OPERATIONS, operation, refuse
 from fastlstm.recurrence import GATES, LAST, MEAN, SEQUENCE, Plan
-from fastlstm.simd import LANES
+from fastlstm.simd import LANES, TILE
 
 _READOUTS = {"sequence": SEQUENCE, "mean": MEAN}
 _thread = threading.local()
@@ -81,15 +81,55 @@ def bilstm(parts, x, parameters, mask, readout, dtype, keep):
     return output * mask[:, time // 2, None] if mask_or_none is not None and readout == "middle" else output
 
 
+def _round_up(number, multiple):
+    return -(-number // multiple) * multiple
+
+
+def _interleaved(values, units):
+    """Columns in the order of the recurrence: `(rows, 4 * units)` of Keras to `(rows, 4 * cells)`.
+
+    Keras puts a gate's columns of all cells together; the recurrence has a group's four gates side by side,
+    and zero-pads the last group.
+    """
+    cells = _round_up(units, LANES)
+    gates = tf.pad(tf.reshape(values, (-1, GATES, units)), ((0, 0), (0, 0), (0, cells - units)))
+    groups = tf.transpose(tf.reshape(gates, (-1, GATES, cells // LANES, LANES)), (0, 2, 1, 3))
+    return tf.reshape(groups, (-1, GATES * cells))
+
+
+def _weights_and_bias(parameters, units, features):
+    """Parameters in the order of the recurrence: states above inputs, each zero-padded to whole groups.
+
+    Returns:
+        Weights `(directions, cells + padded features, 4 * cells)`, bias `(directions, 4 * cells)`.
+    """
+    directions = len(parameters) // 3
+    kernels, recurrents, biases = (parameters[i * directions :][:directions] for i in range(3))
+
+    def padded(values, rows):
+        return tf.pad(_interleaved(values, units), ((0, _round_up(rows, LANES) - rows), (0, 0)))
+
+    pairs = zip(recurrents, kernels, strict=True)
+    weights = [tf.concat([padded(u, units), padded(w, features)], axis=0) for u, w in pairs]
+    return tf.stack(weights), tf.concat([_interleaved(bias, units) for bias in biases], axis=0)
+
+
+def _packed(weights, dtype):
+    """Right operands, see `matmul.py`: `(directions, depth, columns)` to `(directions, depth * columns)`."""
+    directions, depth, columns = weights.shape
+    in_word = 2 if dtype == tf.bfloat16 else 1
+    words = tf.reshape(tf.cast(weights, dtype), (directions, -1, in_word, columns // LANES, LANES))
+    return tf.reshape(tf.transpose(words, (0, 3, 1, 4, 2)), (directions, depth * columns))
+
+
 class _Parts:
     """The operations on a batch that is divided into parts: of one recurrence, in the graph being built."""
 
-    def __init__(self, plan, dtype, parts, x, parameters):
-        self.plan, self.dtype, self.parts, self.parameters = plan, dtype, parts, parameters
-        self.directions, self.units = len(parameters) // 3, parameters[-1].shape[0] // GATES
-        time = x.shape[1] if plan.returns == SEQUENCE else 1
+    def __init__(self, plan, dtype, parts, x, weights):
+        self.plan, self.dtype, self.parts, self.weights = plan, dtype, parts, weights
+        directions, _, columns = weights.shape
+        self.y_shape = (x.shape[0], x.shape[1] if plan.returns == SEQUENCE else 1, directions * columns // GATES)
         self.x_shape = x.shape
-        self.y_shape = x.shape[0], time, self.directions * -(-self.units // LANES) * LANES
         ends = [tf.shape(x)[0] * part // parts for part in range(parts + 1)]
         self.sizes = [end - start for start, end in itertools.pairwise(ends)]
 
@@ -100,52 +140,55 @@ class _Parts:
         return tf.ensure_shape(values[0] if self.parts == 1 else tf.concat(values, axis=0), shape)
 
     def _run(self, name, save, *inputs, with_x=False):
-        numbers = list(OPERATIONS).index(name), *self.plan.steps, self.plan.returns, save
-        meta = tf.constant((*numbers, self.units, self.directions, with_x), tf.int32)
-        return operation(name, self.dtype, meta, *inputs, parameters=3 * self.directions)
+        numbers = list(OPERATIONS).index(name), *self.plan.steps, self.plan.returns, save, with_x
+        return operation(name, self.dtype, tf.constant(numbers, tf.int32), *inputs)
 
-    def forward(self, save, x, mask):
+    def forward(self, save, x, mask, bias):
         """y `(batch, time or 1, directions * cells)`, and what the backward pass of each part needs."""
-        packed, transposed, bias = self._run("Pack", save, *self.parameters)
+        depth = self.weights.shape[1]
+        padding = (0, 0), (0, _round_up(depth, TILE) - depth), (0, 0)
+        packed = _packed(tf.pad(self.weights, padding), self.dtype)
         masks = self._divide(mask) if mask.shape[0] != 0 else [mask] * self.parts
         inputs = list(zip(self._divide(x), masks, strict=True))
         y, *saved = zip(*(self._run("Forward", save, *part, packed, bias) for part in inputs), strict=True)
-        return self._join(y, self.y_shape), [
-            (*part, transposed, *others) for part, *others in zip(inputs, *saved, strict=True)
-        ]
+        return self._join(y, self.y_shape), list(zip(inputs, zip(*saved, strict=True), strict=True))
 
     def backward(self, with_x, d_y, saved):
-        """Gradients of x, unless it is left out, and of the parameters."""
-        parts = zip(self._divide(d_y), saved, strict=True)
-        results = [self._run("Backward", True, part, *others, with_x=with_x) for part, others in parts]
-        d_x, *d_parameters = zip(*results, strict=True)
-        return self._join(d_x, self.x_shape if with_x else None), [
-            tf.ensure_shape(tf.add_n(values), parameter.shape)
-            for values, parameter in zip(d_parameters, self.parameters, strict=True)
-        ]
+        """Gradients of x, unless it is left out, of the weights and of the bias."""
+        transposed = _packed(tf.transpose(self.weights, (0, 2, 1)), self.dtype)
+        d_x, d_weights, d_bias = zip(
+            *(
+                self._run("Backward", True, part, *inputs, transposed, *activations, with_x=with_x)
+                for part, (inputs, activations) in zip(self._divide(d_y), saved, strict=True)
+            ),
+            strict=True,
+        )
+        d_weights = tf.reshape(tf.transpose(tf.add_n(d_weights), (0, 2, 1, 3)), self.weights.shape)
+        return self._join(d_x, self.x_shape if with_x else None), d_weights, tf.add_n(d_bias)
 
 
 def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     """Outputs `(batch, time or 1, directions * cells)`, with their gradient."""
 
     @tf.custom_gradient
-    def recurrence(x, mask, *parameters):
-        operations = _Parts(plan, dtype, parts, x, parameters)
-        y, saved = operations.forward(plan.save, x, mask)
+    def recurrence(x, mask, weights, bias):
+        operations = _Parts(plan, dtype, parts, x, weights)
+        y, saved = operations.forward(plan.save, x, mask, bias)
 
         # A tape in a graph does not see the operations: without this, a second derivative would be lost.
         @tf.custom_gradient
-        def gradient(d_y, x, mask, *parameters):
-            inputs = saved if plan.save else operations.forward(True, x, mask)[1]
-            d_x, d_parameters = operations.backward(with_x, d_y, inputs)
+        def gradient(d_y, x, mask, weights, bias):
+            inputs = saved if plan.save else operations.forward(True, x, mask, bias)[1]
+            d_x, *d_others = operations.backward(with_x, d_y, inputs)
             if not with_x:
-                d_x, _ = operations.backward(True, d_y, inputs)  # TensorFlow drops it if nobody asks for it
-            values = d_y, x, mask, *parameters
-            return [d_x, tf.zeros_like(mask), *d_parameters], lambda *given: refuse(given, values)
+                d_x, *_ = operations.backward(True, d_y, inputs)  # TensorFlow drops it if nobody asks for it
+            values = d_y, x, mask, weights, bias
+            return [d_x, tf.zeros_like(mask), *d_others], lambda *given: refuse(given, values)
 
-        return y, lambda d_y: gradient(d_y, x, mask, *parameters)
+        return y, lambda d_y: gradient(d_y, x, mask, weights, bias)
 
-    return recurrence(x, mask, *parameters)
+    units, features = parameters[-1].shape[0] // GATES, x.shape[2]
+    return recurrence(x, mask, *_weights_and_bias(parameters, units, features))
 
 
 # The operations are for graphs only.

@@ -14,14 +14,13 @@ from fastlstm.kernels import LIBRARY, compile_body
 # Name: inputs, outputs; in the order of `kernels.py`. T is the type of the matrix products' operands.
 _SAVED = ["gates: T", "h: T", "c: T"]
 OPERATIONS = {
-    "Pack": (["meta: int32", "parameters: N * float"], ["packed: T", "transposed: T", "bias: float"]),
     "Forward": (
         ["meta: int32", "x: float", "mask: float", "packed: T", "bias: float"],
         ["y: float", *_SAVED],
     ),
     "Backward": (
         ["meta: int32", "d_y: float", "x: float", "mask: float", "transposed: T", *_SAVED],
-        ["d_x: float", "d_parameters: N * float"],
+        ["d_x: float", "d_weights: float", "d_bias: float"],
     ),
 }
 _lock = threading.Lock()
@@ -63,7 +62,6 @@ def _register(dtype):
     for name, lists in OPERATIONS.items():
         full_name = f"Fastlstm{name}_{dtype.name}"
         builder = library.TF_NewOpDefinitionBuilder(full_name.encode())
-        library.TF_OpDefinitionBuilderAddAttr(builder, b"N: int >= 0")
         for add, values in zip(adders, lists, strict=True):
             for value in values:
                 add(builder, value.replace(": T", f": {dtype.name}").encode())
@@ -74,23 +72,19 @@ def _register(dtype):
         tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 
-def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor, parameters: int) -> list[tf.Tensor]:
+def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor) -> list[tf.Tensor]:
     """Add one of `OPERATIONS` to the graph that is being built.
 
     Args:
         name: of the operation.
         dtype: float32 or bfloat16, the type T.
         *inputs: as `OPERATIONS` lists them.
-        parameters: N, the number of parameters.
 
     Returns:
         Its outputs.
     """
     with _lock:
         _register(dtype)
-    types = []
-    for output in OPERATIONS[name][1]:
-        types += [dtype if output.endswith(": T") else tf.float32] * (parameters if "N *" in output else 1)
-    attributes = {"N": tf.compat.v1.AttrValue(i=parameters)}
+    types = [dtype if output.endswith(": T") else tf.float32 for output in OPERATIONS[name][1]]
     graph = tf.compat.v1.get_default_graph()
-    return graph.create_op(f"Fastlstm{name}_{dtype.name}", inputs, types, attrs=attributes).outputs
+    return graph.create_op(f"Fastlstm{name}_{dtype.name}", inputs, types).outputs
