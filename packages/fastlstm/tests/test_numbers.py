@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastlstm import BiLSTM, dispatch
+from fastlstm import BiLSTM, graph
 from fastlstm.graph import whole_batches
 from reference import lstm, lstm_gradient
 from stock import (
@@ -115,7 +115,7 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, readout, batch):
     layer, x = BiLSTM(UNITS, readout=readout), tf.constant(values(batch, 6, FEATURES))
     results = []
     for parts in (1, 3):
-        monkeypatch.setattr(dispatch, "parts_of_a_batch", lambda: parts)
+        monkeypatch.setattr(graph, "parts_of_a_batch", lambda: parts)
         layer(x)
         results.append(
             outcome(lambda: layer(x, lengths=[6, 3, 1, 2, 4][:batch]), [x], layer.trainable_variables)

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 from fastlstm import BiLSTM, graph, to_keras
 from fastlstm.graph import whole_batches
-from fastlstm.kernels import SAVE, WITH_X
 from fastlstm.ops import operation
 from stock import (
     BATCH,
@@ -145,48 +144,39 @@ def test_prediction_is_the_same_and_has_the_same_gradient(readout, with_lengths,
         assert one.numpy().tobytes() == other.numpy().tobytes()
 
 
-def test_only_training_keeps_what_the_gradient_needs(monkeypatch, digits):
-    kept = set()
+@pytest.fixture
+def added(monkeypatch):
+    """The operations that are added to graphs, and the settings of each."""
+    added = []
 
-    def spy(name, dtype, numbers, *inputs, **options):
-        if name == "Forward":
-            kept.add(int(tf.get_static_value(numbers)[SAVE]))
-        return operation(name, dtype, numbers, *inputs, **options)
+    def spy(name, plan, *inputs, with_x=False, **options):
+        added.append(SimpleNamespace(name=name, save=plan.save, with_x=with_x))
+        return operation(name, plan, *inputs, with_x=with_x, **options)
 
     monkeypatch.setattr(graph, "operation", spy)
+    with whole_batches():
+        yield added
+
+
+def test_only_training_keeps_what_the_gradient_needs(added, digits):
     # In a network within a network, as the ensemble has them.
     inner, images = small_network(), keras.Input((28, 28))
     model = keras.Model(images, inner(images))
     model.compile("sgd", "sparse_categorical_crossentropy")
     model.predict_on_batch(digits.images[:2])
-    assert kept == {0}
-    kept.clear()
+    assert {each.save for each in added} == {False}
+    added.clear()
     model.train_on_batch(digits.images[:2], digits.labels[:2])
-    assert kept == {1}
+    assert {each.save for each in added} == {True}
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """Whether each backward pass in the graphs computes the gradient of its inputs."""
-    asked = []
-
-    def spy(name, dtype, numbers, *inputs, **options):
-        if name == "Backward":
-            asked.append(int(tf.get_static_value(numbers)[WITH_X]))
-        return operation(name, dtype, numbers, *inputs, **options)
-
-    monkeypatch.setattr(graph, "operation", spy)
-    with whole_batches():
-        yield asked
-
-
-def test_the_gradient_of_the_images_is_not_computed_in_training(asked, digits):
+def test_the_gradient_of_the_images_is_not_computed_in_training(added, digits):
     """But that of the second layer's inputs is, and that of the images for whoever asks for it."""
     model = small_network()
     model.compile("sgd", "sparse_categorical_crossentropy")
     model.train_on_batch(digits.images[:2], digits.labels[:2])
     # TensorFlow drops the last operation, because nothing uses its result.
-    assert asked == [1, 0, 1]
+    assert [each.with_x for each in added if each.name == "Backward"] == [True, False, True]
 
     @tf.function
     def saliency(images):
@@ -198,12 +188,12 @@ def test_the_gradient_of_the_images_is_not_computed_in_training(asked, digits):
     assert np.any(saliency(tf.constant(digits.images[:2], tf.float32)))
 
 
-def test_behind_a_layer_with_a_loop_the_gradient_of_the_inputs_is_computed_once(asked):
+def test_behind_a_layer_with_a_loop_the_gradient_of_the_inputs_is_computed_once(added):
     gru = keras.layers.GRU(4, return_sequences=True)
     model = keras.Sequential([keras.Input((6, FEATURES)), gru, BiLSTM(UNITS, "last"), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.train_on_batch(values(BATCH, 6, FEATURES), np.ones((BATCH, 1)))
-    assert asked == [1]
+    assert [each.with_x for each in added if each.name == "Backward"] == [True]
 
 
 @pytest.mark.parametrize("wrong", ["lengths", "features"])

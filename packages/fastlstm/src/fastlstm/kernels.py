@@ -22,12 +22,13 @@ from fastlstm.forward import forward
 from fastlstm.jit import compile_and_announce, constant, inner
 from fastlstm.matmul import on_tiles, round_up
 from fastlstm.recurrence import GATES, SEQUENCE, Plan, SavedActivations
-from fastlstm.simd import LANES, SAMPLES, instruction, pointer
+from fastlstm.simd import LANES, SAMPLES, TILE, instruction, pointer
 from fastlstm.tiles import configure_tiles, load_configuration
+from fastlstm.weights import pack_parameters, unpack_gradients
 
-OPERATION, STEPS, BACKWARD_STEPS, RETURNS, SAVE, WITH_X = range(6)
-_NUMBERS = 6
-FORWARD, BACKWARD = range(2)
+OPERATION, STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, DIRECTIONS, WITH_X = range(8)
+_NUMBERS = 8
+PACK, FORWARD, BACKWARD = range(3)
 _FLOATS, _INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 LIBRARY = str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*")))
 llvmlite.binding.load_library_permanently(LIBRARY)
@@ -99,29 +100,45 @@ def _allocate(call, number, shape, like):
 
 
 @inner
-def _shapes(tensors, directions, cells, plan):
+def _pack(call, directions, units, like):
+    """Inputs: meta, parameters. Outputs: packed, transposed, bias: one row per direction."""
+    features, cells = _dim(call.tensors[1], 0), round_up(units, LANES)
+    columns, back = GATES * cells, cells + round_up(features, LANES)
+    packed = _allocate(call, 0, (directions, columns * round_up(cells + features, TILE)), like)
+    transposed = _allocate(call, 1, (directions, columns * back), like)
+    bias = _allocate(call, 2, (directions, columns), _FLOATS)
+    if not _code(call.status):
+        for d in range(directions):
+            kernel = _array(call, 1 + d, (features, GATES * units), _FLOATS)
+            recurrent = _array(call, 1 + directions + d, (units, GATES * units), _FLOATS)
+            biases = _array(call, 1 + 2 * directions + d, (GATES * units,), _FLOATS)
+            pack_parameters(kernel, recurrent, biases, packed[d], transposed[d], bias[d])
+
+
+@inner
+def _shapes(tensors, directions, units, plan):
     """Shapes of x, mask, y and `SavedActivations.h`, from the tensors of x and mask."""
-    batch, time = _dim(tensors[0], 0), _dim(tensors[0], 1)
+    batch, time, cells = _dim(tensors[0], 0), _dim(tensors[0], 1), round_up(units, LANES)
     y = batch, time if plan.returns == SEQUENCE else 1, directions * cells
     h = directions, plan.steps[0] + 1 if plan.save else 0, round_up(batch, SAMPLES), cells
     return (batch, time, _dim(tensors[0], 2)), (_dim(tensors[1], 0), time), y, h
 
 
 @inner
-def _forward(call, plan, like):
+def _forward(call, directions, units, plan, like):
     """Inputs: meta, x, mask, packed, bias. Outputs: y, and `SavedActivations`."""
-    directions, columns = _dim(call.tensors[4], 0), _dim(call.tensors[4], 1)
-    x, mask, y, h = _shapes(call.tensors[1:], directions, columns // GATES, plan)
-    outputs, gates = _allocate(call, 0, y, _FLOATS), (h[0], h[1], h[2], columns)
+    x, mask, y, h = _shapes(call.tensors[1:], directions, units, plan)
+    outputs, gates = _allocate(call, 0, y, _FLOATS), (h[0], h[1], h[2], GATES * h[3])
     saved = SavedActivations(
         _allocate(call, 1, gates, like), _allocate(call, 2, h, like), _allocate(call, 3, h, like)
     )
     if not _code(call.status):
+        packed = directions, GATES * h[3] * round_up(h[3] + x[2], TILE)
         forward(
             plan,
             _array(call, 1, x, _FLOATS),
-            _array(call, 3, (directions, _dim(call.tensors[3], 1)), like),
-            _array(call, 4, (directions, columns), _FLOATS),
+            _array(call, 3, packed, like),
+            _array(call, 4, (directions, GATES * h[3]), _FLOATS),
             _array(call, 2, mask, _FLOATS),
             saved,
             outputs,
@@ -129,27 +146,22 @@ def _forward(call, plan, like):
 
 
 @inner
-def _backward(call, plan, with_x, like):
-    """Inputs: meta, d_y, x, mask, transposed, `SavedActivations`. Outputs: d_x, d_weights, d_bias."""
-    directions, cells = _dim(call.tensors[6], 0), _dim(call.tensors[6], 3)
-    x, mask, y, h = _shapes(call.tensors[2:], directions, cells, plan)
-    columns, size = GATES * cells, _dim(call.tensors[4], 1)
+def _backward(call, directions, units, plan, with_x, like):
+    """Inputs: meta, d_y, x, mask, transposed, `SavedActivations`. Outputs: gradients of x and parameters."""
+    x, mask, y, h = _shapes(call.tensors[2:], directions, units, plan)
+    features, cells, columns = x[2], h[3], GATES * h[3]
+    rows = cells + round_up(features, LANES)
     saved = SavedActivations(
         _array(call, 5, (h[0], h[1], h[2], columns), like), _array(call, 6, h, like), _array(call, 7, h, like)
     )
-    d_x = _allocate(call, 0, (x[0] if with_x else 0, x[1], x[2]), _FLOATS)
-    weights = directions, columns // LANES, size // columns, LANES
-    d_weights, d_bias = (
-        _allocate(call, 1, weights, _FLOATS),
-        _allocate(call, 2, (directions, columns), _FLOATS),
-    )
+    d_x = _allocate(call, 0, (x[0] if with_x else 0, x[1], features), _FLOATS)
     if not _code(call.status):
-        d_weights[:] = 0
-        d_bias[:] = 0
+        d_weights = np.zeros((directions, columns // LANES, rows, LANES), np.float32)
+        d_bias = np.zeros((directions, columns), np.float32)
         backward(
             plan,
             _array(call, 2, x, _FLOATS),
-            _array(call, 4, (directions, size), like),
+            _array(call, 4, (directions, columns * rows), like),
             saved,
             _array(call, 3, mask, _FLOATS),
             _array(call, 1, y, _FLOATS),
@@ -157,6 +169,12 @@ def _backward(call, plan, with_x, like):
             d_weights,
             d_x,
         )
+        for d in range(directions):
+            kernel = _allocate(call, 1 + d, (features, GATES * units), _FLOATS)
+            recurrent = _allocate(call, 1 + directions + d, (units, GATES * units), _FLOATS)
+            bias = _allocate(call, 1 + 2 * directions + d, (GATES * units,), _FLOATS)
+            if not _code(call.status):
+                unpack_gradients(d_weights[d], d_bias[d], kernel, recurrent, bias)
 
 
 @inner
@@ -168,12 +186,15 @@ def _compute(op, like):
     call = _Call(op, status, tensors, inputs)
     meta = _array(call, 0, (_NUMBERS,), _INTS)
     plan = Plan((np.int64(meta[STEPS]), np.int64(meta[BACKWARD_STEPS])), meta[RETURNS], meta[SAVE] != 0)
+    directions, units = np.int64(meta[DIRECTIONS]), np.int64(meta[UNITS])
     tile_state = configure_tiles() if on_tiles(like) else np.zeros(0, np.uint8)
     try:
-        if meta[OPERATION] == FORWARD:
-            _forward(call, plan, like)
+        if meta[OPERATION] == PACK:
+            _pack(call, directions, units, like)
+        elif meta[OPERATION] == FORWARD:
+            _forward(call, directions, units, plan, like)
         else:
-            _backward(call, plan, meta[WITH_X] != 0, like)
+            _backward(call, directions, units, plan, meta[WITH_X] != 0, like)
     except Exception:
         _set_status(call.status, _RESOURCE_EXHAUSTED, _NO_MEMORY.ctypes.data)
     if len(tile_state) > 0:

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from fastlstm.dispatch import PRECISIONS, run, unsupported, unsupported_here
+from fastlstm.dispatch import PRECISIONS, unsupported, unsupported_here
+from fastlstm.graph import run
 
 READOUTS = ("sequence", "middle", "last", "mean")
 

@@ -10,17 +10,19 @@ from functools import cache
 import tensorflow as tf
 
 from fastlstm.kernels import LIBRARY, compile_body
+from fastlstm.recurrence import Plan
 
 # Name: inputs, outputs; in the order of `kernels.py`. T is the type of the matrix products' operands.
 _SAVED = ["gates: T", "h: T", "c: T"]
 OPERATIONS = {
+    "Pack": (["meta: int32", "parameters: N * float"], ["packed: T", "transposed: T", "bias: float"]),
     "Forward": (
         ["meta: int32", "x: float", "mask: float", "packed: T", "bias: float"],
         ["y: float", *_SAVED],
     ),
     "Backward": (
         ["meta: int32", "d_y: float", "x: float", "mask: float", "transposed: T", *_SAVED],
-        ["d_x: float", "d_weights: float", "d_bias: float"],
+        ["d_x: float", "d_parameters: N * float"],
     ),
 }
 _lock = threading.Lock()
@@ -62,6 +64,7 @@ def _register(dtype):
     for name, lists in OPERATIONS.items():
         full_name = f"Fastlstm{name}_{dtype.name}"
         builder = library.TF_NewOpDefinitionBuilder(full_name.encode())
+        library.TF_OpDefinitionBuilderAddAttr(builder, b"N: int >= 0")
         for add, values in zip(adders, lists, strict=True):
             for value in values:
                 add(builder, value.replace(": T", f": {dtype.name}").encode())
@@ -72,19 +75,28 @@ def _register(dtype):
         tf.RegisterGradient(full_name)(lambda op, *gradients: refuse(gradients, op.inputs))
 
 
-def operation(name: str, dtype: tf.DType, *inputs: tf.Tensor) -> list[tf.Tensor]:
+def operation(
+    name: str, plan: Plan, *inputs: tf.Tensor, dtype: tf.DType, directions: int, units: int, with_x=False
+) -> list[tf.Tensor]:
     """Add one of `OPERATIONS` to the graph that is being built.
 
     Args:
         name: of the operation.
+        plan: see `Plan`.
+        *inputs: as `OPERATIONS` lists them, without `meta`.
         dtype: float32 or bfloat16, the type T.
-        *inputs: as `OPERATIONS` lists them.
+        directions, units: of the layer; N, the number of parameters, is 3 of each direction.
+        with_x: whether a backward pass computes the gradient of x.
 
     Returns:
         Its outputs.
     """
     with _lock:
         _register(dtype)
-    types = [dtype if output.endswith(": T") else tf.float32 for output in OPERATIONS[name][1]]
-    graph = tf.compat.v1.get_default_graph()
-    return graph.create_op(f"Fastlstm{name}_{dtype.name}", inputs, types).outputs
+    numbers = list(OPERATIONS).index(name), *plan.steps, plan.returns, plan.save, units, directions, with_x
+    types, parameters = [], 3 * directions
+    for output in OPERATIONS[name][1]:
+        types += [dtype if output.endswith(": T") else tf.float32] * (parameters if "N *" in output else 1)
+    attributes = {"N": tf.compat.v1.AttrValue(i=parameters)}
+    graph, meta = tf.compat.v1.get_default_graph(), tf.constant(numbers, tf.int32)
+    return graph.create_op(f"Fastlstm{name}_{dtype.name}", (meta, *inputs), types, attrs=attributes).outputs
