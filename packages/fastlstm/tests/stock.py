@@ -46,6 +46,14 @@ def stock_layer(units=UNITS, features=FEATURES, **arguments):
     return layer
 
 
+def fast_layer(stock, readout="sequence", precision="float32"):
+    """A BiLSTM with the weights of Keras's layer."""
+    layer = fastlstm.BiLSTM(stock.forward_layer.units, readout, precision)
+    layer.build((None, None, stock.forward_layer.cell.kernel.shape[0]))
+    layer.set_weights(stock.get_weights())
+    return layer
+
+
 def stock_output(stock, readout, x, lengths):
     """Output of Keras's layer, run on the samples of each length separately and truncated to it."""
     steps, units = x.shape[1], stock.forward_layer.units

@@ -15,6 +15,7 @@ from stock import (
     RELATIVE,
     UNITS,
     assert_close,
+    fast_layer,
     outcome,
     stock_layer,
     values,
@@ -156,5 +157,5 @@ def test_gates_bear_any_argument(precision, large):
     signs = np.random.default_rng(1).choice([-large, large], bias.shape)
     for layer in (stock.forward_layer, stock.backward_layer):
         layer.set_weights([kernel * 0, recurrent * 0, signs])
-    layer, x = BiLSTM.from_keras(stock, precision=precision), values(BATCH, 5, FEATURES)
+    layer, x = fast_layer(stock, precision=precision), values(BATCH, 5, FEATURES)
     assert_close([layer(x)], [stock(x)], BFLOAT16_OUTPUT if precision == "bfloat16" else RELATIVE)

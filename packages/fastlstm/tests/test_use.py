@@ -16,6 +16,7 @@ from stock import (
     READOUTS,
     UNITS,
     assert_close,
+    fast_layer,
     outcome,
     run_python,
     stock_layer,
@@ -29,13 +30,12 @@ pytestmark = pytest.mark.slow
 # To and from Keras
 
 
-@pytest.mark.parametrize(("returns_sequences", "readout"), [(True, None), (False, None), (False, "last")])
-def test_there_and_back(returns_sequences, readout):
-    stock = stock_layer(return_sequences=returns_sequences)
-    layer = BiLSTM.from_keras(stock, readout=readout, precision="bfloat16")
+@pytest.mark.parametrize("readout", ["sequence", "last"])
+def test_there_and_back(readout):
+    stock = stock_layer(return_sequences=readout == "sequence")
+    layer = fast_layer(stock, readout, precision="bfloat16")
     again = to_keras(layer)
-    assert layer.precision == "bfloat16"
-    assert again.forward_layer.return_sequences == returns_sequences
+    assert again.forward_layer.return_sequences == (readout == "sequence")
     for ours, back, theirs in zip(layer.get_weights(), again.get_weights(), stock.get_weights(), strict=True):
         assert np.array_equal(ours, theirs) and np.array_equal(back, theirs)
 
@@ -240,7 +240,7 @@ def test_a_sample_does_not_depend_on_its_batch(readout):
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("lengths", [None, [2, 6, 4, 1]])
 def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, lengths):
-    layer = BiLSTM.from_keras(stock_layer(), readout=readout)
+    layer = fast_layer(stock_layer(), readout=readout)
     x = tf.constant(values(BATCH, 6, FEATURES))
 
     def run():
@@ -256,7 +256,7 @@ def test_the_hand_over_to_keras_on_a_gpu_changes_nothing(monkeypatch, readout, l
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_functions_that_run_eagerly_compute_the_same(readout):
-    layer = BiLSTM.from_keras(stock_layer(), readout=readout)
+    layer = fast_layer(stock_layer(), readout=readout)
     x = tf.constant(values(BATCH, 6, FEATURES))
     ours = outcome(lambda: layer(x), [x], layer.trainable_variables)
     tf.config.run_functions_eagerly(True)

@@ -282,29 +282,3 @@ class BiLSTM(Bidirectional):
             for values, at in zip(ops.split(outputs, 2, axis=-1), (last, first), strict=True)
         )
         return ops.concatenate([forward, backward], axis=-1)
-
-    @classmethod
-    def from_keras(cls, bidirectional, readout=None, precision="float32", **kwargs):
-        """A BiLSTM with a copy of the weights of a built `Bidirectional(LSTM)`.
-
-        Args:
-            readout: default `"sequence"` where the stock layer returns sequences, else `"last"`.
-
-        Raises:
-            ValueError: gives the reason why a BiLSTM would not compute the same.
-        """
-        forward, backward = bidirectional.forward_layer, bidirectional.backward_layer
-        reason = _separate(bidirectional)
-        if bidirectional.merge_mode != "concat":
-            reason = f"merge_mode is {bidirectional.merge_mode}, not concat"
-        elif not (forward.use_bias and backward.use_bias):
-            reason = "use_bias is False"
-        elif not forward.built:
-            reason = "the layer has no weights yet"
-        if reason:
-            raise ValueError(f"BiLSTM.from_keras: {reason}")
-        readout = readout or ("sequence" if forward.return_sequences else "last")
-        layer = cls(forward.units, readout, precision, **kwargs)
-        layer.build((None, None, forward.cell.kernel.shape[0]))
-        layer.set_weights(bidirectional.get_weights())
-        return layer
