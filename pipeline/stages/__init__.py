@@ -13,9 +13,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Drop inherited settings that change numbers or end a stage; those of paths, logs and GPUs stay.
+# Drop inherited settings that change numbers or end a stage; those of paths, logs and GPUs stay. So do those
+# of threads (TF_NUM_), which training workers inherit from `engines.WORKER_ENVIRONMENT`.
 _DROPPED = re.compile(
-    r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_)|PYTHONWARNINGS$"
+    r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_|NUM_)|PYTHONWARNINGS$"
 )
 # Lines of TensorFlow's own log.
 NOISE = "^(WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following|[IWE][0-9]{4} )"
