@@ -13,8 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Drop inherited settings that change numbers or end a stage; those of paths, logs and GPUs stay. So do those
-# of threads (TF_NUM_), which training workers inherit from `engines.WORKER_ENVIRONMENT`.
+# Drop inherited settings that change numbers or end a stage. Kept: those of paths, logs, GPUs and threads
+# (TF_NUM_): training workers inherit theirs from `engines.WORKER_ENVIRONMENT`, other stages set their own.
 _DROPPED = re.compile(
     r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_|NUM_)|PYTHONWARNINGS$"
 )

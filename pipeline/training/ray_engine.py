@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.files import PipelineError
@@ -122,11 +122,11 @@ class RayExecutor(ThreadPoolExecutor):
         return self._reference
 
     def _run(self, function, *arguments):
-        reference = self._task.remote(self._kind, function, *arguments)
-        while not self._ray.wait([reference], timeout=0.1)[0]:
-            if self._closed.is_set():
-                return None
         try:
+            reference = self._task.remote(self._kind, function, *arguments)
+            while not self._ray.wait([reference], timeout=0.1)[0]:
+                if self._closed.is_set():
+                    raise CancelledError
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the job's own error; the text of Ray's is a traceback

@@ -21,7 +21,7 @@ from pipeline.training.members import Member
 PROJECT = Path(__file__).parents[2]
 LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
 # Environment variables that choose instruction sets, and so the rounding.
-SETTINGS = ("DNNL_", "NPY_", "NUMBA_CPU_", "ONEDNN_")
+SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_")
 
 
 class State(NamedTuple):

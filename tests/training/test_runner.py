@@ -144,6 +144,7 @@ def test_jobs_on_a_cluster(cluster, monkeypatch):
         with pytest.raises(ZeroDivisionError, match=r"^division by zero$"):
             executor.submit(operator.truediv, 1, 0).result()
         assert len({executor.submit(os.getpid).result() for _ in range(3)}) == 1
+        executor.submit(exec, "import pipeline.training.trainer").result()
         kind = executor._kind
         executor._kind = {**kind, "processor": "AuthenticAMD 25 17"}  # of the driver
         message = r"node [\d.]+ would compute other .*: processor '.*' in place of 'AuthenticAMD 25 17'; use"
@@ -220,8 +221,8 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(folder, digits, tr
         process.communicate()
     assert not (folder / "data/oof.npz").exists()
 
-    params = folder / "params.yaml"
-    params.write_text(params.read_text().replace(f"workers: {FOLDS}", "workers: 1"))
+    params = small_params(model=ONE_LAYER, compute={"workers": 1})
+    YAML(typ="safe").dump(params.model_dump(), folder / "params.yaml")
     done = run_python(*stage, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "resumes after epoch" in done.stdout

@@ -121,8 +121,8 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
         parameters: kernels, recurrent kernels and biases, of each direction.
     """
     directions, units = len(parameters) // 3, parameters[-1].shape[0] // GATES
-    run = partial(operation, dtype=dtype, directions=directions, units=units)
-    recurrence = _differentiable(run, plan, with_x, run("Pack", plan, *parameters))
+    add = partial(operation, dtype=dtype, directions=directions, units=units)
+    recurrence = _differentiable(add, plan, with_x, add("Pack", plan, *parameters))
     ends = [tf.shape(x)[0] * part // parts for part in range(parts + 1)]
     sizes = [end - start for start, end in itertools.pairwise(ends)]
 
@@ -135,23 +135,29 @@ def _recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     return tf.ensure_shape(tf.concat(outputs, axis=0), (x.shape[0], time, directions * cells))
 
 
-def _differentiable(run, plan, with_x, weights):
-    """A function of x, mask and parameters: the operation on a part of a batch, with its gradient."""
+def _differentiable(add, plan, with_x, weights):
+    """A function of x, mask and parameters: the operation on a part of a batch, with its gradient.
+
+    `add` adds an operation to the graph; the weights are the outputs of `Pack`.
+    """
     packed, transposed, bias = weights
 
     @tf.custom_gradient
     def recurrence(x, mask, *parameters):
-        y, *saved = run("Forward", plan, x, mask, packed, bias)
+        y, *saved = add("Forward", plan, x, mask, packed, bias)
 
         # A tape in a graph does not see the operations: without this, a second derivative would be lost.
         @tf.custom_gradient
         def gradient(d_y, x, mask, *parameters):
             training = plan._replace(save=True)
-            kept = saved if plan.save else run("Forward", training, x, mask, packed, bias)[1:]
-            inputs = d_y, x, mask, transposed, *kept
-            d_x, *d_parameters = run("Backward", training, *inputs, with_x=with_x)
+            kept, back = saved, transposed
+            if not plan.save:
+                kept = add("Forward", training, x, mask, packed, bias)[1:]
+                back = add("Pack", training, *parameters)[1]
+            inputs = d_y, x, mask, back, *kept
+            d_x, *d_parameters = add("Backward", training, *inputs, with_x=with_x)
             if not with_x:  # TensorFlow drops this one if nobody asks for it
-                d_x, *_ = run("Backward", training, *inputs, with_x=True)
+                d_x, *_ = add("Backward", training, *inputs, with_x=True)
             gradients = d_x, tf.zeros_like(mask), *d_parameters
             values = d_y, x, mask, *parameters
             shaped = [

@@ -1,10 +1,11 @@
 """The instruction set that the package is compiled for: `ISA`, decided at import.
 
-Numba's environment variable `NUMBA_CPU_FEATURES` makes it a lower one, for tests and comparisons.
+The environment variable `FASTLSTM_ISA` names another one that the processor has, for tests and comparisons.
 """
 
 import ctypes
 import logging
+import os
 import platform
 
 import llvmlite.binding
@@ -65,10 +66,37 @@ def available() -> list[str]:
     return found
 
 
+def _chosen() -> str:
+    """The best instruction set, or that of `FASTLSTM_ISA`.
+
+    Raises:
+        ValueError: `FASTLSTM_ISA` is none that this process may use.
+    """
+    isas = available()
+    isa = os.environ.get("FASTLSTM_ISA") or isas[0]
+    if isa not in isas:
+        raise ValueError(f"FASTLSTM_ISA must be one of {isas} on this machine, not {isa!r}")
+    return isa
+
+
+def _withhold(unwanted: set[str]) -> None:
+    """Let Numba compile, in this process, for a processor without these features."""
+    features = llvmlite.binding.get_host_cpu_features()
+    numba.config.CPU_NAME = llvmlite.binding.get_host_cpu_name()
+    numba.config.CPU_FEATURES = ",".join(
+        f"{'+' if on and not name.startswith(tuple(unwanted)) else '-'}{name}"
+        for name, on in sorted(features.items())
+    )
+
+
 def uses(isa: str) -> bool:
     """Whether `ISA` is the given one or better."""
     return _RANKS[ISA] <= _RANKS[isa]
 
 
 _RANKS = {isa: rank for rank, isa in enumerate(_FEATURES)}
-ISA = available()[0]
+ISA = _chosen()
+if not uses("avx512"):
+    _withhold(
+        {"avx512", "avx10", "amx"} if uses("avx2") else {"avx", "amx", "fma", "f16c", "vaes", "vpclmul"}
+    )

@@ -100,10 +100,10 @@ def _allocate(call, number, shape, like):
 
 
 @inner
-def _pack(call, directions, units, like):
+def _pack(call, directions, units, plan, like):
     """Inputs: meta, parameters. Outputs: packed, transposed, bias: one row per direction."""
     features, cells = _dim(call.tensors[1], 0), round_up(units, LANES)
-    columns, back = GATES * cells, cells + round_up(features, LANES)
+    columns, back = GATES * cells, cells + round_up(features, LANES) if plan.save else 0
     packed = _allocate(call, 0, (directions, columns * round_up(cells + features, TILE)), like)
     transposed = _allocate(call, 1, (directions, columns * back), like)
     bias = _allocate(call, 2, (directions, columns), _FLOATS)
@@ -190,7 +190,7 @@ def _compute(op, like):
     tile_state = configure_tiles() if on_tiles(like) else np.zeros(0, np.uint8)
     try:
         if meta[OPERATION] == PACK:
-            _pack(call, directions, units, like)
+            _pack(call, directions, units, plan, like)
         elif meta[OPERATION] == FORWARD:
             _forward(call, directions, units, plan, like)
         else:

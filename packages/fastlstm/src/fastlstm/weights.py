@@ -38,7 +38,7 @@ def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
         recurrent: float32 `(units, 4 * units)`.
         bias: float32 `(4 * units)`.
         packed: written, for `forward`: values that hold the right operand of `(cells + features, 4 * cells)`.
-        transposed: written, for `backward`: of `(4 * cells, cells + features)`.
+        transposed: written, for `backward`: of `(4 * cells, cells + features)`; not if it is empty.
         packed_bias: float32 `(4 * cells)`, written.
     """
     units, features = len(recurrent), len(kernel)
@@ -54,11 +54,16 @@ def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
     words, depth = as_words(pointer(packed, (0,))), words_in(packed, rows)
     for column in range(0, columns, LANES):
         pack_rows(pointer(weights, column), rows, columns, pointer(words, column * depth), LANES)
-    source, words, depth = as_words(weights), as_words(pointer(transposed, (0,))), words_in(packed, columns)
-    for row in range(0, cells + round_up(features, LANES), LANES):
-        for k in range(0, depth, LANES):
-            place = pointer(words, row * depth + k * LANES)
-            write_transposed(pointer(source, row * depth + k), depth, place, LANES)
+    if len(transposed) > 0:
+        source, words, depth = (
+            as_words(weights),
+            as_words(pointer(transposed, (0,))),
+            words_in(packed, columns),
+        )
+        for row in range(0, cells + round_up(features, LANES), LANES):
+            for k in range(0, depth, LANES):
+                place = pointer(words, row * depth + k * LANES)
+                write_transposed(pointer(source, row * depth + k), depth, place, LANES)
     array[0, 0] = 0  # pointers do not keep arrays alive
 
 
