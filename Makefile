@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 # No command contains the folder's path, which may have characters that the shell interprets.
-PIP := .venv/bin/python pipeline/install.py install --quiet --disable-pip-version-check
+INSTALL := .venv/bin/python pipeline/install.py
 # The mark of a complete environment: the folder that its scripts name, and its lock.
 MARK = { pwd -P; cat $(1); }
 IS_COMPLETE = $(call MARK,$(1)) | cmp -s - .venv/$(1)
@@ -38,10 +38,11 @@ setup:
 
 environment:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d; name another one: make PYTHON=python3.12" % v)'
-	echo "Making the environment .venv, which takes some minutes"
+	echo "Making the environment .venv, which takes a minute or more"
 	$(PYTHON) -m venv --clear .venv
-	$(PIP) --require-hashes -r requirements.lock
-	$(PIP) --no-deps --no-build-isolation -e . -e packages/fastlstm
+	$(INSTALL) --require-hashes -r requirements-uv.lock
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation -e . -e packages/fastlstm
 	python -P -c "import $(IMPORTS)" 2> .venv/imports.log || { cat .venv/imports.log; exit 1; }
 	$(call MARK,requirements.lock) > .venv/requirements.lock
 
@@ -51,7 +52,7 @@ dev-setup: setup
 
 dev-environment:
 	echo "Adding the tools for tests to .venv"
-	$(PIP) --require-hashes -r requirements-dev.lock
+	$(INSTALL) --require-hashes -r requirements-dev.lock
 	python -P -c 'import $(DEV_IMPORTS)'
 	$(call MARK,requirements-dev.lock) > .venv/requirements-dev.lock
 
@@ -103,12 +104,13 @@ sweep: dev-setup
 
 # PyTorch is not locked; it changes none of the locked packages.
 benchmark: dev-setup
-	python -c "import torch" 2> /dev/null || $(PIP) "torch==2.13.0"
+	python -c "import torch" 2> /dev/null || $(INSTALL) "torch==2.13.0"
 	python packages/fastlstm/benchmarks/training_speed.py
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--custom-compile-command "make lock" pyproject.toml packages/fastlstm/pyproject.toml
+	--custom-compile-command "make lock"
+PROJECTS := pyproject.toml packages/fastlstm/pyproject.toml
 lock: setup
-	$(PIP) uv
-	$(LOCK) --output-file requirements.lock
-	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) --group install --output-file requirements-uv.lock
+	$(LOCK) $(PROJECTS) --output-file requirements.lock
+	$(LOCK) $(PROJECTS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock

