@@ -57,14 +57,20 @@ class Competition:
         return pixels if first is None else [first, *pixels]
 
 
-_ENTRIES = (
-    # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
-    Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
-    Competition(
-        "Kannada-MNIST", id="id", submission=("id", "label"), rows=((60_000, 5_000),), test="Dig-MNIST.csv"
-    ),
-)
-COMPETITIONS = {competition.slug: competition for competition in _ENTRIES}
+COMPETITIONS = {
+    competition.slug: competition
+    for competition in (
+        # Besides Kaggle's split, MNIST's own of 60,000 and 10,000 is accepted.
+        Competition("digit-recognizer", rows=((42_000, 28_000), (60_000, 10_000)), test="mnist"),
+        Competition(
+            "Kannada-MNIST",
+            id="id",
+            submission=("id", "label"),
+            rows=((60_000, 5_000),),
+            test="Dig-MNIST.csv",
+        ),
+    )
+}
 
 
 def find_competition(name: str) -> Competition:
