@@ -228,6 +228,15 @@ def test_two_tapes_work_and_a_second_derivative_is_refused(wrap):
         wrap(lambda: differentiate(True))()
 
 
+def test_outside_of_a_graph_one_graph_serves_every_size_of_a_batch():
+    layer, counts = BiLSTM(UNITS, readout="last"), set()
+    for size in (1, 9, 4):
+        inputs = np.ones((size, 5, FEATURES), "float32")
+        assert np.array_equal(layer(inputs), layer(inputs, mask=np.ones((size, 5), bool)))
+        counts.add(graph._in_a_graph.experimental_get_tracing_count())
+    assert len(counts) == 1
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 def test_a_sample_does_not_depend_on_its_batch(readout):
     layer = BiLSTM(UNITS, readout=readout)

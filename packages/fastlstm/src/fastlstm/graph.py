@@ -69,7 +69,7 @@ def run(lstms, inputs, mask, readout, precision, training):
     plan = Plan(steps if directions == 2 else (time, 0), returns, training is not False)
     # The first layer's inputs depend on no variable, and nobody asks for their gradient.
     with_x = tf.executing_eagerly() or _depends_on_variables(x)
-    recurrence = _in_a_graph if tf.executing_eagerly() else _recurrence
+    recurrence = _eager_recurrence if tf.executing_eagerly() else _recurrence
     parameters = [
         tf.zeros(GATES * units)
         if getattr(lstm.cell, name) is None
@@ -159,7 +159,8 @@ def _differentiable(add, plan, with_x, weights):
             if not with_x:  # TensorFlow drops this one if nobody asks for it
                 d_x, *_ = add("Backward", training, *inputs, with_x=True)
             gradients = d_x, tf.zeros_like(mask), *d_parameters
-            values = d_y, x, mask, *parameters
+            # In this graph; that of a second derivative cannot reach the tensors of the forward pass's.
+            values = [tf.identity(value) for value in (d_y, x, mask, *parameters)]
             shaped = [
                 tf.ensure_shape(one, value.shape) for one, value in zip(gradients, values[1:], strict=True)
             ]
@@ -172,6 +173,14 @@ def _differentiable(add, plan, with_x, weights):
 
 # The operations are for graphs only.
 _in_a_graph = tf.function(_recurrence)
+
+
+def _eager_recurrence(plan, with_x, dtype, parts, x, mask, parameters):
+    """`_recurrence`, by one graph for every size of a batch."""
+    shapes = [value if value is None else tf.TensorSpec((None, *value.shape[1:])) for value in (x, mask)]
+    graph = _in_a_graph.get_concrete_function(plan, with_x, dtype, parts, *shapes, parameters)
+    return graph(plan, with_x, dtype, parts, x, mask, parameters)
+
 
 # Operations that may read a variable.
 _READERS = {
