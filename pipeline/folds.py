@@ -25,7 +25,7 @@ class TrainingData:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of an image in pixels, and the number of classes."""
+        """Width and height of the square images in pixels, and the number of classes."""
         return self.images.shape[1], self.classes
 
     def split(self, fold: int) -> tuple[np.ndarray, np.ndarray]:

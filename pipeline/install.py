@@ -18,7 +18,6 @@ NETWORK_SETTINGS = re.compile(
 UV_NAMES = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
     "PIP_EXTRA_INDEX_URL": "UV_INDEX",
-    "PIP_FIND_LINKS": "UV_FIND_LINKS",
     "PIP_TRUSTED_HOST": "UV_INSECURE_HOST",
     "PIP_CERT": "SSL_CERT_FILE",
     "PIP_PROXY": "ALL_PROXY",
@@ -43,8 +42,9 @@ def install(arguments: list[str]) -> int:
     """Run `uv pip install`, and `pip install` if that fails; returns the exit status."""
     environment = pip_environment()
     uv = Path(sys.executable).with_name("uv")
-    if uv.exists():
+    if uv.exists() and not {"PIP_NO_INDEX", "PIP_CLIENT_CERT"} & environment.keys():
         settings = {UV_NAMES[name]: value for name, value in environment.items() if name in UV_NAMES}
+        settings["UV_FIND_LINKS"] = environment.get("PIP_FIND_LINKS", "").replace(" ", ",")
         settings |= {"UV_PYTHON": sys.executable, "UV_COMPILE_BYTECODE": "1"}
         settings |= {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip's; safe, because hashes are checked
         command = [uv, "pip", "install", "--quiet", *arguments]

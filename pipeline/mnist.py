@@ -66,7 +66,7 @@ def _from_file():
     try:
         with np.load(KERAS_FILE.expanduser()) as file:
             return {name: file[f"{'xy'['labels' in name]}_{name.partition('_')[0]}"] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # corrupt bytes raise errors of many types
         raise PipelineError(f"{KERAS_FILE}: {one_line(str(error), 80)}") from error
 
 

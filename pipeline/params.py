@@ -88,7 +88,6 @@ class Compute(_Section):
         str | None, Field(min_length=1, description="null, auto, or an address with its port")
     ]
     worker_cpus: _whole(1, 1024)
-    worker_gpus: _number(0, 64)
     worker_memory: _number(0.1, 1024)
 
 

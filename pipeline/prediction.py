@@ -34,8 +34,8 @@ def use_one_thread_per_operation(at_once: int | None = None) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(at_once or len(available_cores()))
 
 
-def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """Predict in batches, several at a time: `threads`, by default one per core.
+def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Predict in batches, one per core at a time.
 
     From images `(n, size, size)`, pixels 0..255, to the outputs, such as probabilities `(n, classes)`.
     """
@@ -53,6 +53,6 @@ def predict(model: keras.Model, images: np.ndarray, threads: int | None = None) 
     first, *others = np.split(padded, batches)
     # The first batch alone: it builds the graph, which otherwise each thread would do.
     outputs = [predict_batch(first)]
-    with ThreadPoolExecutor(threads or len(available_cores())) as pool:
+    with ThreadPoolExecutor(len(available_cores())) as pool:
         outputs.extend(pool.map(predict_batch, others))
     return np.concatenate(outputs)[: len(images)]

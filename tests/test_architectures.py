@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import refusal, small_network, small_params
 
-from pipeline import architectures
+from pipeline import architectures, prediction
 from pipeline.architectures import ARCHITECTURES, average, build_network, patches
 from pipeline.files import save_network
 from pipeline.prediction import load_network, predict
@@ -96,7 +96,7 @@ def test_grid_columns_reads_the_transposed_image(images):
 
 
 @pytest.mark.slow
-def test_an_ensemble_averages_and_depends_on_no_setting_of_keras(digits, tmp_path):
+def test_an_ensemble_averages_and_depends_on_no_setting(digits, tmp_path, monkeypatch):
     networks = [small_network(architecture) for architecture in ARCHITECTURES]
     folds = [average(networks[:2], "fold_0"), average(networks[2:], "fold_1")]
     ensemble, path = average(folds, "ensemble"), tmp_path / "ensemble.keras"
@@ -111,7 +111,8 @@ def test_an_ensemble_averages_and_depends_on_no_setting_of_keras(digits, tmp_pat
     keras.config.set_floatx("float16")
     try:
         loaded = load_network(path)
-        np.testing.assert_array_equal(predict(loaded, digits.images[:300], threads=1), predicted)
+        monkeypatch.setattr(prediction, "available_cores", lambda: {0})
+        np.testing.assert_array_equal(predict(loaded, digits.images[:300]), predicted)
     finally:
         keras.config.set_image_data_format("channels_last")
         keras.config.set_floatx("float32")

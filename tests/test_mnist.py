@@ -117,7 +117,7 @@ def test_the_download_of_keras_is_used(mnist, keras_file):
     assert all(np.array_equal(arrays[name], mnist[name]) for name in ARRAYS)
 
 
-@pytest.mark.parametrize("content", [None, b"<html>", b"PK\x03\x04", "other digits"])
+@pytest.mark.parametrize("content", [None, b"<html>", b"PK\x03\x04", OTHER_ARRAY.getvalue(), "other digits"])
 def test_without_a_source_one_line_names_both(mnist, keras_file, content):
     problem = f"{keras_file}: "
     if content == "other digits":

@@ -1,6 +1,7 @@
 """Statistics of the report, computed from labels and probabilities."""
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,10 @@ def averaging(each: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """
     rows = []
     for size in range(1, len(each) + 1 if len(labels) else 1):
-        subsets = itertools.islice(itertools.combinations(range(len(each)), size), MOST_SUBSETS)
+        subsets = itertools.combinations(range(len(each)), size)
+        if math.comb(len(each), size) > MOST_SUBSETS:
+            random = np.random.default_rng(size)
+            subsets = [random.choice(len(each), size, replace=False) for _ in range(MOST_SUBSETS)]
         averages = [each[list(subset)].mean(axis=0) for subset in subsets]
         accuracies = [METRICS["accuracy"](average, labels) for average in averages]
         log_loss = np.mean([METRICS["log_loss"](average, labels) for average in averages])

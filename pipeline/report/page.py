@@ -76,8 +76,11 @@ def _published(run):
     """Accuracies on the MNIST test split: the rows of `published.csv` and one for this run."""
     rows = pd.read_csv(FOLDER / "published.csv", dtype=str, keep_default_na=False).to_dict("records")
     check, folds = run.metrics["check"], np.bincount(run.folds[run.folds >= 0])
-    system = f"this run: {len(folds)} networks, {folds.sum() - folds.max():,} images each; 95 % interval "
-    system += f"{check['low']:.4f} to {check['high']:.4f}"
+    networks = run.history["member"].nunique()
+    system = f"this run: {networks} networks, {folds.sum() - folds.max():,} images each; "
+    if run.accuracy_on_all is not None:
+        system += f"on {check['images']:,} images only; "
+    system += f"95 % interval {check['low']:.4f} to {check['high']:.4f}"
     ours = {"system": system, "accuracy": f"{check['accuracy']:.4f}", "chosen": "nothing", "address": ""}
     return sorted([*rows, ours], key=lambda row: row["accuracy"])
 

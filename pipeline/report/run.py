@@ -103,11 +103,18 @@ def origin_in_words(source: dict) -> str:
     }[source["source"]]
 
 
-def summary(run: Run, submission: Path) -> str:
-    """Make the lines that close a run; `submission` is the path of the file to submit."""
+def summary(run: Run, submission: Path, limited: bool) -> str:
+    """Make the lines that close a run.
+
+    Args:
+        submission: path of the file to submit.
+        limited: whether it lacks rows of test.csv.
+    """
     submit = "make submit"
     if run.source["source"].startswith("mnist"):
         submit = "not this one: add Kaggle credentials, set download.source: kaggle, then: make submit"
+    elif limited:
+        submit = "not this one: prepare.limit is set"
     oof, score, check = (run.metrics[name] for name in ("oof", "ensemble", "check"))
     folds = [figures["accuracy"] for name, figures in run.metrics.items() if name.startswith("folds/")]
     gain = score["accuracy"] - oof["accuracy"]

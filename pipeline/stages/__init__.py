@@ -13,16 +13,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Drop inherited settings that change numbers or end a stage. Kept: those of paths, logs, GPUs and threads
+# Drop inherited settings that change numbers or end a stage. Kept: those of paths, logs and threads
 # (TF_NUM_): training workers inherit theirs from `engines.WORKER_ENVIRONMENT`, other stages set their own.
 _DROPPED = re.compile(
-    r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|FORCE_GPU|GPU_|NUM_)|PYTHONWARNINGS$"
+    r"(KERAS|XLA|NUMBA|ONEDNN|DNNL|NPY|LOKY)_(?!CACHE_DIR)|TF2?_(?!CPP_|NUM_)|PYTHONWARNINGS$"
 )
 # Lines of TensorFlow's own log.
 NOISE = "^(WARNING: All log messages before absl|WARNING:tensorflow:|To enable the following|[IWE][0-9]{4} )"
 for _name in filter(_DROPPED.match, list(os.environ)):
     del os.environ[_name]
 os.environ["NUMBA_DISABLE_JIT"] = "0"  # also where .numba_config.yaml says otherwise
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the layer runs on CPUs, and GPUs would give other bytes
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["KERAS_HOME"] = f"{os.devnull}/keras"  # contains no keras.json
 os.environ["MATPLOTLIBRC"] = os.devnull

@@ -15,9 +15,9 @@ def main():
     source = choose_source(competition) if params.source == "auto" else params.source
     if source.startswith("mnist") and competition.test != "mnist":
         raise PipelineError(f"download.source is {source}, but MNIST cannot stand in for {competition.slug}")
-    if any(RAW.glob("*.csv")) and not SOURCE.exists():
+    if any(RAW.glob("[!.]*")) and not SOURCE.exists():
         raise PipelineError(
-            f"{RAW}: contains CSV files of yours, which the stage would replace; move them to another folder "
+            f"{RAW}: contains files of yours, which the stage would replace; move them to another folder "
             "and set download.source: folder and download.folder in params.yaml"
         )
     # The files appear together, after all have been checked.

@@ -26,7 +26,7 @@ def main():
         write_bytes(METRICS / name, content)
     write_csv(METRICS / "digits.csv", digit_table(run.parts))
     write_csv(METRICS / "confusion.csv", confusion_table(run.parts))
-    print(summary(run, SUBMISSION))
+    print(summary(run, SUBMISSION, params.prepare.limit is not None))
     print(f"{'report':17} {(METRICS / 'report.html').resolve()}")
 
 

@@ -20,6 +20,7 @@ from pipeline.training.ray_engine import ray_pool
 # depend on the number of cores. The allocator's settings stop glibc from returning each step's big buffers
 # to the system and faulting them in again (10 % of the time).
 WORKER_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "-1",  # also on Ray's nodes
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
     "OMP_NUM_THREADS": "1",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.files import PipelineError
+from pipeline.files import PipelineError, one_line
 from pipeline.folds import TrainingData
 from pipeline.machine import available_cores
 from pipeline.params import Compute
@@ -42,8 +42,7 @@ def ray_pool(
     _connect(ray, compute, environment)
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)  # ends all tasks
-        needs = {"CPU": compute.worker_cpus, "GPU": compute.worker_gpus}
-        needs["memory"] = int(compute.worker_memory * GIB)
+        needs = {"CPU": compute.worker_cpus, "memory": int(compute.worker_memory * GIB)}
         room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], needs)
         workers = min(room if compute.workers == "auto" else compute.workers, max_workers)
         executor = RayExecutor(ray, workers, needs)
@@ -80,12 +79,11 @@ def _connect(ray, compute, environment):
 
 def _room(nodes, needs):
     """The number of workers that nodes with these resources have room for."""
-    needed = {name: need for name, need in needs.items() if need}
-    room = sum(int(min(node.get(name, 0) // need for name, need in needed.items())) for node in nodes)
+    room = sum(int(min(node.get(name, 0) // need for name, need in needs.items())) for node in nodes)
     if not room:
         raise PipelineError(
-            f"no node of the Ray cluster has room for a worker: {needs['CPU']} CPUs, {needs['GPU']:g} GPUs "
-            f"and {needs['memory'] / GIB:.1f} GiB (compute.worker_*); `ray status` shows what there is"
+            f"no node of the Ray cluster has room for a worker: {needs['CPU']} CPUs and "
+            f"{needs['memory'] / GIB:.1f} GiB (compute.worker_*); `ray status` shows what there is"
         )
     return room
 
@@ -99,12 +97,13 @@ class RayExecutor(ThreadPoolExecutor):
     def __init__(self, ray, workers: int, needs: dict[str, float]):
         super().__init__(workers)
         self._ray = ray
-        # max_calls=0: otherwise Ray starts a new process for each task that uses a GPU.
-        resources = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
-        self._task = ray.remote(max_retries=RETRIES, max_calls=0, **resources)(_run_on_node)
+        resources = {"num_cpus": needs["CPU"], "memory": needs["memory"]}
+        self._task = ray.remote(max_retries=RETRIES, **resources)(_run_on_node)
         self._kind = _node_kind()
         self._data = self._reference = None
         self._closed = threading.Event()
+        errors = ray.exceptions
+        self._deaths = errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError
 
     def close(self):
         """Abandon all jobs. A thread that called Ray after its shutdown would start another Ray, or crash."""
@@ -130,12 +129,14 @@ class RayExecutor(ThreadPoolExecutor):
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the job's own error; the text of Ray's is a traceback
-        except self._ray.exceptions.RayError as error:
+        except self._deaths as error:
             raise PipelineError(
                 f"a Ray worker died {RETRIES + 1} times in the same epoch: out of memory, or a limit of "
                 "threads or CPU time; run again to resume from the last finished epochs; a larger "
                 "compute.worker_memory starts fewer workers per node"
             ) from error
+        except self._ray.exceptions.RayError as error:
+            raise PipelineError(f"Ray: {one_line(str(error), 200)}") from error
 
 
 def _run_on_node(kind, function, *arguments):

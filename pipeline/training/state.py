@@ -20,8 +20,8 @@ from pipeline.training.members import Member
 
 PROJECT = Path(__file__).parents[2]
 LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
-# Environment variables that choose instruction sets, and so the rounding.
-SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_")
+# Environment variables that choose instruction sets, and so the rounding; Ray's nodes may have any of them.
+SETTINGS = ("DNNL_", "FASTLSTM_ISA", "NPY_", "ONEDNN_", "TF_ENABLE_ONEDNN")
 
 
 class State(NamedTuple):

@@ -15,6 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from pipeline.files import PipelineError
 from pipeline.folds import TrainingData
 from pipeline.metrics import METRICS
 from pipeline.params import Params
@@ -68,6 +69,12 @@ def sweep(executor: Executor, workers: int, params: Params, data: TrainingData, 
 
 def _open_study(params, data, folder):
     """The study of this search, new or with the trials of an earlier sweep."""
+    for name, values in SEARCH.items():
+        value = attrgetter(name)(params)
+        if isinstance(values, CategoricalDistribution) and value not in values.choices:
+            raise PipelineError(
+                f"{name} is {value}, but SEARCH in pipeline/training/sweep.py has {values.choices}"
+            )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = fingerprint(params, data), params.model, params.train.seeds, sorted(SEARCH.items()), FOLDS

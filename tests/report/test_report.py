@@ -61,11 +61,21 @@ def test_without_a_clean_test_set_its_parts_are_left_out(finished, monkeypatch, 
     assert re.search("clean test set +none", capsys.readouterr().out)
 
 
+def test_a_limited_run_is_not_to_be_submitted(finished, capsys):
+    params = finished.write(**SMALL).folder / "params.yaml"
+    params.write_text(params.read_text().replace("limit: null", "limit: 300"))
+    source = {"source": "kaggle", "competition": "digit-recognizer"}
+    write_json(finished.folder / "data/raw/source.json", source)
+    finished.report()
+    assert re.search(r"submit it +not this one: prepare\.limit is set", capsys.readouterr().out)
+
+
 def test_a_trial_that_learned_nothing_has_a_report(finished):
     record = {"commit": "abc1234", "seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus"}
     write_json(finished.folder / "data/times/train.json", record)
     page = finished.write(**{**SMALL, "rows": 1200}, errors=1, held_out=False).report()
-    for words in (*map(str, record.values()), "contaminated", "more, of "):
+    partly = f"2 networks, 600 images each; on {finished.metrics('check')['images']:,} images only"
+    for words in (*map(str, record.values()), "contaminated", "more, of ", partly):
         assert words.replace("150.0", "2.5 minutes, 1 of 9 stages") in page
     assert len(page) < 2_000_000 and not re.search(r"\bnan\b", page)
     short = (finished.folder / "metrics/report.md").read_text()

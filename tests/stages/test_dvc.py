@@ -15,7 +15,7 @@ DEPENDENTS = {
     "seed": {"prepare", "train"},
     "download.seed": {"download"},
     "download.competition": {"download", "prepare", "ensemble", "check", "submission", "report"},
-    "prepare.limit": {"prepare", "submission"},
+    "prepare.limit": {"prepare", "submission", "report"},
     "prepare.folds": {"prepare", "train", "ensemble", "report"},
     "prepare.hold_out_mnist_test": {"prepare"},
     "model.architecture": {"train"},

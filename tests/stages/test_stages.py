@@ -149,7 +149,7 @@ def test_stages_refuse_files_that_no_stage_has_written(prepared, stage, file, wr
 
 
 def test_files_of_the_user_are_not_replaced(prepared):
-    assert refused("download", prepared).startswith("data/raw: contains CSV files of yours")
+    assert refused("download", prepared).startswith("data/raw: contains files of yours")
 
 
 def test_an_error_in_a_file_of_the_user_names_that_file(prepared):

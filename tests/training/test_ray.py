@@ -10,7 +10,7 @@ from pipeline.training import ray_engine
 from pipeline.training.engines import ENGINES
 from pipeline.training.ray_engine import GIB
 
-NEEDS = {"CPU": 1, "GPU": 0, "memory": 2 * GIB}
+NEEDS = {"CPU": 1, "memory": 2 * GIB}
 
 
 def start_ray(max_workers=2, **compute):
@@ -38,6 +38,6 @@ def test_there_is_room_for_as_many_workers_as_cpus_and_memory_allow():
     nodes = [{"CPU": 4.0, "memory": 64.0 * GIB}, {"CPU": 8.0, "memory": 7.0 * GIB}, {"memory": 64.0 * GIB}]
     assert ray_engine._room(nodes, NEEDS) == 4 + 3
     assert ray_engine._room(nodes, {**NEEDS, "CPU": 2}) == 2 + 3
-    message = r"no node .* room for a worker: 1 CPUs, 1 GPUs and 2\.0 GiB"
+    message = r"no node .* room for a worker: 9 CPUs and 2\.0 GiB"
     with pytest.raises(PipelineError, match=message):
-        ray_engine._room(nodes, {**NEEDS, "GPU": 1})
+        ray_engine._room(nodes, {**NEEDS, "CPU": 9})

@@ -60,7 +60,7 @@ def test_the_fingerprint_covers_parameters_data_and_instruction_sets(digits, mon
         of(images=changed),
         of(folds=1 - digits.folds),
     ]
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FASTLSTM_ISA"):
+    for name in ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "FASTLSTM_ISA"):
         with monkeypatch.context() as context:
             context.setenv(name, "avx2")
             different.append(of())
