@@ -19,19 +19,20 @@ PYTEST := python -m pytest -n 2 --no-loadscope-reorder
 
 help:
 	echo "make repro        run the whole pipeline: ends in submissions/submission.csv"
-	echo "make report       make metrics/report.html again, and print where it is"
-	echo "make submit       send the submission to Kaggle, once, and wait for its score"
-	echo "make submissions  list what was sent, beside what Kaggle lists"
+	echo "make report       regenerate metrics/report.html and print its path"
+	echo "make submit       update the pipeline, send the submission to Kaggle once, wait for its score"
+	echo "make submissions  list the recorded submissions, and Kaggle's list"
 	echo "make export       write the ensemble as a model of Keras's own layers"
 	echo "make sweep        search for better hyperparameters; continues after a kill"
 	echo "make check        lint, and run the fast tests"
 	echo "make test         run all tests, except those of make test-layer"
 	echo "make test-layer   test the layer on each instruction set that the processor has"
-	echo "make fuzz         damage every kind of file EXAMPLES=10000 times"
+	echo "make fuzz         corrupt every kind of input file, EXAMPLES=10000 times"
 	echo "make soak         kill a small pipeline KILLS=30 times, and compare bytes"
 	echo "make benchmark    measure the training speed of this layer, Keras, PyTorch, TensorFlow 1"
-	echo "make setup        only make the environment, .venv"
-	echo "make lock         renew the locks from pyproject.toml"
+	echo "make setup        only create the environment, .venv"
+	echo "make dev-setup    add the packages for tests, the sweep and Ray to .venv"
+	echo "make lock         regenerate the lock files from pyproject.toml"
 
 setup:
 	$(call IS_COMPLETE,requirements.lock) || $(MAKE) environment
