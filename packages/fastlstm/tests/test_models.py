@@ -208,6 +208,74 @@ np.save("y.npy", keras.models.load_model("stock.keras").predict(np.load("x.npy")
         assert_close([np.load(tmp_path / "y.npy")], [expected])
 
 
+def test_the_copy_for_keras_has_what_preprocessing_layers_learned():
+    normalization, words = layers.Normalization(), layers.TextVectorization(output_sequence_length=STEPS)
+    normalization.adapt(3 + 5 * values(100, STEPS, FEATURES))
+    words.adapt(["a stitch in time saves nine", "time and tide wait for no man"])
+    embedding = layers.Embedding(20, FEATURES, mask_zero=True)
+    for first, x in (
+        ([keras.Input((STEPS, FEATURES)), normalization], values(BATCH, STEPS, FEATURES)),
+        ([keras.Input((), dtype="string"), words, embedding], tf.constant(["no time", "nine tides"])),
+    ):
+        model = keras.Sequential([*first, layers.Bidirectional(layers.LSTM(4))])
+        model.compile("sgd", lambda labels, outputs: keras.ops.mean(outputs))  # Keras cannot save this loss
+        expected = model.predict(x, verbose=0)
+        assert_close([fastlstm.to_keras(fastlstm.accelerate(model)).predict(x, verbose=0)], [expected])
+
+
+def test_a_model_whose_code_creates_fast_layers_has_no_copy_for_keras():
+    class Network(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.lstm = fastlstm.LSTM(4, name="own")
+
+        def call(self, x):
+            return self.lstm(x)
+
+    with pytest.raises(ValueError, match="own code creates the fast layers own"):
+        fastlstm.to_keras(Network())
+
+
+def test_accelerate_changes_the_precision_of_fast_layers_too():
+    model = sequential()
+    x = data_of(model)
+    exact = model.predict(x, verbose=0)
+    fastlstm.accelerate(fastlstm.accelerate(model), "bfloat16")
+    rough = model.predict(x, verbose=0)
+    assert 1e-5 < np.abs(rough - exact).max() < 0.02
+    bidirectional = model.layers[1]
+    precisions = {layer.precision for layer in (bidirectional, bidirectional.forward_layer)}
+    assert precisions == {"bfloat16"}
+    own = fastlstm.Bidirectional(fastlstm.LSTM(4, precision="bfloat16"))
+    assert own.backward_layer.precision == "float32"
+    assert_close([fastlstm.accelerate(model).predict(x, verbose=0)], [exact])
+
+
+def test_explain_says_what_keras_computes_inside_of_a_bidirectional():
+    model = keras.Sequential([keras.Input((STEPS, FEATURES)), fastlstm.Bidirectional(layers.GRU(2))])
+    model.predict(values(BATCH, STEPS, FEATURES), verbose=0)
+    assert fastlstm.explain(model)[0][1].endswith("it contains GRU, not LSTM")
+
+
+def test_integers_are_computed_fast():
+    stock, layer = layers.LSTM(4), fastlstm.LSTM(4)
+    x = np.random.default_rng(0).integers(0, 3, (BATCH, STEPS, FEATURES), "uint8")
+    expected, _ = stock(x), layer(x)
+    layer.set_weights(stock.get_weights())
+    assert_close([layer(x)], [expected])
+    assert layer.fallback is None
+
+
+def test_lengths_add_to_a_mask_and_reach_the_next_layer():
+    words, lengths = np.array([[1, 2, 3, 4], [5, 6, 0, 0]]), np.array([3, 4])
+    embedding = layers.Embedding(WORDS, FEATURES, mask_zero=True)
+    first, second = fastlstm.BiLSTM(4), fastlstm.BiLSTM(4, "mean")
+    output = second(first(embedding(words), lengths=lengths))
+    for row, steps in ((0, 3), (1, 2)):
+        alone = second(first(embedding(words[row : row + 1, :steps])))
+        assert_close([output[row : row + 1]], [alone])
+
+
 def test_padding_that_is_not_a_number_reaches_nothing():
     mask = np.arange(STEPS) < np.array([[6], [1], [4], [0]])
     x = values(4, STEPS, FEATURES)

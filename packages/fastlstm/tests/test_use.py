@@ -159,7 +159,7 @@ def added(monkeypatch):
 
 
 def test_only_training_keeps_what_the_gradient_needs(added, digits):
-    # In a network within a network, as the ensemble has them.
+    # In a network within a network.
     inner, images = small_network(), keras.Input((28, 28))
     model = keras.Model(images, inner(images))
     model.compile("sgd", "sparse_categorical_crossentropy")
@@ -290,7 +290,6 @@ def test_an_exported_network_needs_no_operation_of_ours(tmp_path):
 
 
 def test_a_saved_network_loads_after_an_import_of_the_layer_alone(digits, tmp_path):
-    """`tests/test_networks.py` has the other orders of imports."""
     model = small_network()
     images = digits.images[:5].astype("float32")
     model.save(tmp_path / "network.keras")

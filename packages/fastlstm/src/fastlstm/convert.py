@@ -1,5 +1,7 @@
 """Models of Keras's layers to models of fast ones, and back."""
 
+import tempfile
+
 import keras
 
 from fastlstm.dispatch import unsupported
@@ -8,6 +10,8 @@ from fastlstm.layers import LSTM, Bidirectional, check_precision, make_fast, uns
 
 def _reason(layer) -> str | None:
     """Reason why a recurrent layer of Keras is not replaced, or None."""
+    if keras.backend.backend() != "tensorflow":
+        return f"the backend is {keras.backend.backend()}, not tensorflow"
     if type(layer) not in (keras.layers.LSTM, keras.layers.Bidirectional):
         return f"{type(layer).__name__} is not an LSTM of Keras"
     if layer.return_state:
@@ -26,18 +30,22 @@ def accelerate(model: keras.Model, precision: str = "float32") -> keras.Model:
 
     Args:
         model: a model or layer of any kind, compiled or not.
-        precision: `"float32"` for Keras's numbers, or `"bfloat16"` for matrix products of bfloat16.
+        precision: of all fast layers, also those that the model had before: `"float32"` for Keras's
+            numbers, or `"bfloat16"` for matrix products of bfloat16.
 
     Returns:
         The same model.
     """
     check_precision(precision)
-    layers, replaced = model._flatten_layers(), False
+    layers, changed = model._flatten_layers(), False
     for layer in layers:
-        if _is_recurrent(layer) and _reason(layer) is None:
+        if isinstance(layer, LSTM | Bidirectional):
+            changed |= layer.precision != precision
+            layer.set_precision(precision)
+        elif _is_recurrent(layer) and _reason(layer) is None:
             make_fast(layer, precision)
-            replaced = True
-    for layer in layers if replaced else ():
+            changed = True
+    for layer in layers if changed else ():
         if isinstance(layer, keras.Model):
             layer.jit_compile = False
             # Compiled functions of the old layers.
@@ -51,11 +59,12 @@ def _is_recurrent(layer):
 
 def _fallback(layer):
     """Reason why the last call of a fast layer was computed by Keras's own, or None."""
-    reason = getattr(layer, "fallback", None)
-    if reason and isinstance(layer, Bidirectional):
-        # One direction at a time is fast, too.
-        return _fallback(layer.forward_layer) or _fallback(layer.backward_layer)
-    return reason
+    if layer.fallback and isinstance(layer, Bidirectional):
+        directions = layer.forward_layer, layer.backward_layer
+        if all(isinstance(direction, LSTM) for direction in directions):
+            # One direction at a time is fast, too.
+            return _fallback(directions[0]) or _fallback(directions[1])
+    return layer.fallback
 
 
 def explain(model: keras.Model) -> list[tuple[str, str]]:
@@ -84,19 +93,39 @@ def explain(model: keras.Model) -> list[tuple[str, str]]:
 def to_keras(model: keras.Model) -> keras.Model:
     """Copy a model or layer with Keras's own layers in place of fast ones, and the same weights.
 
-    The copy can be saved and loaded where only Keras is installed. A BiLSTM that reads the middle or the mean
-    becomes a `Sequential` of Keras's layers.
+    The copy is not compiled, and can be saved and loaded where only Keras is installed. A BiLSTM that reads
+    the middle or the mean becomes a `Sequential` of Keras's layers.
 
     Raises:
-        ValueError: if a BiLSTM gets `lengths` or states where Keras's layers cannot take them.
+        ValueError: if a BiLSTM gets `lengths` or states where Keras's layers cannot take them, if it reads
+            the middle of an unknown number of steps, or if the model's own code creates fast layers.
     """
     layers = model._flatten_layers()
     custom = {type(layer).__name__: type(layer) for layer in layers}
     config = _stock_config(keras.saving.serialize_keras_object(model))
     copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+    if left := [layer.name for layer in copy._flatten_layers() if isinstance(layer, LSTM | Bidirectional)]:
+        raise ValueError(f"to_keras: the model's own code creates the fast layers {', '.join(left)}")
     if model.built:
         copy.set_weights(model.get_weights())
+        _copy_adapted(model, copy)
     return copy
+
+
+def _copy_adapted(model, copy):
+    """Copy what preprocessing layers have adapted to data, which is more than their weights."""
+    layers = [
+        [layer for layer in each._flatten_layers() if hasattr(layer, "finalize_state")]
+        for each in (model, copy)
+    ]
+    for source, target in zip(*layers, strict=True):
+        variables = {}
+        source.save_own_variables(variables)
+        target.load_own_variables(variables)
+        if hasattr(source, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_assets(folder)
+                target.load_assets(folder)
 
 
 def _stock_config(config):
@@ -105,7 +134,7 @@ def _stock_config(config):
         return [_stock_config(value) for value in config]
     if not isinstance(config, dict):
         return config
-    config = {key: _stock_config(value) for key, value in config.items()}
+    config = {key: _stock_config(value) for key, value in config.items() if key != "compile_config"}
     kind = str(config.get("registered_name")).removeprefix("fastlstm>")
     if kind in ("LSTM", "Bidirectional"):
         arguments = {key: value for key, value in config["config"].items() if key != "precision"}

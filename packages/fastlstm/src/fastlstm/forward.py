@@ -260,10 +260,8 @@ def _run_step(step, packed, bias, cells, features, skip):
             if k_next < cells:
                 rhs = pointer(weights, GATES * k_next // LANES * stride)
                 biases = pointer(bias, GATES * k_next)
-                start, out = (
-                    Accumulators(biases, 0, LANES),
-                    Accumulators(_gates_at(step, k_next), LANES, block * LANES),
-                )
+                start = Accumulators(biases, 0, LANES)
+                out = Accumulators(_gates_at(step, k_next), LANES, block * LANES)
                 multiply(first // part, parts, lhs, rows, depth, rhs, stride, start, out, columns)
             if k >= 0:
                 last = min(first + part, step.rows)

@@ -70,13 +70,8 @@ def run(lstms, inputs, mask, readout, precision, training):
     # The first layer's inputs depend on no variable, and nobody asks for their gradient.
     with_x = tf.executing_eagerly() or _depends_on_variables(x)
     recurrence = _eager_recurrence if tf.executing_eagerly() else _recurrence
-    parameters = [
-        tf.zeros(GATES * units)
-        if getattr(lstm.cell, name) is None
-        else tf.convert_to_tensor(getattr(lstm.cell, name))
-        for name in ("kernel", "recurrent_kernel", "bias")
-        for lstm in lstms
-    ]
+    values = [getattr(lstm.cell, name) for name in ("kernel", "recurrent_kernel", "bias") for lstm in lstms]
+    parameters = [tf.zeros(GATES * units) if v is None else tf.convert_to_tensor(v) for v in values]
     output = recurrence(plan, with_x, tf.as_dtype(precision), parts_of_a_batch(), x, mask, parameters)
     cells = output.shape[2] // directions
     if units < cells:
@@ -98,6 +93,8 @@ def _checked(lstms, inputs, mask):
     time, features = x.shape[1], lstms[0].cell.kernel.shape[0]
     if not time or not features:
         raise NotImplementedError(f"the number of steps or features is unknown or 0: {x.shape}")
+    if x.dtype.is_integer:
+        x = tf.cast(x, tf.float32)
     if x.dtype != tf.float32:
         raise NotImplementedError(f"the input's dtype is {x.dtype.name}, not float32")
     # The compiled code relies on it, also where only the run knows the number of features.
@@ -161,10 +158,8 @@ def _differentiable(add, plan, with_x, weights):
             gradients = d_x, tf.zeros_like(mask), *d_parameters
             # In this graph; that of a second derivative cannot reach the tensors of the forward pass's.
             values = [tf.identity(value) for value in (d_y, x, mask, *parameters)]
-            shaped = [
-                tf.ensure_shape(one, value.shape) for one, value in zip(gradients, values[1:], strict=True)
-            ]
-            return shaped, lambda *given: refuse(given, values)
+            shapes = [value.shape for value in values[1:]]
+            return list(map(tf.ensure_shape, gradients, shapes)), lambda *given: refuse(given, values)
 
         return y, lambda d_y: gradient(d_y, x, mask, *parameters)
 
@@ -182,24 +177,13 @@ def _eager_recurrence(plan, with_x, dtype, parts, x, mask, parameters):
     return graph(plan, with_x, dtype, parts, x, mask, parameters)
 
 
-# Operations that may read a variable.
-_READERS = {
-    "PartitionedCall",
-    "ReadVariableOp",
-    "ResourceGather",
-    "StatefulPartitionedCall",
-    "StatelessWhile",
-    "While",
-}
-
-
 def _depends_on_variables(x):
     """Whether the graph that computes a tensor reads a variable, also in a loop or in another function."""
     seen, found = set(), [x.op]
     while found:
         op = found.pop()
-        takes_variable = any(tensor.dtype == tf.resource for tensor in op.inputs)
-        if takes_variable and op.type in _READERS:
+        takes_resource = any(tensor.dtype == tf.resource for tensor in op.inputs)
+        if takes_resource and "Iterator" not in op.type:  # those of a dataset are no variables
             return True
         found += {tensor.op for tensor in op.inputs} - seen
         seen |= set(found)

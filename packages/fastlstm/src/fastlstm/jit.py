@@ -24,13 +24,14 @@ _NOT_COMPILED = ("__init__", "convert", "dispatch", "graph", "layers", "ops")
 
 
 def _folder() -> Path:
-    """Cache folder, named by a hash of the package's code, the instruction set and the processor.
+    """Cache folder, named by a hash of all that the compiled code depends on.
 
     Numba recompiles a function only when its own file changes, but the compiled code contains other files'
     functions.
     """
     here = Path(__file__)
-    digest = hashlib.sha256(f"{ISA} {llvmlite.binding.get_host_cpu_name()}".encode())
+    versions = f"{ISA} {llvmlite.binding.get_host_cpu_name()} {numba.__version__}"
+    digest = hashlib.sha256(versions.encode())
     for file in sorted(here.parent.glob("*.py")):
         if file.stem not in _NOT_COMPILED:
             digest.update(file.read_bytes())

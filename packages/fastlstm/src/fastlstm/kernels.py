@@ -27,8 +27,7 @@ from fastlstm.tiles import configure_tiles, load_configuration
 from fastlstm.weights import pack_parameters, unpack_gradients
 
 OPERATION, STEPS, BACKWARD_STEPS, RETURNS, SAVE, UNITS, DIRECTIONS, WITH_X = range(8)
-_NUMBERS = 8
-PACK, FORWARD, BACKWARD = range(3)
+PACK, FORWARD = range(2)
 _FLOATS, _INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 LIBRARY = str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*")))
 llvmlite.binding.load_library_permanently(LIBRARY)
@@ -37,24 +36,21 @@ _RESOURCE_EXHAUSTED = 8  # tensorflow/c/tf_status.h
 _NO_MEMORY = np.frombuffer(b"fastlstm: no memory for an operation's scratch arrays\0", np.uint8)
 
 
-def _external(name, result, *arguments):
-    return types.ExternalFunction(name, result(*arguments))
-
-
-_num_inputs = _external("TF_NumInputs", _int, _address)
-_num_outputs = _external("TF_NumOutputs", _int, _address)
-_get_input = _external("TF_GetInput", types.void, _address, _int, _address, _address)
-_data = _external("TF_TensorData", _address, _address)
-_dim = _external("TF_Dim", _long, _address, _int)
-_delete_tensor = _external("TF_DeleteTensor", types.void, _address)
+_external = types.ExternalFunction
+_num_inputs = _external("TF_NumInputs", _int(_address))
+_num_outputs = _external("TF_NumOutputs", _int(_address))
+_get_input = _external("TF_GetInput", types.void(_address, _int, _address, _address))
+_data = _external("TF_TensorData", _address(_address))
+_dim = _external("TF_Dim", _long(_address, _int))
+_delete_tensor = _external("TF_DeleteTensor", types.void(_address))
 _allocate_output = _external(
-    "TF_AllocateOutput", _address, _address, _int, _int, _address, _int, _address, _address
+    "TF_AllocateOutput", _address(_address, _int, _int, _address, _int, _address, _address)
 )
-_new_status = _external("TF_NewStatus", _address)
-_code = _external("TF_GetCode", _int, _address)
-_delete_status = _external("TF_DeleteStatus", types.void, _address)
-_set_status = _external("TF_SetStatus", types.void, _address, _int, _address)
-_fail = _external("TF_OpKernelContext_Failure", types.void, _address, _address)
+_new_status = _external("TF_NewStatus", _address())
+_code = _external("TF_GetCode", _int(_address))
+_delete_status = _external("TF_DeleteStatus", types.void(_address))
+_set_status = _external("TF_SetStatus", types.void(_address, _int, _address))
+_fail = _external("TF_OpKernelContext_Failure", types.void(_address, _address))
 
 
 class _Call(NamedTuple):
@@ -184,7 +180,7 @@ def _compute(op, like):
     for number in range(inputs):
         _get_input(op, number, tensors[number:].ctypes.data, status)
     call = _Call(op, status, tensors, inputs)
-    meta = _array(call, 0, (_NUMBERS,), _INTS)
+    meta = _array(call, 0, (WITH_X + 1,), _INTS)
     plan = Plan((np.int64(meta[STEPS]), np.int64(meta[BACKWARD_STEPS])), meta[RETURNS], meta[SAVE] != 0)
     directions, units = np.int64(meta[DIRECTIONS]), np.int64(meta[UNITS])
     tile_state = configure_tiles() if on_tiles(like) else np.zeros(0, np.uint8)

@@ -17,7 +17,7 @@ def check_precision(precision):
 def make_fast(layer, precision):
     """Turn a layer of Keras into that of this package, in place: weights, graph and optimizer state stay."""
     layer.__class__ = {keras.layers.LSTM: LSTM, keras.layers.Bidirectional: Bidirectional}[type(layer)]
-    layer._set_precision(precision)
+    layer.set_precision(precision)
 
 
 def _without_padding(inputs, mask):
@@ -50,14 +50,15 @@ class _Fast:
     """
 
     def __init__(self, *args, precision="float32", **kwargs):
-        check_precision(precision)
         super().__init__(*args, **kwargs)
-        self._set_precision(precision)
+        self.set_precision(precision)
 
-    def _set_precision(self, precision):
+    def set_precision(self, precision):
+        """Change the precision of the matrix products; the next graph has it."""
+        check_precision(precision)
         self.precision, self.fallback = precision, None
         # XLA knows nothing of the operations.
-        self.supports_jit = False
+        self.supports_jit = keras.backend.backend() != "tensorflow"
 
     def get_config(self):
         return {**super().get_config(), "precision": self.precision}
@@ -138,19 +139,24 @@ class Bidirectional(_Fast, keras.layers.Bidirectional):
 
     Args:
         layer: an `LSTM`, of Keras or of this package.
-        precision: see `LSTM`.
+        precision: of both directions, see `LSTM`.
         **kwargs: see `keras.layers.Bidirectional`.
     """
 
-    def _set_precision(self, precision):
-        super()._set_precision(precision)
+    def set_precision(self, precision):
+        super().set_precision(precision)
         for direction in (self.forward_layer, self.backward_layer):
             if type(direction) is keras.layers.LSTM:
                 make_fast(direction, precision)
+            elif isinstance(direction, LSTM):
+                direction.set_precision(precision)
 
     def _call_fast(self, sequences, initial_state, mask, training):
-        readout = "sequence" if self.return_sequences else "last"
-        output = self._run(sequences, initial_state, mask, training, readout)
+        if reason := _separate(self) or (initial_state is not None and "the operations begin at zero"):
+            raise NotImplementedError(reason)
+        readout = getattr(self, "readout", "sequence" if self.return_sequences else "last")
+        layers = self.forward_layer, self.backward_layer
+        output = run(layers, sequences, mask, readout, self.precision, training)
         if self.merge_mode == "concat":
             return output
         forward, backward = tf.split(output, 2, axis=-1)
@@ -159,12 +165,6 @@ class Bidirectional(_Fast, keras.layers.Bidirectional):
         if self.merge_mode == "mul":
             return forward * backward
         return (forward + backward) / (2 if self.merge_mode == "ave" else 1)
-
-    def _run(self, sequences, initial_state, mask, training, readout):
-        if reason := _separate(self) or (initial_state is not None and "the operations begin at zero"):
-            raise NotImplementedError(reason)
-        layers = self.forward_layer, self.backward_layer
-        return run(layers, sequences, mask, readout, self.precision, training)
 
 
 def unsupported_pair(forward, backward) -> str | None:
@@ -218,7 +218,8 @@ class BiLSTM(Bidirectional):
         inputs: `(batch, steps, features)`.
         initial_state: optional `[h_forward, c_forward, h_backward, c_backward]`, each `(batch, units)`.
         mask: optional `(batch, steps)`, True for the steps to use.
-        lengths: optional `(batch,)` integers, the number of steps of each sample: a mask of its first steps.
+        lengths: optional `(batch,)` integers, the number of steps of each sample: a mask of its first steps,
+            which the next layers get, too.
 
     Returns:
         `(batch, steps, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`.
@@ -232,7 +233,8 @@ class BiLSTM(Bidirectional):
     def __init__(self, units, readout="sequence", precision="float32", **kwargs):
         if readout not in READOUTS:
             raise ValueError(f"BiLSTM: readout must be one of {READOUTS}, not {readout!r}")
-        lstm = keras.layers.LSTM(units, return_sequences=True, dtype=kwargs.get("dtype"), name="lstm")
+        sequences = readout != "last"
+        lstm = keras.layers.LSTM(units, return_sequences=sequences, dtype=kwargs.get("dtype"), name="lstm")
         super().__init__(lstm, merge_mode="concat", precision=precision, **kwargs)
         # While a model is loaded, Keras tracks objects by `id()`, so keep the template alive.
         self._template = lambda: lstm
@@ -254,14 +256,17 @@ class BiLSTM(Bidirectional):
         return mask if self.readout == "sequence" else None
 
     def call(self, sequences, initial_state=None, mask=None, lengths=None, training=None):
-        if lengths is not None:
-            steps = keras.ops.arange(keras.ops.shape(sequences)[1])
-            within = steps < keras.ops.cast(lengths, "int32")[:, None]
-            mask = within if mask is None else within & keras.ops.cast(mask, "bool")
-        return super().call(sequences, initial_state, mask, training)
-
-    def _call_fast(self, sequences, initial_state, mask, training):
-        return self._run(sequences, initial_state, mask, training, self.readout)
+        if lengths is None:
+            return super().call(sequences, initial_state, mask, training)
+        steps = keras.ops.arange(keras.ops.shape(sequences)[1])
+        within = steps < keras.ops.cast(lengths, "int32")[:, None]
+        # Keras passes a mask on only where a layer has a single input.
+        mask = getattr(sequences, "_keras_mask", None) if mask is None else mask
+        mask = within if mask is None else within & keras.ops.cast(mask, "bool")
+        output = super().call(sequences, initial_state, mask, training)
+        if self.readout == "sequence":
+            output._keras_mask = mask
+        return output
 
     def _call_stock(self, sequences, initial_state, mask, training):
         return self._read(super()._call_stock(sequences, initial_state, mask, training), mask)
@@ -269,16 +274,9 @@ class BiLSTM(Bidirectional):
     def _read(self, outputs, mask):
         """The readout of Keras's outputs `(batch, steps, 2 * units)`."""
         ops, steps = keras.ops, keras.ops.shape(outputs)[1]
-        if self.readout == "sequence":
+        if self.readout in ("sequence", "last"):
             return outputs
         if self.readout == "middle":
             return outputs[:, steps // 2]
         mask = ops.ones_like(outputs[:, :, 0]) if mask is None else ops.cast(mask, outputs.dtype)
-        if self.readout == "mean":
-            return ops.sum(outputs, axis=1) / ops.maximum(ops.sum(mask, axis=1, keepdims=True), 1)
-        first, last = ops.argmax(mask, axis=1), steps - 1 - ops.argmax(ops.flip(mask, axis=1), axis=1)
-        forward, backward = (
-            ops.take_along_axis(values, ops.reshape(at, (-1, 1, 1)), axis=1)[:, 0]
-            for values, at in zip(ops.split(outputs, 2, axis=-1), (last, first), strict=True)
-        )
-        return ops.concatenate([forward, backward], axis=-1)
+        return ops.sum(outputs, axis=1) / ops.maximum(ops.sum(mask, axis=1, keepdims=True), 1)

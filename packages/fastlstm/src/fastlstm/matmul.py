@@ -37,7 +37,7 @@ _TWO_TILES = 2 * tiles.SIDE
 class Lhs(NamedTuple):
     """A left operand: pointer to words, and strides of rows, of words, and of whole tiles beyond those.
 
-    On AMX only that of rows is used, which is the same on average.
+    On AMX `multiply` uses only that of rows, which is the same on average, and `stack` that of words.
     """
 
     words: int
@@ -227,6 +227,6 @@ def stack(values, rows, lhs, row, word, spare):
             spare[k] = 0
         column = row % _TWO_TILES
         place = (row - column) * lhs.row_stride + column * LANES + word * lhs.word_stride
-        write_transposed(spare, LANES, pointer(lhs.words, place), LANES)
+        write_transposed(spare, LANES, pointer(lhs.words, place))
     else:
         pack_rows(values, rows, LANES, pointer(lhs.words, word * lhs.word_stride + row), lhs.word_stride)

@@ -8,7 +8,7 @@ the gradient is their chain rule:
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g)
     c = f * c_prev + i * g;  h = o * tanh(c)
 
-`kernels.py` makes TensorFlow operations of these functions.
+`kernels.py` and `ops.py` make TensorFlow operations of these functions.
 
 Names: `d` is the direction, 0 forward and 1 backward, except in `d_...`, the loss's derivative with respect
 to the variable `...`. `t` is the position in the input, `step` the number in the order of computation. `k` is

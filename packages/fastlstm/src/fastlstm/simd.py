@@ -313,9 +313,9 @@ def store_words(builder, out, index, values, first, second):
 
 
 @instruction()
-def write_transposed(builder, source, source_stride, target, target_stride):
-    """Write the transpose of LANES by LANES items of 32 bits; the strides are of rows."""
-    rows = [load_ir(builder, _row_at(builder, source, source_stride, number)) for number in range(LANES)]
+def write_transposed(builder, source, stride, target):
+    """Write the transpose of LANES by LANES items of 32 bits, whose rows have a stride, consecutively."""
+    rows = [load_ir(builder, _row_at(builder, source, stride, number)) for number in range(LANES)]
     # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
     for distance in (8, 4, 2, 1):
         low = [lane + (LANES - distance if lane & distance else 0) for lane in range(LANES)]
@@ -325,7 +325,7 @@ def write_transposed(builder, source, source_stride, target, target_stride):
                 pair = rows[row], rows[row | distance]
                 rows[row], rows[row | distance] = (_shuffle(builder, *pair, lanes) for lanes in (low, high))
     for number, row in enumerate(rows):
-        store_ir(builder, _row_at(builder, target, target_stride, number), row)
+        store_ir(builder, _row_at(builder, target, _LONG(LANES), number), row)
 
 
 @instruction()

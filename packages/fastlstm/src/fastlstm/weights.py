@@ -55,15 +55,12 @@ def pack_parameters(kernel, recurrent, bias, packed, transposed, packed_bias):
     for column in range(0, columns, LANES):
         pack_rows(pointer(weights, column), rows, columns, pointer(words, column * depth), LANES)
     if len(transposed) > 0:
-        source, words, depth = (
-            as_words(weights),
-            as_words(pointer(transposed, (0,))),
-            words_in(packed, columns),
-        )
+        source = as_words(weights)
+        words, depth = as_words(pointer(transposed, (0,))), words_in(packed, columns)
         for row in range(0, cells + round_up(features, LANES), LANES):
             for k in range(0, depth, LANES):
                 place = pointer(words, row * depth + k * LANES)
-                write_transposed(pointer(source, row * depth + k), depth, place, LANES)
+                write_transposed(pointer(source, row * depth + k), depth, place)
     array[0, 0] = 0  # pointers do not keep arrays alive
 
 
