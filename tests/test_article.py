@@ -29,7 +29,7 @@ def as_basic_lstm_cells(weights):
 def test_training_is_that_of_tensorflow_1(mnist, tmp_path):
     network = article.build_article_network(128, "middle", "float32", seed=1)
     images, labels = mnist["train_images"], mnist["train_labels"]
-    batches = list(article.draw_batches(images, labels, batch_size=1000, steps=10, seed=1))
+    batches = list(article.draw_batches(images, labels, batch_size=200, steps=10, seed=1))
     weights = as_basic_lstm_cells(network.get_weights())
     np.savez(
         tmp_path / "job.npz",

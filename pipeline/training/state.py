@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ruamel.yaml import YAML
@@ -16,7 +16,9 @@ from pipeline.files import atomic_write
 from pipeline.folds import TrainingData
 from pipeline.machine import processor_kind
 from pipeline.params import Params
-from pipeline.training.members import Member
+
+if TYPE_CHECKING:  # it imports TensorFlow, which takes seconds, in the workers, too
+    from pipeline.training.members import Member
 
 PROJECT = Path(__file__).parents[2]
 LIBRARIES = ("keras", "llvmlite", "numba", "numpy", "tensorflow")
@@ -42,7 +44,7 @@ class StateFiles:
             for other in set(folder.iterdir()) - {self.folder}:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
 
-    def read(self, member: Member) -> State:
+    def read(self, member: "Member") -> State:
         """The member's state after its newest epoch, or before the first if there is no file."""
         try:
             with np.load(self._path(member)) as file:  # checks the CRC of each array
@@ -51,7 +53,7 @@ class StateFiles:
         except Exception:  # there is no file, or corrupt bytes, which raise errors of many types
             return State()
 
-    def write(self, member: Member, state: State) -> None:
+    def write(self, member: "Member", state: State) -> None:
         """Replace the member's file."""
         with atomic_write(self._path(member)) as tmp:
             np.savez(tmp, *state.values, json.dumps(state.history))

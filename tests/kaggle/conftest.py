@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import requests
@@ -35,6 +36,7 @@ def environment(tmp_path, kaggle):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KAGGLE_", "NETRC"))}
     return {
         **{name: value for name, value in kept.items() if not name.lower().endswith("_proxy")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(home),
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
         "http_proxy": kaggle.address,

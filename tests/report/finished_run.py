@@ -28,7 +28,9 @@ class Finished:
         self.folder, self.mnist = folder, mnist
         (folder / "data").mkdir()
 
-    def write(self, folds=5, epochs=30, rows=1500, errors=0.03, held_out=True, slug="digit-recognizer"):
+    def write(
+        self, folds=5, epochs=30, rows=1500, errors=0.03, held_out=True, slug="digit-recognizer", tests=10_000
+    ):
         """Write all files; `held_out` says whether test images among the rows were held out."""
         random, competition = np.random.default_rng(0), COMPETITIONS[slug]
         size, classes, data = competition.size, competition.classes, self.folder / "data"
@@ -55,7 +57,7 @@ class Finished:
             self.write_metrics(name, evaluate(oof[part], labels[part], epochs=epochs, seconds=45.0))
         self.write_metrics("ensemble", {"accuracy": 0.99, "low": 0.985, "high": 0.995, "images": 28_000})
 
-        tests = 10_000 if competition.test else 0
+        tests = tests if competition.test else 0
         images, labels = self.mnist["test_images"][:tests], self.mnist["test_labels"][:tests]
         save_arrays(data / "clean.npz", images=images, labels=labels)
         each, clean = predict(labels, folds, classes, errors, random), np.ones(tests, bool)

@@ -57,7 +57,7 @@ def browser():
 @pytest.fixture(scope="module")
 def runs(mnist, tmp_path_factory):
     """A full run and a quick trial."""
-    trials = {"full": {}, "trial": {"folds": 12, "epochs": 1, "rows": 1200, "held_out": False}}
+    trials = {"full": {}, "trial": {"folds": 12, "epochs": 1, "rows": 1200, "held_out": False, "tests": 2000}}
     runs = {}
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, values in trials.items():

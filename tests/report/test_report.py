@@ -11,7 +11,7 @@ from pipeline.files import PipelineError, load_arrays, save_arrays, write_json
 from pipeline.metrics import METRICS
 from pipeline.report.page import DISPUTED
 
-SMALL = {"folds": 2, "epochs": 1, "rows": 300}
+SMALL = {"folds": 2, "epochs": 1, "rows": 300, "tests": 1300}
 
 
 @pytest.mark.parametrize(("file", "stage"), [("metrics/oof.json", "evaluate"), ("data/check.npz", "check")])
@@ -22,7 +22,7 @@ def test_a_missing_file_is_named_with_its_stage(finished, file, stage):
 
 
 def test_a_misread_digit_has_all_votes_beside_it_and_a_mark_if_its_label_is_disputed(finished):
-    path = finished.write(**SMALL, errors=0).folder / "data/check.npz"
+    path = finished.write(**{**SMALL, "tests": 10_000}, errors=0).folder / "data/check.npz"
     names = ("probabilities", "each", "clean")
     check = dict(zip(names, load_arrays(path, "check", *names), strict=True))
     labels, wrong = finished.mnist["test_labels"], [2, *sorted(DISPUTED)[:3]]

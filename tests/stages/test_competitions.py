@@ -50,7 +50,7 @@ def write_inputs(folder, slug):
     params = small_params(
         download={"source": "folder", "folder": "kaggle", "competition": slug},
         prepare={"limit": LIMIT, "folds": 2},
-        model={"architecture": "rows", "layers": 2, "units": 16},
+        model={"architecture": "rows", "layers": 1, "units": 16},
         train={"epochs": 1, "batch_size": 32, "precision": "float32"},
         compute={"workers": 1},
     )

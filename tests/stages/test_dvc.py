@@ -54,15 +54,14 @@ def test_a_metric_is_one_line_and_trains_nothing(project):
     begin = re.search(r"^METRICS: .* = \{", path.read_text(), re.MULTILINE)[0]
     metric = '"sureness": lambda probabilities, labels: float(probabilities.max(axis=1).mean()), '
     path.write_text(path.read_text().replace(begin, begin + metric))
-    assert not {"train", "article"} & project.stale()
+    stale = project.stale()
+    assert {"evaluate", "ensemble", "check", "report"} <= stale and not {"train", "article"} & stale
     output = project.run("dvc exp run -S compute.workers=2 evaluate")
     assert "Running stage 'evaluate'" in output and "Running stage 'train'" not in output
-    project.run("dvc repro --single-item report")
     header, *rows = project.run("dvc metrics show").splitlines()
     folds = [f"metrics/folds/fold_{fold}.json" for fold in range(FOLDS)]
     others = [f"metrics/{name}.json" for name in ("oof", "ensemble", "check", "article")]
     assert "sureness" in header and {row.split()[0] for row in rows} == {*folds, *others}
-    assert "sureness" in (project.folder / "metrics/report.html").read_text()
 
 
 def test_dvc_shows_the_pipeline_and_its_results(project, tmp_path):

@@ -99,7 +99,7 @@ def test_an_interrupted_sweep_continues_with_the_next_trial(digits, tmp_path, mo
 @pytest.mark.slow
 def test_a_trial_is_the_same_training_as_the_pipelines(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TRIALS", 1)
-    params = small_params(model={"architecture": "rows"}, train={"epochs": 2})
+    params = small_params(model={"architecture": "rows", "layers": 1}, train={"epochs": 2})
     with ThreadPoolExecutor(1) as executor:
         study = sweep(executor, 1, params, digits, tmp_path / "sweep")
         files = StateFiles(tmp_path / "state", params, digits)

@@ -32,7 +32,7 @@ def test_an_epoch_is_a_function_of_what_it_is_given(digits):
     params = small_params()
     first = train_epoch(params, digits, ROWS, State())
     second = train_epoch(params, digits, ROWS, first)
-    train_epoch(params, digits, Member(1, "rows", 1), State())
+    train_epoch(params, digits, Member(1, "grid_rows", 1), State())
     built = trainer._shared.cache_info().misses
     again = train_epoch(*pickle.loads(pickle.dumps((params, digits, ROWS, first))))
     # Another worker's arguments are other objects, but no reason to build the network again.

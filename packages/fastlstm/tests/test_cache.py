@@ -1,19 +1,22 @@
 """The cache of compiled code: one folder, announced compilations, and clear messages."""
 
+import runpy
+
 import pytest
 from fastlstm import jit
-from stock import run_python
-
-USE = "import numpy, fastlstm; print(fastlstm.LSTM(3)(numpy.ones((1, 2, 3), 'float32')).shape)"
 
 
-@pytest.mark.forced_isa
-def test_the_first_use_is_announced_and_two_processes_share_it(tmp_path):
-    first = run_python("-c", USE, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "(1, 3)" in first.stdout and first.stderr.count("fastlstm: compiling for") == 1
-    second = run_python("-c", USE, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "(1, 3)" in second.stdout and "compiling" not in second.stderr
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_compilation_is_announced_and_later_uses_load_it(tmp_path, monkeypatch, capsys):
+    """With a small function in place of the operations, which take a minute."""
+    monkeypatch.setattr(jit, "FOLDER", tmp_path)
+    (tmp_path / "body.py").write_text("def body(x):\n    return x + 1\n")
+    hits = []
+    for announced in (1, 0):
+        body = runpy.run_path(str(tmp_path / "body.py"))["body"]
+        function = jit.compile_and_announce("float32", body, "float64(float64)")
+        assert capsys.readouterr().err.count("fastlstm: compiling for") == announced
+        hits.append(function.cache_hits)
+    assert hits == [0, 1]
 
 
 def test_the_folder_is_named_by_the_code(tmp_path, monkeypatch):
@@ -23,7 +26,7 @@ def test_the_folder_is_named_by_the_code(tmp_path, monkeypatch):
     assert jit._folder().name != jit.FOLDER.name
 
 
-def test_without_numbas_compiler_one_line_gives_the_reason():
-    done = run_python("-c", "import fastlstm", NUMBA_DISABLE_JIT="1")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ImportError: fastlstm needs Numba's compiler")
+def test_without_numbas_compiler_one_line_gives_the_reason(monkeypatch):
+    monkeypatch.setattr(jit.numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(ImportError, match="fastlstm needs Numba's compiler: unset NUMBA_DISABLE_JIT"):
+        runpy.run_path(jit.__file__)
