@@ -41,7 +41,7 @@ environment:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d; name another one: make PYTHON=python3.12" % v)'
 	echo "Making the environment .venv, which takes a minute or more"
 	$(PYTHON) -m venv --clear .venv
-	$(INSTALL) --require-hashes -r requirements-uv.lock
+	$(INSTALL) --require-hashes -r requirements-uv.lock || echo "Without uv, pip installs, which takes longer"
 	$(INSTALL) --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps --no-build-isolation -e . -e packages/fastlstm
 	python -P -c "import $(IMPORTS)" 2> .venv/imports.log || { cat .venv/imports.log; exit 1; }
@@ -112,6 +112,7 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url
 	--custom-compile-command "make lock"
 PROJECTS := pyproject.toml packages/fastlstm/pyproject.toml
 lock: setup
+	$(INSTALL) --require-hashes -r requirements-uv.lock
 	$(LOCK) --group install --output-file requirements-uv.lock
 	$(LOCK) $(PROJECTS) --output-file requirements.lock
 	$(LOCK) $(PROJECTS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock

@@ -21,6 +21,9 @@ UV_NAMES = {
     "PIP_TRUSTED_HOST": "UV_INSECURE_HOST",
     "PIP_CERT": "SSL_CERT_FILE",
     "PIP_PROXY": "ALL_PROXY",
+    "PIP_DEFAULT_TIMEOUT": "UV_HTTP_TIMEOUT",
+    "PIP_TIMEOUT": "UV_HTTP_TIMEOUT",
+    "PIP_NO_CACHE_DIR": "UV_NO_CACHE",
 }
 
 
@@ -44,9 +47,10 @@ def install(arguments: list[str]) -> int:
     uv = Path(sys.executable).with_name("uv")
     if uv.exists() and not {"PIP_NO_INDEX", "PIP_CLIENT_CERT"} & environment.keys():
         settings = {UV_NAMES[name]: value for name, value in environment.items() if name in UV_NAMES}
-        settings["UV_FIND_LINKS"] = environment.get("PIP_FIND_LINKS", "").replace(" ", ",")
-        settings |= {"UV_PYTHON": sys.executable, "UV_COMPILE_BYTECODE": "1"}
-        settings |= {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip's; safe, because hashes are checked
+        settings["UV_FIND_LINKS"] = ",".join(environment.get("PIP_FIND_LINKS", "").split())
+        settings |= {"UV_PYTHON": sys.executable, "UV_COMPILE_BYTECODE": "1", "UV_NO_CONFIG": "1"}
+        if "--require-hashes" in arguments:  # else, one index could replace the packages of another
+            settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # pip's
         command = [uv, "pip", "install", "--quiet", *arguments]
         result = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
         if result.returncode == 0:

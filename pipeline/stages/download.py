@@ -1,6 +1,13 @@
 """Get the competition's CSV files from Kaggle, from a folder, or from MNIST: data/raw."""
 
-from pipeline.competition import check_files, copy_files, find_competition, write_digits, write_submission
+from pipeline.competition import (
+    COMPETITIONS,
+    check_files,
+    copy_files,
+    find_competition,
+    write_digits,
+    write_submission,
+)
 from pipeline.files import PipelineError, atomic_folder, sha256, write_json
 from pipeline.kaggle import api
 from pipeline.mnist import load_mnist, own_split, stand_in
@@ -15,7 +22,8 @@ def main():
     source = choose_source(competition) if params.source == "auto" else params.source
     if source.startswith("mnist") and competition.test != "mnist":
         raise PipelineError(f"download.source is {source}, but MNIST cannot stand in for {competition.slug}")
-    if any(RAW.glob("[!.]*")) and not SOURCE.exists():
+    own = {SOURCE.name}.union(*(known.files for known in COMPETITIONS.values())) if SOURCE.exists() else set()
+    if {path.name for path in RAW.glob("[!.]*")} - own:
         raise PipelineError(
             f"{RAW}: contains files of yours, which the stage would replace; move them to another folder "
             "and set download.source: folder and download.folder in params.yaml"

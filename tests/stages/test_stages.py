@@ -11,6 +11,7 @@ from clone import LIMIT, RUN_STAGES
 from helpers import files, run_python
 
 from pipeline.files import PipelineError
+from pipeline.training.engines import WORKER_ENVIRONMENT
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,12 @@ def test_a_stage_depends_on_no_inherited_setting(project, tmp_path):
     changed = {path.name for path in before if before[path] != after.get(path)}
     with_seconds = {"ensemble.json", "check.json", "report.json", "report.html", "report.md"}
     assert check_after == check and changed <= with_seconds
+
+
+def test_gpus_are_hidden():
+    code = "import os, pipeline.stages; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    assert run_python("-c", code, CUDA_VISIBLE_DEVICES="0").stdout == "-1\n"
+    assert WORKER_ENVIRONMENT["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +156,11 @@ def test_stages_refuse_files_that_no_stage_has_written(prepared, stage, file, wr
 
 
 def test_files_of_the_user_are_not_replaced(prepared):
+    assert refused("download", prepared).startswith("data/raw: contains files of yours")
+    for file in (prepared / "data/raw").iterdir():
+        file.unlink()
+    for name in ("source.json", "digit-recognizer.zip"):  # saved beside the files of an earlier run
+        (prepared / "data/raw" / name).write_text("{}")
     assert refused("download", prepared).startswith("data/raw: contains files of yours")
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from helpers import small_params
 
+from pipeline.files import PipelineError
 from pipeline.metrics import METRICS
 from pipeline.training.runner import export_folds, train_members
 from pipeline.training.state import State, StateFiles
 from pipeline.training.trainer import train_epoch
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `sweep`")
-from optuna.distributions import FloatDistribution  # noqa: E402
+from optuna.distributions import CategoricalDistribution, FloatDistribution  # noqa: E402
 from optuna.trial import TrialState  # noqa: E402
 
 from pipeline.training import sweep as module  # noqa: E402
@@ -94,6 +95,12 @@ def test_an_interrupted_sweep_continues_with_the_next_trial(digits, tmp_path, mo
     assert len(table(study).splitlines()) == 2 + 4
     learner = Learner()
     assert table(run(learner)) == table(study) and learner.trained == []
+
+
+def test_a_value_that_the_search_lacks_is_named(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SEARCH", {"train.batch_size": CategoricalDistribution([64, 128])})
+    with pytest.raises(PipelineError, match=r"train\.batch_size is 32, but SEARCH in .* has \(64, 128\)"):
+        sweep(Learner(), 1, PARAMS, digits, tmp_path)
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ def test_every_readout_becomes_layers_of_keras(readout, mask_zero, tmp_path):
 
 def test_the_copy_for_keras_has_what_preprocessing_layers_learned():
     normalization, words = layers.Normalization(), layers.TextVectorization(output_sequence_length=STEPS)
+    fastlstm.to_keras(keras.Sequential([layers.TextVectorization()]))  # not adapted yet
     normalization.adapt(3 + 5 * values(100, STEPS, FEATURES))
     words.adapt(["a stitch in time saves nine", "time and tide wait for no man"])
     embedding = layers.Embedding(20, FEATURES, mask_zero=True)
@@ -223,7 +224,7 @@ def test_a_model_whose_code_creates_fast_layers_has_no_copy_for_keras():
         def call(self, x):
             return self.lstm(x)
 
-    with pytest.raises(ValueError, match="own code creates the fast layers own"):
+    with pytest.raises(ValueError, match="layers that the model's own code creates: own"):
         fastlstm.to_keras(Network())
 
 
@@ -238,7 +239,7 @@ def test_accelerate_changes_the_precision_of_fast_layers_too():
     precisions = {layer.precision for layer in (bidirectional, bidirectional.forward_layer)}
     assert precisions == {"bfloat16"}
     own = fastlstm.Bidirectional(fastlstm.LSTM(4, precision="bfloat16"))
-    assert own.backward_layer.precision == "float32"
+    assert own.precision == own.backward_layer.precision == "bfloat16"
     assert_close([fastlstm.accelerate(model).predict(x, verbose=0)], [exact])
 
 
@@ -257,14 +258,16 @@ def test_integers_are_computed_fast():
     assert layer.fallback is None
 
 
-def test_lengths_add_to_a_mask_and_reach_the_next_layer():
+def test_lengths_add_to_a_mask():
     words, lengths = np.array([[1, 2, 3, 4], [5, 6, 0, 0]]), np.array([3, 4])
     embedding = layers.Embedding(WORDS, FEATURES, mask_zero=True)
     first, second = fastlstm.BiLSTM(4), fastlstm.BiLSTM(4, "mean")
-    output = second(first(embedding(words), lengths=lengths))
+    inputs = keras.Input((4,)), keras.Input((), dtype="int32")
+    outputs = second(first(embedding(inputs[0]), lengths=inputs[1]), lengths=inputs[1])
+    predicted = keras.Model(inputs, outputs).predict([words, lengths], verbose=0)
     for row, steps in ((0, 3), (1, 2)):
         alone = second(first(embedding(words[row : row + 1, :steps])))
-        assert_close([output[row : row + 1]], [alone])
+        assert_close([predicted[row : row + 1]], [alone])
 
 
 def test_padding_that_is_not_a_number_reaches_nothing():

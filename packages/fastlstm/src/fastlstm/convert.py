@@ -98,14 +98,17 @@ def to_keras(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if a BiLSTM gets `lengths` or states where Keras's layers cannot take them, if it reads
-            the middle of an unknown number of steps, or if the model's own code creates fast layers.
+            the middle of an unknown number of steps, or for fast layers that are subclasses or that the
+            model's own code creates.
     """
     layers = model._flatten_layers()
     custom = {type(layer).__name__: type(layer) for layer in layers}
     config = _stock_config(keras.saving.serialize_keras_object(model))
     copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
     if left := [layer.name for layer in copy._flatten_layers() if isinstance(layer, LSTM | Bidirectional)]:
-        raise ValueError(f"to_keras: the model's own code creates the fast layers {', '.join(left)}")
+        raise ValueError(
+            f"to_keras: subclasses, or layers that the model's own code creates: {', '.join(left)}"
+        )
     if model.built:
         copy.set_weights(model.get_weights())
         _copy_adapted(model, copy)
@@ -122,7 +125,7 @@ def _copy_adapted(model, copy):
         variables = {}
         source.save_own_variables(variables)
         target.load_own_variables(variables)
-        if hasattr(source, "save_assets"):
+        if hasattr(source, "save_assets") and source.get_vocabulary(include_special_tokens=False):
             with tempfile.TemporaryDirectory() as folder:
                 source.save_assets(folder)
                 target.load_assets(folder)

@@ -139,9 +139,13 @@ class Bidirectional(_Fast, keras.layers.Bidirectional):
 
     Args:
         layer: an `LSTM`, of Keras or of this package.
-        precision: of both directions, see `LSTM`.
+        precision: of both directions, see `LSTM`; by default that of `layer`.
         **kwargs: see `keras.layers.Bidirectional`.
     """
+
+    def __init__(self, layer, *args, precision=None, **kwargs):
+        precision = precision or getattr(layer, "precision", "float32")
+        super().__init__(layer, *args, precision=precision, **kwargs)
 
     def set_precision(self, precision):
         super().set_precision(precision)
@@ -218,8 +222,8 @@ class BiLSTM(Bidirectional):
         inputs: `(batch, steps, features)`.
         initial_state: optional `[h_forward, c_forward, h_backward, c_backward]`, each `(batch, units)`.
         mask: optional `(batch, steps)`, True for the steps to use.
-        lengths: optional `(batch,)` integers, the number of steps of each sample: a mask of its first steps,
-            which the next layers get, too.
+        lengths: optional `(batch,)` integers, the number of steps of each sample: a mask of its first steps.
+            Pass them to the next layer, too.
 
     Returns:
         `(batch, steps, 2 * units)` for `"sequence"`, else `(batch, 2 * units)`.
@@ -263,10 +267,7 @@ class BiLSTM(Bidirectional):
         # Keras passes a mask on only where a layer has a single input.
         mask = getattr(sequences, "_keras_mask", None) if mask is None else mask
         mask = within if mask is None else within & keras.ops.cast(mask, "bool")
-        output = super().call(sequences, initial_state, mask, training)
-        if self.readout == "sequence":
-            output._keras_mask = mask
-        return output
+        return super().call(sequences, initial_state, mask, training)
 
     def _call_stock(self, sequences, initial_state, mask, training):
         return self._read(super()._call_stock(sequences, initial_state, mask, training), mask)
