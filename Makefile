@@ -86,11 +86,11 @@ soak: dev-setup
 	python tests/soak.py $(KILLS)
 
 # The list of submissions needs credentials, so that they are asked for before the pipeline runs.
-# With RESUBMIT=1 only this stage is forced, not the pipeline before it.
+# With RESUBMIT=1 only the submission is forced, not the pipeline before it.
 submit: setup
 	python -m pipeline.stages.submissions > /dev/null
 	python -m pipeline.stages.repair
-	python -m dvc repro submissions/dvc.yaml $(if $(filter 1,$(RESUBMIT)),--single-item --force)
+	python -m dvc repro $(if $(filter 1,$(RESUBMIT)),--single-item --force,dvc.yaml) submissions/dvc.yaml
 
 submissions: setup
 	python -m pipeline.stages.submissions

@@ -4,6 +4,7 @@ Everything that differs from one competition to another is a field of `Competiti
 """
 
 import csv
+import os
 import re
 import shutil
 import warnings
@@ -238,7 +239,7 @@ def unpack(archive: str | Path, folder: str | Path, competition: Competition) ->
 
 def copy_files(source: str | Path, folder: str | Path, competition: Competition) -> None:
     """Copy the competition's files as a browser saves them, unpacked or in `<slug>.zip`."""
-    source = Path(source).expanduser()
+    source = Path(os.path.expanduser(source))  # Path.expanduser() fails for an unknown user
     archive = source / f"{competition.slug}.zip"
     if archive.is_file():
         return unpack(archive, folder, competition)

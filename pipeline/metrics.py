@@ -13,14 +13,14 @@ LOWEST_PROBABILITY = 1e-7
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of rows in which the most probable class is the label."""
-    return float(np.mean(np.argmax(probabilities, axis=1) == labels))
+    return np.mean(np.argmax(probabilities, axis=1) == labels)
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log likelihood in nats; a probability counts as at least LOWEST_PROBABILITY."""
     labels = np.asarray(labels, int)
     of_label = np.take_along_axis(np.asarray(probabilities, float), labels[:, None], axis=1)
-    return float(-np.mean(np.log(np.maximum(of_label, LOWEST_PROBABILITY))))
+    return -np.mean(np.log(np.maximum(of_label, LOWEST_PROBABILITY)))
 
 
 # Name -> function of probabilities `(n, classes)`, rows sum to 1, and labels `(n,)`, integers from 0.
@@ -34,7 +34,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, **more) -> dict:
         Every metric; `low` and `high`, the 95 % interval of the accuracy; `images`, which is n; and `more`,
         further figures such as `seconds`.
     """
-    metrics = {name: metric(probabilities, labels) for name, metric in METRICS.items()}
+    metrics = {name: float(metric(probabilities, labels)) for name, metric in METRICS.items()}
     low, high = wilson_interval(round(metrics["accuracy"] * len(labels)), len(labels))
     interval = {"accuracy": metrics["accuracy"], "low": low, "high": high}
     return {**interval, **metrics, "images": len(labels), **more}

@@ -293,8 +293,9 @@ WHOLE = {name: np.random.default_rng(number).bytes(5_000) for number, name in en
 def test_the_files_as_a_browser_saves_them(tmp_path, packed):
     source, folder = tmp_path / "Downloads", tmp_path / "raw"
     source.mkdir(), folder.mkdir()
-    with pytest.raises(PipelineError, match=r"it contains neither digit-recognizer\.zip nor train\.csv"):
-        copy_files(source, folder, DIGITS)
+    for wrong in (source, "~Downloads"):  # the latter is a user's folder, if there is such a user
+        with pytest.raises(PipelineError, match=r"it contains neither digit-recognizer\.zip nor train\.csv"):
+            copy_files(wrong, folder, DIGITS)
     files = {**WHOLE, "notes.txt": b"more", "../evil": b"x"}
     if packed:
         files = {"digit-recognizer.zip": zipped(files)}

@@ -60,8 +60,8 @@ def test_evaluate(monkeypatch):
     assert result["log_loss"] == pytest.approx(-(3 * np.log(0.55) + np.log(0.05)) / 4)
     assert json.loads(json.dumps(result)) == result
 
-    monkeypatch.setitem(METRICS, "brier", lambda p, y: float(np.mean((p - np.eye(10)[y]) ** 2)))
-    more = evaluate(probabilities, labels, seconds=1.5)
+    monkeypatch.setitem(METRICS, "brier", lambda p, y: np.float32(((p - np.eye(10)[y]) ** 2).mean()))
+    more = json.loads(json.dumps(evaluate(probabilities, labels, seconds=1.5)))
     assert more.pop("brier") > 0 and more == result
 
 

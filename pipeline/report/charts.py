@@ -20,6 +20,7 @@ STYLE = Path(__file__).with_name("report.mplstyle")
 ARTICLE_TICKS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 FEWEST_IMAGES = 10  # bins with fewer images are not drawn
 MISTAKE_COLUMNS = 10
+MOST_IN_LEGEND = 12  # more lines would not fit beside the curves
 
 
 def svg(name: str, chart: Callable[..., None], *arguments, size: tuple[float, float] = (4.8, 3.2)) -> str:
@@ -60,7 +61,7 @@ def curves(figure: Figure, history: pd.DataFrame, titles: dict[str, str], legend
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        if legend:
+        if legend and history["member"].nunique() <= MOST_IN_LEGEND:
             axes.legend()
 
 

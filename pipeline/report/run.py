@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.competition import Competition
-from pipeline.files import load_arrays, load_json
+from pipeline.files import load_arrays, load_json, sha256
 from pipeline.metrics import METRICS, worst_first
 
 STAGES = ["mnist", "download", "prepare", "train", "evaluate", "ensemble", "check", "article", "submission"]
@@ -76,10 +76,16 @@ def load_predictions(digits: Path, oof: Path, clean: Path, check: Path) -> dict:
     }
 
 
-def load_times(folder: Path) -> dict[str, dict]:
-    """Read the records of the stages' last runs on this machine, `<stage>.json`, by stage."""
+def load_times(folder: Path, oof: Path) -> dict[str, dict]:
+    """Read the records of the stages' last runs on this machine, `<stage>.json`, by stage.
+
+    That of the training is left out if it did not write `oof`: then DVC restored the result of another run.
+    """
     paths = {stage: folder / f"{stage}.json" for stage in STAGES}
-    return {stage: load_json(path, stage) for stage, path in paths.items() if path.exists()}
+    times = {stage: load_json(path, stage) for stage, path in paths.items() if path.exists()}
+    if "train" in times and times["train"].get("oof") != sha256(oof):
+        del times["train"]
+    return times
 
 
 def check_in_words(check: dict, on_all: float | None) -> str:

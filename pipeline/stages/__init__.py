@@ -41,9 +41,10 @@ from pipeline.machine import processor
 from pipeline.paths import TIMES
 
 
-def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
+def run_stage(main: Callable[[], dict | None], keep_stderr: bool = False) -> None:
     """Run the `main` of a stage's module; an error meant for the user becomes one line and exit status 1.
 
+    The stage's time is recorded, with what `main` returns.
     Unless `keep_stderr` (for a progress bar), TensorFlow's log is filtered out, so `main` has to import it.
     """
     name = Path(main.__code__.co_filename).stem  # right under a profiler and in a notebook, too
@@ -54,7 +55,7 @@ def run_stage(main: Callable[[], None], keep_stderr: bool = False) -> None:
     started, record = time.monotonic(), {"commit": commit(), "machine": processor()}
     try:
         with contextlib.nullcontext() if keep_stderr else _without_tensorflow_log():
-            main()
+            record |= main() or {}
     except (PipelineError, OSError, MemoryError) as error:
         # OSError: a missing permission or a full disk, to which a traceback would add nothing.
         sys.exit(f"{name}: {str(error) or 'out of memory'}")

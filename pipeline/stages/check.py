@@ -25,8 +25,9 @@ def main():
         return print(f"check: {competition.slug} has no clean test set; see the out-of-fold figures instead")
 
     use_one_thread_per_operation()
+    index, folds = load_arrays(DIGITS, "prepare", "test_index", "folds")
     clean = np.ones(len(labels), bool)
-    clean[clean_images_trained_on()] = False
+    clean[index[(index >= 0) & (folds >= 0)]] = False  # a network was trained on them
     ensemble = load_network(ENSEMBLE)
     started = time.perf_counter()
     folds = [layer for layer in ensemble.layers if layer.name.startswith("fold_")]
@@ -37,12 +38,6 @@ def main():
     figures = evaluate(probabilities[clean], labels[clean], seconds=round(seconds, 1))
     write_json(METRICS / "check.json", figures)
     print(f"check: {check_in_words(figures, np.mean(probabilities.argmax(axis=1) == labels))}")
-
-
-def clean_images_trained_on():
-    """Numbers of the images of the clean test set that a network was trained on."""
-    index, folds = load_arrays(DIGITS, "prepare", "test_index", "folds")
-    return index[(index >= 0) & (folds >= 0)]
 
 
 if __name__ == "__main__":

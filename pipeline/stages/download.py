@@ -1,14 +1,7 @@
 """Get the competition's CSV files from Kaggle, from a folder, or from MNIST: data/raw."""
 
-from pipeline.competition import (
-    COMPETITIONS,
-    check_files,
-    copy_files,
-    find_competition,
-    write_digits,
-    write_submission,
-)
-from pipeline.files import PipelineError, atomic_folder, sha256, write_json
+from pipeline.competition import check_files, copy_files, find_competition, write_digits, write_submission
+from pipeline.files import PipelineError, atomic_folder, load_json, sha256, write_json
 from pipeline.kaggle import api
 from pipeline.mnist import load_mnist, own_split, stand_in
 from pipeline.params import load_params
@@ -22,11 +15,11 @@ def main():
     source = choose_source(competition) if params.source == "auto" else params.source
     if source.startswith("mnist") and competition.test != "mnist":
         raise PipelineError(f"download.source is {source}, but MNIST cannot stand in for {competition.slug}")
-    own = {SOURCE.name}.union(*(known.files for known in COMPETITIONS.values())) if SOURCE.exists() else set()
-    if {path.name for path in RAW.glob("[!.]*")} - own:
+    if names := files_of_user():
         raise PipelineError(
-            f"{RAW}: contains files of yours, which the stage would replace; move them to another folder "
-            "and set download.source: folder and download.folder in params.yaml"
+            f"{RAW}: contains files of yours, which the stage would replace: {', '.join(sorted(names))}; "
+            "move them to another folder and set download.source: folder and download.folder in "
+            "params.yaml, or delete them"
         )
     # The files appear together, after all have been checked.
     with atomic_folder(RAW) as folder:
@@ -49,6 +42,13 @@ def main():
         origin = {"source": source, "competition": competition.slug, "seed": seed, "sha256": digests}
         write_json(folder / SOURCE.name, origin)
     print(f"download: {', '.join(competition.files)} from {source}")
+
+
+def files_of_user():
+    """Names in data/raw, but for those that this stage wrote, as it recorded by their hashes."""
+    digests = load_json(SOURCE, "download").get("sha256", {}) if SOURCE.exists() else {}
+    names = {path.name for path in RAW.glob("[!.]*")} - {SOURCE.name}
+    return {name for name in names if name not in digests or sha256(RAW / name) != digests[name]}
 
 
 def choose_source(competition):

@@ -12,15 +12,16 @@ from pipeline.files import write_bytes
 from pipeline.git import git
 from pipeline.stages import run_stage
 
-DVC_LOCK = Path("dvc.lock")
+LOCKS = Path("dvc.lock"), Path("submissions/dvc.lock")
 RUNNING_COMMANDS = Path(".dvc/tmp/rwlock")
 
 
 def main():
-    if truncated(DVC_LOCK, check_lock):
-        committed = git("show", "HEAD:./dvc.lock")
-        write_bytes(DVC_LOCK, committed.encode()) if committed else DVC_LOCK.unlink()
-        print(f"repair: dvc.lock was cut off; {'took the committed one' if committed else 'deleted it'}")
+    for lock in LOCKS:
+        if truncated(lock, check_lock):
+            committed = git("show", f"HEAD:./{lock}")
+            write_bytes(lock, committed.encode()) if committed else lock.unlink()
+            print(f"repair: {lock} was cut off; {'took the committed one' if committed else 'deleted it'}")
     if truncated(RUNNING_COMMANDS, json.loads):
         RUNNING_COMMANDS.unlink()
         print(f"repair: {RUNNING_COMMANDS} was cut off; deleted it")

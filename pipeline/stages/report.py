@@ -22,11 +22,11 @@ def main():
         article=load_csv(METRICS / "article.csv", "article"),
         **load_predictions(DIGITS, OOF, CLEAN, CHECK),
     )
-    for name, content in render(run, params.model_dump(), load_times(TIMES)).items():
+    for name, content in render(run, params.model_dump(), load_times(TIMES, OOF)).items():
         write_bytes(METRICS / name, content)
     write_csv(METRICS / "digits.csv", digit_table(run.parts))
     write_csv(METRICS / "confusion.csv", confusion_table(run.parts))
-    print(summary(run, SUBMISSION, params.prepare.limit is not None))
+    print(summary(run, SUBMISSION, limited=run.metrics["ensemble"]["images"] == params.prepare.limit))
     print(f"{'report':17} {(METRICS / 'report.html').resolve()}")
 
 

@@ -20,12 +20,13 @@ def main():
             f"{PREDICTIONS}: has {len(probabilities)} rows or a NaN; run the stage 'ensemble' again"
         )
     ids = read_submission(SAMPLE_SUBMISSION, competition)[competition.submission[0]]
+    all_rows = len(ids)
     if limit is not None:
         ids = ids[ids.isin(test_ids)]
     check_ids(SAMPLE_SUBMISSION, ids, test_ids)
     labels = pd.Series(probabilities.argmax(axis=1), index=test_ids)
     write_submission(SUBMISSION, competition, ids.to_numpy(), labels.reindex(ids).to_numpy())
-    note = "" if limit is None else ", too few to submit (prepare.limit is set)"
+    note = ", too few to submit (prepare.limit is set)" if len(ids) < all_rows else ""
     print(f"submission: {len(ids):,} predictions in {SUBMISSION}{note}")
 
 

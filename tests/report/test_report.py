@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.competition import COMPETITIONS
-from pipeline.files import PipelineError, load_arrays, save_arrays, write_json
+from pipeline.files import PipelineError, load_arrays, save_arrays, sha256, write_json
 from pipeline.metrics import METRICS
 from pipeline.report.page import DISPUTED
 
@@ -61,19 +61,31 @@ def test_without_a_clean_test_set_its_parts_are_left_out(finished, monkeypatch, 
     assert re.search("clean test set +none", capsys.readouterr().out)
 
 
+def test_the_time_of_another_training_is_not_shown(finished):
+    """DVC took the training from its cache, after another one had run on this machine."""
+    record = {"commit": "abc1234", "seconds": 150.0, "oof": "of the other training"}
+    write_json(finished.write(**SMALL).folder / "data/times/train.json", record)
+    page = finished.report()
+    assert "abc1234" not in page and "<dt>commit</dt><dd>not recorded</dd>" in page
+
+
 def test_a_limited_run_is_not_to_be_submitted(finished, capsys):
     params = finished.write(**SMALL).folder / "params.yaml"
-    params.write_text(params.read_text().replace("limit: null", "limit: 300"))
     source = {"source": "kaggle", "competition": "digit-recognizer"}
     write_json(finished.folder / "data/raw/source.json", source)
-    finished.report()
-    assert re.search(r"submit it +not this one: prepare\.limit is set", capsys.readouterr().out)
+    content, rows = params.read_text(), finished.metrics("ensemble")["images"]
+    for limit, advice in ((rows, r"not this one: prepare\.limit is set"), (rows + 1, "make submit")):
+        params.write_text(content.replace("limit: null", f"limit: {limit}"))
+        finished.report()
+        assert re.search(f"submit it +{advice}\n", capsys.readouterr().out)
 
 
 def test_a_trial_that_learned_nothing_has_a_report(finished):
     record = {"commit": "abc1234", "seconds": 150.0, "finished": "2026-01-02 03:04 UTC", "machine": "Abacus"}
-    write_json(finished.folder / "data/times/train.json", record)
-    page = finished.write(**{**SMALL, "rows": 1200}, errors=1, held_out=False).report()
+    finished.write(**{**SMALL, "rows": 1200}, errors=1, held_out=False)
+    oof = sha256(finished.folder / "data/oof.npz")
+    write_json(finished.folder / "data/times/train.json", {**record, "oof": oof})
+    page = finished.report()
     partly = f"2 networks, 600 images each; on {finished.metrics('check')['images']:,} images only"
     for words in (*map(str, record.values()), "contaminated", "more, of ", partly):
         assert words.replace("150.0", "2.5 minutes, 1 of 9 stages") in page

@@ -11,14 +11,15 @@ from ruamel.yaml import YAML
 from pipeline.stages import repair
 
 
-@pytest.fixture
-def lock(tmp_path, monkeypatch):
-    """A copy of `dvc.lock`; git's version has the bytes `git`."""
-    (tmp_path / ".dvc/tmp").mkdir(parents=True)
-    shutil.copy(ROOT / "dvc.lock", tmp_path)
+@pytest.fixture(params=repair.LOCKS, ids=str)
+def lock(request, tmp_path, monkeypatch):
+    """A copy of `dvc.lock`, in place of each lock; git's version has the bytes `git`."""
+    for folder in (".dvc/tmp", "submissions"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "dvc.lock", tmp_path / request.param)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(repair, "git", lambda *arguments: "git")
-    return repair.DVC_LOCK
+    return request.param
 
 
 def test_a_lock_that_is_cut_off_comes_from_git(lock, capsys):
@@ -53,6 +54,7 @@ def test_a_broken_lock_that_git_does_not_have_is_deleted(lock, monkeypatch):
     repair.main()  # a missing file is fine
 
 
+@pytest.mark.parametrize("lock", repair.LOCKS[:1], indirect=True)
 @pytest.mark.parametrize(("content", "stays"), [('{"read": {}, "write": {}}', True), ('{"read": {', False)])
 def test_a_list_of_running_commands(lock, content, stays):
     repair.RUNNING_COMMANDS.write_text(content)

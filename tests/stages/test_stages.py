@@ -159,9 +159,11 @@ def test_files_of_the_user_are_not_replaced(prepared):
     assert refused("download", prepared).startswith("data/raw: contains files of yours")
     for file in (prepared / "data/raw").iterdir():
         file.unlink()
-    for name in ("source.json", "digit-recognizer.zip"):  # saved beside the files of an earlier run
+    (prepared / "data/raw/source.json").write_text('{"sha256": {"train.csv": "of an earlier run"}}')
+    for name in ("train.csv", "digit-recognizer.zip"):  # saved in the place of its files, or beside them
         (prepared / "data/raw" / name).write_text("{}")
-    assert refused("download", prepared).startswith("data/raw: contains files of yours")
+        assert refused("download", prepared).startswith("data/raw: contains files of yours")
+        (prepared / "data/raw" / name).unlink()
 
 
 def test_an_error_in_a_file_of_the_user_names_that_file(prepared):

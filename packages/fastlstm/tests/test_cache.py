@@ -1,6 +1,8 @@
 """The cache of compiled code: one folder, announced compilations, and clear messages."""
 
 import runpy
+import shutil
+from pathlib import Path
 
 import pytest
 from fastlstm import jit
@@ -23,6 +25,12 @@ def test_the_folder_is_named_by_the_code(tmp_path, monkeypatch):
     monkeypatch.setattr(jit.numba.config, "CACHE_DIR", str(tmp_path / "a" / "b"))
     assert jit._folder() == tmp_path / "a" / "b" / jit.FOLDER.name
     monkeypatch.setattr(jit, "ISA", "another")
+    assert jit._folder().name != jit.FOLDER.name
+    monkeypatch.undo()
+    # Numba does not share what it compiled between copies of a file.
+    ignore = shutil.ignore_patterns("__pycache__")
+    copy = shutil.copytree(Path(jit.__file__).parent, tmp_path / "copy", ignore=ignore)
+    monkeypatch.setattr(jit, "__file__", copy / "jit.py")
     assert jit._folder().name != jit.FOLDER.name
 
 

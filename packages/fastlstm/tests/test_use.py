@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastlstm import BiLSTM, graph, to_keras
+from fastlstm import BiLSTM, accelerate, graph, to_keras
 from fastlstm.graph import whole_batches
 from fastlstm.ops import operation
 from stock import (
@@ -132,13 +132,16 @@ def test_a_persistent_tape_works_outside_of_a_graph(readout, predicting, precisi
 
 @pytest.mark.parametrize(("readout", "with_lengths", "precision"), PAIRS)
 def test_prediction_is_the_same_and_has_the_same_gradient(readout, with_lengths, precision):
-    """`training=False` keeps nothing for the gradient, and runs once more if that is asked for."""
+    """A graph of a prediction keeps nothing for the gradient, and runs once more if that is asked for."""
     layer = BiLSTM(UNITS, readout=readout, precision=precision)
     x, lengths = tf.constant(values(BATCH, 6, FEATURES)), [2, 6, 4, 1] if with_lengths else None
     layer(x)
     predicted, trained = (
-        outcome(lambda: layer(x, lengths=lengths, training=training), [x], layer.trainable_variables)
-        for training in (False, True)
+        outcome(function, [x], layer.trainable_variables)
+        for function in [
+            tf.function(lambda: layer(x, lengths=lengths, training=training)).get_concrete_function()
+            for training in (False, True)
+        ]
     )
     for one, other in zip(predicted, trained, strict=True):
         assert one.numpy().tobytes() == other.numpy().tobytes()
@@ -168,6 +171,34 @@ def test_only_training_keeps_what_the_gradient_needs(added, digits):
     added.clear()
     model.train_on_batch(digits.images[:2], digits.labels[:2])
     assert {each.save for each in added} == {True}
+
+
+def test_a_training_loop_without_the_argument_training_runs_each_step_once(added):
+    """There Keras calls an LSTM with `training=False`."""
+    model = keras.Sequential([keras.Input((5, FEATURES)), keras.layers.LSTM(UNITS)])
+    accelerate(model)
+
+    @tf.function
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x))
+        return tape.gradient(loss, model.trainable_variables)
+
+    gradients(tf.constant(values(BATCH, 5, FEATURES)))
+    assert [each.name for each in added if each.name != "Backward"] == ["Pack", "Forward"]
+
+
+def test_the_gradient_of_gathered_samples():
+    """It is no tensor, but tf.IndexedSlices."""
+    layer, x = BiLSTM(16), tf.constant(values(BATCH, 5, FEATURES))
+    layer(x)
+    results = [
+        tf.function(
+            lambda each=each: outcome(lambda: tf.gather(each(x), [0, 2, 2]), [x], each.trainable_variables)
+        )()
+        for each in (layer, to_keras(layer))
+    ]
+    assert_close(*results)
 
 
 def test_the_gradient_of_the_images_is_not_computed_in_training(added, digits):

@@ -4,14 +4,14 @@ import tempfile
 
 import keras
 
-from fastlstm.dispatch import unsupported
+from fastlstm.dispatch import unsupported, unsupported_backend
 from fastlstm.layers import LSTM, Bidirectional, check_precision, make_fast, unsupported_pair
 
 
 def _reason(layer) -> str | None:
     """Reason why a recurrent layer of Keras is not replaced, or None."""
-    if keras.backend.backend() != "tensorflow":
-        return f"the backend is {keras.backend.backend()}, not tensorflow"
+    if reason := unsupported_backend():
+        return reason
     if type(layer) not in (keras.layers.LSTM, keras.layers.Bidirectional):
         return f"{type(layer).__name__} is not an LSTM of Keras"
     if layer.return_state:

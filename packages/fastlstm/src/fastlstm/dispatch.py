@@ -19,6 +19,12 @@ _FOREIGN_TRACERS = (
 )
 
 
+def unsupported_backend() -> str | None:
+    """Reason why Keras's backend cannot use the operations, or None."""
+    backend = keras.backend.backend()
+    return None if backend == "tensorflow" else f"the backend is {backend}, not tensorflow"
+
+
 def unsupported(lstm: keras.layers.LSTM) -> str | None:
     """Reason why the operations never compute this layer, or None."""
     if type(lstm.cell) is not keras.layers.LSTMCell:
@@ -35,8 +41,8 @@ def unsupported(lstm: keras.layers.LSTM) -> str | None:
 
 def unsupported_here() -> str | None:
     """Reason why this process or graph cannot use the operations, or None."""
-    if keras.backend.backend() != "tensorflow":
-        return f"the backend is {keras.backend.backend()}, not tensorflow"
+    if reason := unsupported_backend():
+        return reason
     if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):
         return "there is a GPU or TPU"
     if tf.config.functions_run_eagerly():

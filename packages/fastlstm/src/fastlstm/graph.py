@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import tensorflow as tf
+from tensorflow.python.eager.record import could_possibly_record
 
 from fastlstm.dispatch import unsupported
 from fastlstm.ops import operation, refuse
@@ -52,7 +53,7 @@ def run(lstms, inputs, mask, readout, precision, training):
         mask: None, or `(batch, steps)`; steps where it is False change no state, and have an output of 0.
         readout: see `BiLSTM`; for one direction only `"sequence"` and `"last"`.
         precision: see `BiLSTM`.
-        training: nothing is saved for the gradient where it is False.
+        training: where it is False and no tape records, nothing is saved for the gradient.
 
     Returns:
         `(batch, steps, units)` for `"sequence"`, else `(batch, units)`; twice the units for both directions.
@@ -66,7 +67,9 @@ def run(lstms, inputs, mask, readout, precision, training):
     # end: for an even number of steps one step less.
     steps = (time // 2 + 1, time - time // 2) if readout == "middle" else (time, time)
     returns = SEQUENCE if mask is not None and readout == "mean" else _READOUTS.get(readout, LAST)
-    plan = Plan(steps if directions == 2 else (time, 0), returns, training is not False)
+    # Keras's LSTM passes `training=False` on where the caller passes nothing, also in training loops.
+    save = training is not False or could_possibly_record()
+    plan = Plan(steps if directions == 2 else (time, 0), returns, save)
     # The first layer's inputs depend on no variable, and nobody asks for their gradient.
     with_x = tf.executing_eagerly() or _depends_on_variables(x)
     recurrence = _eager_recurrence if tf.executing_eagerly() else _recurrence
@@ -161,7 +164,8 @@ def _differentiable(add, plan, with_x, weights):
             shapes = [value.shape for value in values[1:]]
             return list(map(tf.ensure_shape, gradients, shapes)), lambda *given: refuse(given, values)
 
-        return y, lambda d_y: gradient(d_y, x, mask, *parameters)
+        # Some operations, such as tf.gather, have gradients that are no tensors.
+        return y, lambda d_y: gradient(tf.convert_to_tensor(d_y), x, mask, *parameters)
 
     return recurrence
 

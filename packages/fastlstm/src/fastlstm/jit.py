@@ -30,8 +30,8 @@ def _folder() -> Path:
     functions.
     """
     here = Path(__file__)
-    versions = f"{ISA} {llvmlite.binding.get_host_cpu_name()} {numba.__version__}"
-    digest = hashlib.sha256(versions.encode())
+    environment = sys.version_info[:2], numba.__version__, ISA, llvmlite.binding.get_host_cpu_name()
+    digest = hashlib.sha256(f"{environment} {here.parent}".encode())
     for file in sorted(here.parent.glob("*.py")):
         if file.stem not in _NOT_COMPILED:
             digest.update(file.read_bytes())

@@ -188,7 +188,7 @@ def _separate(bidirectional) -> str | None:
         return reason
     if bidirectional.return_state:
         return "return_state is True; the operations return no state"
-    if forward.go_backwards or forward.units != backward.units:
+    if forward.go_backwards or not backward.go_backwards or forward.units != backward.units:
         return "the directions are swapped or have different units"
     if any(layer.dropout or layer.recurrent_dropout for layer in layers):
         return "each direction has a dropout or recurrent_dropout of its own"
