@@ -41,7 +41,7 @@ environment:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d; name another one: make PYTHON=python3.12" % v)'
 	echo "Making the environment .venv, which takes a minute or more"
 	$(PYTHON) -m venv --clear .venv
-	$(INSTALL) --require-hashes -r requirements-uv.lock || echo "Without uv, pip installs, which takes longer"
+	$(INSTALL) --require-hashes -r requirements-uv.lock || echo "uv is not available; pip installs, which takes longer"
 	$(INSTALL) --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps --no-build-isolation -e . -e packages/fastlstm
 	python -P -c "import $(IMPORTS)" 2> .venv/imports.log || { cat .venv/imports.log; exit 1; }
@@ -85,7 +85,7 @@ KILLS ?= 30
 soak: dev-setup
 	python tests/soak.py $(KILLS)
 
-# The list of submissions needs credentials, so that they are asked for before the pipeline runs.
+# Without credentials, the list of submissions fails before the pipeline runs.
 # With RESUBMIT=1 only the submission is forced, not the pipeline before it.
 submit: setup
 	python -m pipeline.stages.submissions > /dev/null

@@ -1,4 +1,4 @@
-"""The system of the article that this project starts from, trained as it was, on our layer."""
+"""The system of the article that this project grew out of, trained as there, with our layer."""
 
 from collections.abc import Iterable, Iterator
 

@@ -200,7 +200,7 @@ def _first_bad_cell(path, highest):
                         found = one_line(cell, 40)
                         return f"row {number}, column {name}: found {found!r}, allowed is {allowed}"
         except csv.Error:  # a field of more than 131,072 letters
-            return f"row {number + 1} has a quote that is never closed"
+            return f"row {number + 1} has an unclosed quote"
     return None
 
 
@@ -224,7 +224,7 @@ def write_submission(path: str | Path, competition: Competition, ids: np.ndarray
 
 
 def unpack(archive: str | Path, folder: str | Path, competition: Competition) -> None:
-    """Unpack the competition's files into `folder`; a damaged one is an error."""
+    """Unpack the competition's files into `folder`; a corrupt archive is a PipelineError."""
     try:
         with zipfile.ZipFile(archive) as opened:
             for name in competition.files:
@@ -233,7 +233,7 @@ def unpack(archive: str | Path, folder: str | Path, competition: Competition) ->
     except Exception as error:  # of zipfile or a decompressor
         with open(archive, "rb") as file:
             html = is_html(file.read(64))
-        reason = "it is an HTML page (a login or a network's portal?)" if html else one_line(str(error), 120)
+        reason = "it is an HTML page (of a login or a captive portal?)" if html else one_line(str(error), 120)
         raise PipelineError(f"{archive}: cannot be unpacked: {reason}") from error
 
 

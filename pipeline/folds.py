@@ -1,7 +1,7 @@
 """Cross-validation folds, and the search for training images that are in the clean test set.
 
 Digit Recognizer's digits are those of MNIST, reshuffled: about 6,000 rows of `train.csv` are images of the
-MNIST test split, on which a network that is trained on them cannot be evaluated.
+MNIST test split. A network trained on them cannot be evaluated on that split.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def find_images(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def make_folds(
     labels: np.ndarray, folds: int, seed: int, held_out: np.ndarray, classes: int = 10
 ) -> np.ndarray:
-    """Assign rows to folds, stratified by label, of which each needs as many rows as there are folds.
+    """Assign rows to folds, stratified by label; each label needs at least `folds` rows.
 
     Labels are `(n,)`, `held_out` is `(n,)` bool: rows that no fold may train or validate on.
 

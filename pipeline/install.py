@@ -55,7 +55,7 @@ def install(arguments: list[str]) -> int:
         result = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
         if result.returncode == 0:
             return 0
-        print(f"uv failed, so pip installs, which takes longer: {result.stderr.strip()}", file=sys.stderr)
+        print(f"uv failed; pip installs, which takes longer: {result.stderr.strip()}", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     return subprocess.call(command, env=environment)
 

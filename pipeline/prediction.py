@@ -22,11 +22,11 @@ def load_network(path: str | Path) -> keras.Model:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras passes on those of json, h5py and the layers' own checks
         reason = one_line(str(error), 120) or repr(error)
-        raise PipelineError(f"{path}: is not a network that can be loaded: {reason}") from error
+        raise PipelineError(f"{path}: cannot be loaded as a network: {reason}") from error
 
 
 def use_one_thread_per_operation(at_once: int | None = None) -> None:
-    """Set TensorFlow's threads, before it computes anything; `at_once` operations, by default one per core.
+    """Use one thread per operation, and run `at_once` at a time (default: one per core); call it first.
 
     `predict` runs several batches at a time, because the matrix products of one step are too small to share.
     """

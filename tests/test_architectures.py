@@ -131,7 +131,7 @@ def test_an_average_over_shifts(images):
 def test_another_file_is_no_network(tmp_path, content):
     if content is not None:
         (tmp_path / "fold_0.keras").write_bytes(content)
-    assert "is not a network that can be loaded" in refusal(load_network, tmp_path / "fold_0.keras")
+    assert "cannot be loaded as a network" in refusal(load_network, tmp_path / "fold_0.keras")
 
 
 def test_a_saved_network_has_the_same_bytes_at_any_time(tmp_path, monkeypatch):

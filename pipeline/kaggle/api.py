@@ -1,6 +1,6 @@
 """Calls to Kaggle through its own client, imported only when Kaggle is needed, because the import signs in.
 
-A failure is a PipelineError of one line, without credentials and without signed addresses.
+A failure is a PipelineError of one line, without credentials or presigned URLs.
 """
 
 import base64
@@ -22,10 +22,10 @@ from pipeline.competition import Competition, is_html, unpack
 from pipeline.files import PipelineError, one_line
 from pipeline.kaggle.history import PENDING, Submission
 
-TIMEOUT = 30  # seconds, to connect and for the next bytes
+TIMEOUT = 30  # seconds, to connect and to read
 SITE = "https://www.kaggle.com"
 NEW_TOKEN = f"make a new token at {SITE}/settings/api"
-WEB_PAGE = "a web page came in place of data; does the network or a proxy want a login in the browser?"
+WEB_PAGE = "received a web page instead of data; does the network or a proxy require a login in the browser?"
 
 
 class AnswerLost(PipelineError):
@@ -135,7 +135,7 @@ def send(slug: str, file: Path, message: str) -> int:
             raise AnswerLost(str(error)) from error
         raise PipelineError(f"nothing was submitted: {error}") from error
     if not answer.ref:
-        raise AnswerLost(f"Kaggle gave the submission no number ({answer.message})")
+        raise AnswerLost(f"Kaggle returned no number for the submission ({answer.message})")
     return answer.ref
 
 
@@ -160,7 +160,7 @@ def _one_line_errors(slug: str = ""):
 
 
 def _explain_answer(response: requests.Response, slug: str) -> str:
-    """Explain an answer with a status from 400 on, and say what to do about it."""
+    """Explain an HTTP error (status 400 or above), and say what to do about it."""
     status, reason = response.status_code, ""
     with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
         reason = f" ({one_line(_without_secrets(response.json()['message'], response.request))[:200]})"
@@ -188,7 +188,7 @@ def _without_secrets(text: str, request: requests.PreparedRequest) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """Explain an error that came without an answer; the text of a request's error may contain secrets."""
+    """Explain an error without a response; the text of a request's error may contain secrets."""
     host = urlsplit(error.request.url).hostname if getattr(error, "request", None) else "Kaggle"
     name = type(error).__name__
     texts = {
@@ -199,6 +199,6 @@ def _explain(error: Exception) -> str:
         requests.RequestException: f"the connection to {host} failed ({name}); check the network and the "
         "proxy (https_proxy, http_proxy or all_proxy: http://NAME:PASSWORD@HOST:PORT), then run it again",
         OSError: str(error),
-        Exception: f"what Kaggle sent cannot be used ({name})",
+        Exception: f"unexpected response from Kaggle ({name})",
     }
     return next(text for kind, text in texts.items() if isinstance(error, kind))

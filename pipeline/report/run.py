@@ -104,7 +104,7 @@ def origin_in_words(source: dict) -> str:
     return {
         "kaggle": f"Kaggle's own files ({source['competition']})",
         "folder": f"files from a folder ({source['competition']})",
-        "mnist": f"MNIST in the competition's place (shuffled with seed {source.get('seed')})",
+        "mnist": f"MNIST as a stand-in (shuffled with seed {source.get('seed')})",
         "mnist-60k": "MNIST's own split: 60,000 training images, and its test split as test.csv",
     }[source["source"]]
 
@@ -118,13 +118,13 @@ def summary(run: Run, submission: Path, limited: bool) -> str:
     """
     submit = "make submit"
     if run.source["source"].startswith("mnist"):
-        submit = "not this one: add Kaggle credentials, set download.source: kaggle, then: make submit"
+        submit = "not possible with MNIST: add Kaggle credentials, set download.source: kaggle, make submit"
     elif limited:
         submit = "not this one: prepare.limit is set"
     oof, score, check = (run.metrics[name] for name in ("oof", "ensemble", "check"))
     folds = [figures["accuracy"] for name, figures in run.metrics.items() if name.startswith("folds/")]
     gain = score["accuracy"] - oof["accuracy"]
-    gain = f"{gain:+.4f} for averaging" if abs(gain) > 1e-9 else "averaging should add to it"
+    gain = f"{gain:+.4f} from averaging" if abs(gain) > 1e-9 else "no gain from averaging included"
     interval = f"{score['low']:.4f} to {score['high']:.4f}"
     check = check_in_words(check, run.accuracy_on_all) if check["images"] else "none"
     lines = {

@@ -45,7 +45,7 @@ def main():
 
 
 def files_of_user():
-    """Names in data/raw, but for those that this stage wrote, as it recorded by their hashes."""
+    """Names in data/raw of files that this stage did not write, by the hashes that it recorded."""
     digests = load_json(SOURCE, "download").get("sha256", {}) if SOURCE.exists() else {}
     names = {path.name for path in RAW.glob("[!.]*")} - {SOURCE.name}
     return {name for name in names if name not in digests or sha256(RAW / name) != digests[name]}

@@ -43,7 +43,7 @@ def main():
         averaging_gains(each, labels[held_out]),
     )
     write_json(METRICS / "ensemble.json", {**expected, "images": rows, "seconds": round(seconds, 1)})
-    # Not in the stage `train`: killed before DVC has recorded its outputs, it would train again.
+    # Not in `train`, which would start over if it were killed before DVC records its outputs.
     shutil.rmtree(TRAINING_STATE, ignore_errors=True)
     print(f"ensemble: {len(models)} folds, {rows:,} images in {seconds:.1f} s")
 

@@ -21,10 +21,10 @@ def main():
         if truncated(lock, check_lock):
             committed = git("show", f"HEAD:./{lock}")
             write_bytes(lock, committed.encode()) if committed else lock.unlink()
-            print(f"repair: {lock} was cut off; {'took the committed one' if committed else 'deleted it'}")
+            print(f"repair: {lock} was truncated; {'restored it from git' if committed else 'deleted it'}")
     if truncated(RUNNING_COMMANDS, json.loads):
         RUNNING_COMMANDS.unlink()
-        print(f"repair: {RUNNING_COMMANDS} was cut off; deleted it")
+        print(f"repair: {RUNNING_COMMANDS} was truncated; deleted it")
 
 
 def truncated(path, check):

@@ -17,7 +17,8 @@ def main():
     (test_ids,) = load_arrays(DIGITS, "prepare", "test_ids")
     if not np.isfinite(probabilities).all() or len(probabilities) != len(test_ids):
         raise PipelineError(
-            f"{PREDICTIONS}: has {len(probabilities)} rows or a NaN; run the stage 'ensemble' again"
+            f"{PREDICTIONS}: does not have {len(test_ids)} rows of finite probabilities; run the stage "
+            "'ensemble' again"
         )
     ids = read_submission(SAMPLE_SUBMISSION, competition)[competition.submission[0]]
     all_rows = len(ids)

@@ -27,7 +27,7 @@ WORKER_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "PYTHONWARNINGS": "ignore",  # as errors, warnings of libraries would end a training
+    "PYTHONWARNINGS": "ignore",  # as errors, warnings of libraries would end the training
 }
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 

@@ -1,4 +1,4 @@
-"""The log of a running training: one line per epoch, and the table `metrics/history.csv`."""
+"""The training log: one line per epoch, and the table `metrics/history.csv`."""
 
 import time
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class TrainingProgress:
         self.written, self.started, self.resumed_epochs = -INTERVAL, time.monotonic(), 0
         print(
             f"train: {len(members)} networks in {params.prepare.folds} folds, {workers} at a time, on "
-            f"{np.sum(data.folds != HELD_OUT):,} images (each fold leaves out its share), "
+            f"{np.sum(data.folds != HELD_OUT):,} images (each network leaves out those of its fold), "
             f"{params.train.precision}\n"
             "train: the first run compiles the layer, which takes up to a minute",
             flush=True,

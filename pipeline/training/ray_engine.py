@@ -1,4 +1,4 @@
-"""The engine `ray`: jobs are tasks on a Ray cluster, or on a Ray that starts on this machine.
+"""The engine `ray`: jobs are tasks on a Ray cluster, or on a local Ray instance.
 
 Ray retries a task whose worker or node died. Only the driver, the process of the stage, reads and writes
 files: the code travels with the job, data and states through Ray's object store.
@@ -146,7 +146,7 @@ def _run_on_node(kind, function, *arguments):
         import ray
 
         different = [
-            f"{name} {node[name]!r} in place of {kind[name]!r}" for name in kind if node[name] != kind[name]
+            f"{name} {node[name]!r} instead of {kind[name]!r}" for name in kind if node[name] != kind[name]
         ]
         raise PipelineError(
             f"the Ray node {ray.util.get_node_ip_address()} would compute other results than this machine: "

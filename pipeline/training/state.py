@@ -38,7 +38,7 @@ class StateFiles:
     """A file for each member, in a folder of this training; corrupt files count as missing."""
 
     def __init__(self, folder: Path, params: Params, data: TrainingData):
-        """Delete the states of trainings with other parameters, data or code."""
+        """Delete states with another `fingerprint`."""
         self.folder = folder / fingerprint(params, data)
         if folder.exists():
             for other in set(folder.iterdir()) - {self.folder}:

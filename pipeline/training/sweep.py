@@ -82,7 +82,7 @@ def _open_study(params, data, folder):
         storage=f"sqlite:///{folder}/study.db",
         study_name=hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
         load_if_exists=True,
-        # The best third of the trials continues after an eighth of the epochs and after three times that.
+        # Only the best third of the trials continues after 1/8 and after 3/8 of the epochs.
         pruner=optuna.pruners.SuccessiveHalvingPruner(-(-params.train.epochs // 8), reduction_factor=3),
         sampler=optuna.samplers.TPESampler(constant_liar=True),  # takes trials that still run into account
     )

@@ -184,7 +184,7 @@ def test_tls_inspection(user, monkeypatch):
 
 def test_portal_in_place_of_json(user, kaggle):
     kaggle.faults["ListSubmissions"] = [page]
-    assert "a web page came in place of data; does the network" in refusal(api.submissions, SLUG)
+    assert "received a web page instead of data; does the network" in refusal(api.submissions, SLUG)
 
 
 def test_credentials_in_kaggles_own_words(user, kaggle):

@@ -28,7 +28,7 @@ def test_a_lock_that_is_cut_off_comes_from_git(lock, capsys):
         lock.write_text(content[:end])
         repair.main()
         after = lock.read_text()
-        assert after in ("git", content[:end]) and ("was cut off" in capsys.readouterr().out) == (
+        assert after in ("git", content[:end]) and ("was truncated" in capsys.readouterr().out) == (
             after == "git"
         )
         if after != "git":

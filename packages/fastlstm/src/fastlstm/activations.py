@@ -1,7 +1,7 @@
 """Sigmoid and tanh on vectors, by a power of two and a reciprocal.
 
-They are fastest on wide vectors: the instructions of one row form a chain, and those of the others fill the
-time in between.
+They are fastest on wide vectors: one row is a chain of dependent instructions, and those of the other rows
+hide its latency.
 """
 
 import numpy as np

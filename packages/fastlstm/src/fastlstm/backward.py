@@ -137,7 +137,7 @@ def backward(plan, x, transposed, saved, mask, d_y, d_bias, d_weights, d_x):
     inputs[:] = 0
     if on_tiles(values) and len(x) % block > 0:
         rhs[:] = 0  # tiles also multiply the rows that the last block lacks
-    # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
+    # Hoisted out of the loops: taking an array out of a tuple updates its reference count.
     saved_gates, saved_c = pointer(saved.gates, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
     saved_h, shape = pointer(saved.h, (0, 0, 0, 0)), saved.h.shape
     for d in range(len(d_bias)):

@@ -107,7 +107,7 @@ def to_keras(model: keras.Model) -> keras.Model:
     copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
     if left := [layer.name for layer in copy._flatten_layers() if isinstance(layer, LSTM | Bidirectional)]:
         raise ValueError(
-            f"to_keras: subclasses, or layers that the model's own code creates: {', '.join(left)}"
+            f"to_keras cannot replace subclasses, or layers created by the model's code: {', '.join(left)}"
         )
     if model.built:
         copy.set_weights(model.get_weights())

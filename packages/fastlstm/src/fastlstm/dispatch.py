@@ -1,4 +1,4 @@
-"""Reasons why Keras's own layer has to compute something, in place of the compiled operations."""
+"""Reasons why Keras's own layer has to compute something instead of the compiled operations."""
 
 import sys
 

@@ -49,7 +49,7 @@ class _Step(NamedTuple):
         writes: whether this step writes y.
         share: of a step in the mean.
         y_stride, mask_stride: of samples; a mask_stride of 0 means that there is no mask.
-        z: arguments of the gates of two groups of cells, float32 `(2, GATES, block, LANES)`.
+        z: pre-activations of the gates of two groups of cells, float32 `(2, GATES, block, LANES)`.
         c: cell states, float32 `(cells / LANES, block, LANES)`.
         h_old, h: hidden states before and after the step, values in the layout of states.
         others: of the arrays of these names.
@@ -76,7 +76,7 @@ class _Step(NamedTuple):
 
 @inline
 def _gates_at(step, k):
-    """Arguments of the gates of a group of cells; also for the group -LANES."""
+    """Pre-activations of the gates of a group of cells; also for the group -LANES."""
     return pointer(step.z, k // LANES % 2 * GATES * block_rows(step.h) * LANES)
 
 
@@ -112,7 +112,7 @@ def _update_states(step, k, first, last):
 
 @inline
 def _keep_c_of_masked(step, k, first, last):
-    """Give the gates arguments with which `_update_states` leaves c as it is: f is 1, g is 0."""
+    """Set the pre-activations of masked samples so that c stays as it is: f is 1, g is 0."""
     block = block_rows(step.h) * LANES
     for n in range(first, min(last, step.number)):
         if step.mask[n * step.mask_stride] == 0:
@@ -198,7 +198,7 @@ def forward(plan, x, packed, bias, mask, saved, y):
     z[:] = 0  # of a single sample only one row is written
     if plan.returns == MEAN:
         y[:] = 0
-    # Not in the loops: Numba counts references to an array whenever it is taken out of a tuple.
+    # Hoisted out of the loops: taking an array out of a tuple updates its reference count.
     saved_gates, saved_c = pointer(saved.gates, (0, 0, 0, 0)), pointer(saved.c, (0, 0, 0, 0))
     saved_h, shape = pointer(saved.h, (0, 0, 0, 0)), saved.h.shape
     for start in range(0, batch, block):

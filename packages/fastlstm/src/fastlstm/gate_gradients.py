@@ -1,4 +1,4 @@
-"""The elementwise part of the gradient, from the hidden states to the gates' arguments. For `backward.py`."""
+"""The elementwise part of the gradient, from the hidden states to the gates. For `backward.py`."""
 
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Step(NamedTuple):
         d_h: of the hidden states, and then of the inputs if wanted, float32 `(groups, block, LANES)`.
         d_c, d_past: float32 `(cells / LANES, block, LANES)`: of the cell states; of the last hidden states of
             masked samples.
-        d_gates: gradients of the gates' arguments, values `(block, 4 * cells)` in the layout of states.
+        d_gates: gradients of the pre-activations, values `(block, 4 * cells)` in the layout of states.
         others: of the arrays of these names.
     """
 
@@ -75,7 +75,7 @@ def _add_masked_gradients(step, k):
 
 @inline
 def _gate_gradients(step, k):
-    """Gradients of the gates' arguments, and of the bias, which are added to d_bias; d_c goes back a step."""
+    """Gradients of the pre-activations, and of the bias, which are added to d_bias; d_c goes back a step."""
     scratch, saved, size = k * block_rows(step.gates), k * step.rows, step.rows * LANES
     gates, d_bias = pointer(step.gates, GATES * saved), pointer(step.d_bias, GATES * k)
     left = pointer(step.d_gates, state_column(step.d_gates, GATES * k))

@@ -159,7 +159,7 @@ def _differentiable(add, plan, with_x, weights):
             if not with_x:  # TensorFlow drops this one if nobody asks for it
                 d_x, *_ = add("Backward", training, *inputs, with_x=True)
             gradients = d_x, tf.zeros_like(mask), *d_parameters
-            # In this graph; that of a second derivative cannot reach the tensors of the forward pass's.
+            # Copies in this graph: that of a second derivative cannot reach the forward graph's tensors.
             values = [tf.identity(value) for value in (d_y, x, mask, *parameters)]
             shapes = [value.shape for value in values[1:]]
             return list(map(tf.ensure_shape, gradients, shapes)), lambda *given: refuse(given, values)

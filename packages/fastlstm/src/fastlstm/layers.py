@@ -34,7 +34,7 @@ def _without_padding(inputs, mask):
 
 
 def _repeat_last_output(sequence, mask):
-    """In masked steps the output of the last step before that is not masked; zero before the first."""
+    """Forward-fill the outputs of masked steps; zero before the first step that is not masked."""
     count = tf.cumsum(tf.cast(mask, tf.int32), axis=1)
     unmasked_first = tf.argsort(tf.cast(~mask, tf.int32), axis=1, stable=True)
     steps = tf.gather(unmasked_first, tf.maximum(count - 1, 0), batch_dims=1)
@@ -88,15 +88,15 @@ class LSTM(_Fast, keras.layers.LSTM):
     activations, `recurrent_dropout` in training, dtypes other than float32, an unknown number of steps, a
     GPU, XLA, functions that run eagerly, and graphs for an export.
 
-    Masks of any form give Keras's numbers: a masked step changes no state, and its output is that of the step
-    before it (0 at the beginning, or with `zero_output_for_mask`). With `go_backwards`, the whole sequence is
-    reversed, so padding comes first. Unlike in Keras, a NaN in a masked step reaches no gradient.
+    Any mask `(batch, steps)` gives Keras's numbers: a masked step changes no state, and its output is that of
+    the step before it (0 at the beginning, or with `zero_output_for_mask`). With `go_backwards`, the whole
+    sequence is reversed, so padding comes first. Unlike in Keras, a NaN in a masked step reaches no gradient.
 
     Not differentiable twice; what `to_keras` returns is.
 
     Args:
         units: size of the state.
-        precision: `"float32"`, or `"bfloat16"` for matrix products of bfloat16 around float32 cell states.
+        precision: `"float32"`, or `"bfloat16"` for bfloat16 matrix products and float32 cell states.
         **kwargs: see `keras.layers.LSTM`.
 
     Example:
@@ -215,8 +215,8 @@ class BiLSTM(Bidirectional):
         readout: `"sequence"`, all outputs; `"middle"`, the output at step `steps // 2`; `"last"`,
             the forward output at the last step joined with the backward output at the first
             (`return_sequences=False` of Keras); `"mean"`, the average over the steps.
-        precision: `"float32"`, or `"bfloat16"` for matrix products of bfloat16 around float32 cell states;
-            gates are then computed to 13 bits, and saved for the gradient in bfloat16.
+        precision: `"float32"`, or `"bfloat16"` for bfloat16 matrix products and float32 cell states; gates
+            are then computed to 13 bits, and activations saved for the gradient are bfloat16.
 
     Call arguments:
         inputs: `(batch, steps, features)`.

@@ -37,7 +37,7 @@ _TWO_TILES = 2 * tiles.SIDE
 class Lhs(NamedTuple):
     """A left operand: pointer to words, and strides of rows, of words, and of whole tiles beyond those.
 
-    On AMX `multiply` uses only that of rows, which is the same on average, and `stack` that of words.
+    On AMX the strides are nominal: `multiply` uses only the row stride, `stack` those of rows and words.
     """
 
     words: int
@@ -69,7 +69,7 @@ def block_rows(dtype):
 
 @constant
 def block_part(dtype):
-    """Samples between two parts of a product, see `multiply`."""
+    """Samples per part of a product, see `multiply`."""
     return SAMPLES if _on_tiles(dtype) else _BLOCK
 
 
@@ -107,7 +107,7 @@ def state_lhs(values, skip):
 
 @inline
 def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns):
-    """Write one of some equal parts of a product to out; all have to be called in turn.
+    """Compute part `part` of `parts` of a product into out; call all parts in order.
 
     The matrix unit of AMX works beside the vector unit; what is done between the parts overlaps with them. In
     vectors there is nothing to gain, and the first part does everything.
@@ -116,7 +116,7 @@ def multiply(part, parts, lhs, rows, depth, rhs, rhs_stride, start, out, columns
         lhs: see `Lhs`.
         rows: a multiple of SAMPLES, or 1.
         depth: number of words to sum over; 0 only if start is out.
-        rhs, rhs_stride: pointer to the right operand, and words of LANES of its columns.
+        rhs, rhs_stride: pointer to the right operand, and words between its groups of LANES columns.
         start: `Accumulators` to add the products to; its strides may be 0.
         out: `Accumulators`, written.
         columns: a multiple of LANES.

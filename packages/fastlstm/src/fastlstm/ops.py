@@ -42,9 +42,9 @@ def _check(library, function, *arguments):
 
 
 def refuse(gradients, inputs):
-    """Zero gradients for the inputs; an error in the run if those passed on are not zero.
+    """Return zero gradients; fail in the run if an upstream gradient is not zero.
 
-    A persistent tape asks for second derivatives in any case, with zeros to pass on.
+    A persistent tape always asks for second derivatives, with upstream gradients of zero.
     """
     unused = [tf.reduce_all(tf.equal(value, 0)) for value in gradients if value is not None]
     message = "fastlstm cannot be differentiated twice; what its to_keras() returns can"

@@ -1,7 +1,7 @@
 """Explicit float32 vectors for Numba: types, operators, and reading and writing of rows.
 
-Numba makes vectors of loops over single values only if it can prove that no two arrays overlap. The functions
-here are explicit. Vectors have LANES values, or WIDE: a row of each of four samples. They have the operators
+Numba vectorizes scalar loops only if it can prove that the arrays do not alias. The functions here are
+explicit. Vectors have LANES values, or WIDE: a row of each of four samples. They have the operators
 +, -, * with vectors of the same size and with float32. Arrays hold float32, or bfloat16 as uint16. LLVM
 splits a vector into those of the processor.
 """
@@ -20,7 +20,7 @@ from fastlstm.isa import uses
 from fastlstm.jit import inner
 
 LANES = 16
-SAMPLES = 4  # that a wide vector holds a row of
+SAMPLES = 4  # in a wide vector, one row each
 WIDE = SAMPLES * LANES
 TILE = 2 * LANES  # columns of states that are stored side by side, see `matmul.py`
 CACHE_LINE = 64  # bytes
@@ -28,7 +28,7 @@ _INT, _LONG, _FLOAT, _SHORT = (ir.IntType(32), ir.IntType(64), ir.FloatType(), i
 
 
 def instruction(result=lambda *kinds: types.void, constants=()):
-    """Decorator that makes a generator of LLVM code, function(builder, *values), an intrinsic of Numba.
+    """Decorator: turn a generator of LLVM code, function(builder, *values), into an intrinsic of Numba.
 
     Args:
         result: function(types of the arguments) that returns the type of the result.
@@ -271,13 +271,13 @@ def _masked(builder, name, base, index, count, *values):
 
 @instruction(lambda *kinds: Vector(LANES))
 def load_some(builder, source, index, count):
-    """As `load`, of the first `count` or LANES items, the fewer; the other lanes are 0."""
+    """As `load`, of the first min(count, LANES) items; the other lanes are 0."""
     return _to_float(builder, _masked(builder, "load", source, index, count))
 
 
 @instruction()
 def store_some(builder, target, index, value, count):
-    """As `store`, of the vector's first `count` or LANES lanes, the fewer."""
+    """As `store`, of the vector's first min(count, LANES) lanes."""
     value = _from_float(builder, value, target.type.pointee)
     with builder.if_else(builder.icmp_signed("<", count, _LONG(LANES))) as (some, all_lanes):
         with some:
@@ -314,7 +314,7 @@ def store_words(builder, out, index, values, first, second):
 
 @instruction()
 def write_transposed(builder, source, stride, target):
-    """Write the transpose of LANES by LANES items of 32 bits, whose rows have a stride, consecutively."""
+    """Write the transpose of a strided LANES by LANES block of 32-bit items, contiguously."""
     rows = [load_ir(builder, _row_at(builder, source, stride, number)) for number in range(LANES)]
     # Rows whose numbers differ in one bit exchange halves, then quarters, and so on.
     for distance in (8, 4, 2, 1):
@@ -343,7 +343,7 @@ def prefetch(builder, source, index, number):
 
 @inner
 def aligned(number, like):
-    """Uninitialized array of the type of another one that begins at the start of a cache line.
+    """Uninitialized array of the type of `like`, aligned to a cache line.
 
     A vector that crosses a cache line is read and written twice.
     """

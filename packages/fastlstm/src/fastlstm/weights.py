@@ -22,7 +22,7 @@ def _interleave(values, units, out):
 
 @inner
 def _deinterleave(values, gate_stride, units, out):
-    """The inverse of `_interleave`, of a row of which every LANES values have some stride."""
+    """The inverse of `_interleave`; groups of LANES values are `gate_stride` apart."""
     for gate in range(GATES):
         for k in range(0, units, LANES):
             value = load(values, (GATES * k // LANES + gate) * gate_stride)
