@@ -26,9 +26,10 @@ def load_network(path: str | Path) -> keras.Model:
 
 
 def use_one_thread_per_operation(at_once: int | None = None) -> None:
-    """Use one thread per operation, and run `at_once` at a time (default: one per core); call it first.
+    """Use one thread per operation, and run `at_once` operations at a time, by default one per core.
 
-    `predict` runs several batches at a time, because the matrix products of one step are too small to share.
+    To be called before TensorFlow computes anything. `predict` runs several batches at a time, because the
+    matrix products of one step are too small to share.
     """
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(at_once or len(available_cores()))
