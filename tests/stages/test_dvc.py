@@ -93,7 +93,7 @@ def test_a_lock_cut_off_by_a_kill_trains_nothing_again(project):
     project.run("git commit -qm earlier")
     try:
         lock.write_bytes(complete[: complete.index(b"  train:") + 10])
-        assert "took the committed one" in project.run("python -m pipeline.stages.repair")
+        assert "restored it from git" in project.run("python -m pipeline.stages.repair")
         output = project.run("dvc repro train")
     finally:
         project.run("git reset -q --hard HEAD~")

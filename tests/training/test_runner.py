@@ -147,7 +147,7 @@ def test_jobs_on_a_cluster(cluster, monkeypatch):
         executor.submit(exec, "import pipeline.training.trainer").result()
         kind = executor._kind
         executor._kind = {**kind, "processor": "AuthenticAMD 25 17"}  # of the driver
-        message = r"node [\d.]+ would compute other .*: processor '.*' in place of 'AuthenticAMD 25 17'; use"
+        message = r"node [\d.]+ would compute other .*: processor '.*' instead of 'AuthenticAMD 25 17'; use"
         with pytest.raises(PipelineError, match=message):
             executor.submit(os.getpid).result()
         executor._kind = kind
