@@ -150,7 +150,7 @@ def test_interrupted_download_is_resumed(user, kaggle, tmp_path, monkeypatch):
         ("DownloadDataFiles", cut, "the connection to localhost failed (ProxyError); check the network"),
         ("DownloadDataFiles", hang, "no answer from localhost within 0.5 s; run it again"),
         ("DownloadDataFiles", page, "a login or a captive portal?"),
-        ("DownloadDataFiles", lambda handler: handler.answer(PAGE, 403, "text/html"), "403: received a web page"),
+        ("DownloadDataFiles", lambda handler: handler.answer(PAGE, 403, "text/html"), "403: received a web"),
         ("storage", status(403), "storage.test answered 403 (so it is): run it again"),
         ("storage", page, "a login or a captive portal?"),
         ("storage", lambda handler: handler.answer(PAGE), "a login or a captive portal?"),

@@ -1,5 +1,6 @@
 """The cache of compiled code: one folder, announced compilations, and clear messages."""
 
+import importlib
 import runpy
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from fastlstm import jit
 def test_a_compilation_is_announced_and_later_uses_load_it(tmp_path, monkeypatch, capsys):
     """With a small function in place of the operations, which take a minute."""
     monkeypatch.setattr(jit, "FOLDER", tmp_path)
-    (tmp_path / "body.py").write_text("def body(x):\n    return x + 1\n")
+    (tmp_path / "add_one.py").write_text("def body(x):\n    return x + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)  # Numba imports the module where it loads the function
     hits = []
     for announced in (1, 0):
-        body = runpy.run_path(str(tmp_path / "body.py"))["body"]
+        body = importlib.reload(importlib.import_module("add_one")).body
         function = jit.compile_and_announce("float32", body, "float64(float64)")
         assert capsys.readouterr().err.count("fastlstm: compiling for") == announced
         hits.append(function.cache_hits)

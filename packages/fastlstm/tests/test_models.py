@@ -224,7 +224,7 @@ def test_a_model_whose_code_creates_fast_layers_has_no_copy_for_keras():
         def call(self, x):
             return self.lstm(x)
 
-    with pytest.raises(ValueError, match="layers that the model's own code creates: own"):
+    with pytest.raises(ValueError, match="layers created by the model's code: own"):
         fastlstm.to_keras(Network())
 
 
