@@ -113,8 +113,9 @@ def test_submission_from_other_data_is_refused(origin, problem):
         ("CreateSubmission", status(500), "Kaggle does not list the submission so far"),
         ("CreateSubmission", cut, "connection to localhost failed.* does not list the submission so far"),
         ("CreateSubmission", hang, "no answer from localhost.* does not list the submission so far"),
-        ("CreateSubmission", page, "a web page .* does not list the submission so far"),
-        ("CreateSubmission", lambda handler: handler.answer({"message": "hm"}), r"no number .*\(hm\).* not"),
+        ("CreateSubmission", page, "received a web page .* does not list the submission so far"),
+        ("CreateSubmission", lambda handler: handler.answer({"message": "hm"}),
+         r"no number for the submission \(hm\).* not"),
     ],
 )  # fmt: skip
 def test_submission_that_did_not_happen(kaggle, send, tmp_path, monkeypatch, call, fault, problem):
